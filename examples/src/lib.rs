@@ -1,0 +1,1 @@
+//! Numbered examples of the `rustai` library; see the files beside this folder.

@@ -1,0 +1,15 @@
+//! CPU kernels of rustai: slices in, slices out.
+//!
+//! This crate knows block formats and instruction sets. It knows no graphs and no files.
+
+mod bytes;
+mod executor;
+mod isa;
+mod matrix;
+mod program;
+
+pub use bytes::SharedBytes;
+pub use executor::{Executor, ExecutorError};
+pub use isa::{Isa, IsaError, Selection};
+pub use matrix::{ActKind, Matrix, MatrixError};
+pub use program::{Act, Buf, Call, KvShape, Program, Projection, QBuf, Rope, RopeStyle, Rows};
