@@ -11,9 +11,9 @@
 
 mod block;
 mod float;
-mod k_scales;
+pub(crate) mod k_scales;
 mod q2_k;
-mod q3_k;
+pub(crate) mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;

@@ -61,6 +61,16 @@ pub fn matmul_q8a(format: &Format, n: usize, k: usize, weights: &[u8], x: &[u8],
     matmul(format, n, k, weights, &plain, out);
 }
 
+/// `Σ a[k] * b[k]`, the sum that [`matmul`] makes for each of its results.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "the factors differ in length");
+    let [sum] = dot_rows(a, b);
+    sum
+}
+
 /// Dot products of `N` rows with `x`; all rows are as long as `x`.
 fn dot_rows<const N: usize>(rows: &[f32], x: &[f32]) -> [f32; N] {
     let rows: [&[f32]; N] = std::array::from_fn(|i| &rows[i * x.len()..][..x.len()]);
@@ -106,6 +116,7 @@ mod tests {
         let mut out = [0.0];
         matmul(f32, 1, 3, &bytes(&[1e8, 1.0, -1e8]), &[1.0; 3], &mut out);
         assert_eq!(out, [1.0]);
+        assert_eq!(dot(&[1e8, 1.0, -1e8], &[1.0; 3]), 1.0);
     }
 
     #[test]
