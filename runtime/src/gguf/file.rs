@@ -70,6 +70,10 @@ impl GgufFile {
             _ => Storage::Mapped(Arc::new(File::open(path).and_then(|file| Mapping::new(&file)).map_err(io)?)),
         };
         let header = Header::read(storage.bytes())?;
+        if let Storage::Mapped(mapping) = &storage {
+            // All of the header that is needed later was copied.
+            mapping.release(0..header.data_offset);
+        }
         Ok(Self { path: Some(path.to_owned()), storage, header })
     }
 
