@@ -107,9 +107,9 @@ impl TinyLlama {
             let elements = tensor.dims.iter().product();
             data.push(match tensor.dtype {
                 // Vectors may have a mean.
-                DType::F32 => (0..elements)
-                    .flat_map(|_| (tensor.mean + tensor.std * rng.normal()).to_le_bytes())
-                    .collect(),
+                DType::F32 => {
+                    (0..elements).flat_map(|_| (tensor.mean + tensor.std * rng.normal()).to_le_bytes()).collect()
+                }
                 dtype => random_blocks(dtype, elements, tensor.std, &mut rng),
             });
         }
