@@ -260,65 +260,122 @@ impl Row {
         // SAFETY: see the head of the file.
         unsafe { _mm256_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
     }
+}
 
-    /// What the bias of the quants adds to the dot product of columns of one scale, negated.
+/// What one token contributes to each block of a panel, apart from dot products.
+struct Sums {
+    /// Per block, or per half block if there are halves: what the bias of the quants adds, negated.
+    bias: [i32; 2 * PANEL_BLOCKS],
+    /// Per block: its sum in units of the activation, which the minimum multiplies.
+    min: [f32; PANEL_BLOCKS],
+}
+
+impl Sums {
+    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; PANEL_BLOCKS] };
+
+    /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn bias<F: Format>(self, b: usize, half: usize) -> __m256i {
-        // SAFETY: see the head of the file.
-        let Some(bits) = F::BIAS_BITS else { return unsafe { _mm256_setzero_si256() } };
-        // SAFETY: see the head of the file.
+    unsafe fn prepare<F: Format>(&mut self, row: Row, first: usize, count: usize) {
+        let bits = F::BIAS_BITS.unwrap_or(0);
+        // SAFETY: see the head of the file; whole vectors are used for whole fours of blocks only.
         unsafe {
-            let sums = self.sums.add(b * 2);
-            let sum = if F::HALVES { *sums.add(half) } else { *sums + *sums.add(1) };
-            _mm256_set1_epi32(-(sum << bits))
+            let (sums, scales) = (row.sums.add(first * 2), row.scales.add(first));
+            let mut b = 0;
+            while b + 4 <= count {
+                let pairs = _mm256_loadu_si256(sums.add(b * 2).cast());
+                if F::HALVES {
+                    let bias = _mm256_sll_epi32(
+                        _mm256_sub_epi32(_mm256_setzero_si256(), pairs),
+                        _mm_cvtsi32_si128(bits as i32),
+                    );
+                    _mm256_storeu_si256(self.bias.as_mut_ptr().add(b * 2).cast(), bias);
+                } else {
+                    let low = _mm256_castsi256_si128(pairs);
+                    let whole = _mm_hadd_epi32(low, _mm256_extracti128_si256::<1>(pairs));
+                    let bias = _mm_sub_epi32(_mm_setzero_si128(), _mm_sll_epi32(whole, _mm_cvtsi32_si128(bits as i32)));
+                    _mm_storeu_si128(self.bias.as_mut_ptr().add(b).cast(), bias);
+                    let min = _mm_mul_ps(_mm_loadu_ps(scales.add(b)), _mm_cvtepi32_ps(whole));
+                    _mm_storeu_ps(self.min.as_mut_ptr().add(b), min);
+                }
+                b += 4;
+            }
+            for b in b..count {
+                let (low, high) = (*sums.add(b * 2), *sums.add(b * 2 + 1));
+                if F::HALVES {
+                    self.bias[b * 2] = -(low << bits);
+                    self.bias[b * 2 + 1] = -(high << bits);
+                } else {
+                    self.bias[b] = -((low + high) << bits);
+                    self.min[b] = *scales.add(b) * (low + high) as f32;
+                }
+            }
         }
-    }
-
-    /// The block's sum in units of the activation, which the minimum multiplies.
-    #[inline(always)]
-    unsafe fn sum(self, b: usize) -> __m256 {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_set1_ps(*self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32) }
     }
 }
 
-/// Integer dot products of the columns of steps `from .. to` of a panel block with `T` tokens. Adds to `dot`.
+/// `value`, but the compiler cannot tell.
+#[inline(always)]
+fn opaque(mut value: usize) -> usize {
+    // SAFETY: the empty instruction touches nothing.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Integer dot products of the columns of steps `from .. to` of a panel block with `T` tokens.
 #[inline(always)]
 unsafe fn dots<F: Format, const T: usize>(
-    dot: &mut [[__m256i; 2]; T],
     rows: &[Row; T],
     b: usize,
     from: usize,
     to: usize,
     panel: *const u8,
-) {
+) -> [[__m256i; 2]; T] {
     // SAFETY: see the head of the file.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let w = |j: usize| std::array::from_fn(|h| _mm256_load_si256(panel.add(j * 64 + h * 32).cast()));
+        let mut dot = [[_mm256_setzero_si256(); 2]; T];
+        // With the loops unrolled, the compiler would compute one sum after the other and keep all weights of a block on
+        // the stack. With a number of rounds that it does not know, sums stay in registers and weights pass by once.
+        let to = opaque(to);
         match F::DOT {
-            Dot::Unsigned(steps) => {
-                for j in (from..to).step_by(steps) {
-                    let mut pairs = [[_mm256_setzero_si256(); 2]; T];
-                    for i in j..j + steps {
-                        let w: [__m256i; 2] = w(i);
-                        for t in 0..T {
-                            let four = rows[t].four(b, i);
-                            for h in 0..2 {
-                                let pair = _mm256_maddubs_epi16(w[h], four);
-                                pairs[t][h] = if i == j { pair } else { _mm256_add_epi16(pairs[t][h], pair) };
-                            }
+            Dot::Unsigned(8) => {
+                let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+                let mut j = from;
+                while j < to {
+                    let w: [__m256i; 2] = w(j);
+                    for t in 0..T {
+                        let four = rows[t].four(b, j);
+                        for h in 0..2 {
+                            pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(w[h], four));
                         }
                     }
-                    for t in 0..T {
-                        for h in 0..2 {
-                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pairs[t][h], ones));
-                        }
+                    j += 1;
+                }
+                for t in 0..T {
+                    for h in 0..2 {
+                        dot[t][h] = _mm256_madd_epi16(pairs[t][h], ones);
                     }
                 }
             }
+            Dot::Unsigned(_) => {
+                let mut j = from;
+                while j < to {
+                    let w: [[__m256i; 2]; 2] = [w(j), w(j + 1)];
+                    for t in 0..T {
+                        let four = [rows[t].four(b, j), rows[t].four(b, j + 1)];
+                        for h in 0..2 {
+                            let first = _mm256_maddubs_epi16(w[0][h], four[0]);
+                            let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(w[1][h], four[1]));
+                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                    j += 2;
+                }
+            }
             Dot::Signed => {
-                for j in from..to {
+                let mut j = from;
+                while j < to {
                     let w: [__m256i; 2] = w(j);
                     let size = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
                     for t in 0..T {
@@ -328,36 +385,48 @@ unsafe fn dots<F: Format, const T: usize>(
                             dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pair, ones));
                         }
                     }
+                    j += 1;
                 }
             }
         }
+        dot
     }
 }
 
-/// Adds one panel block, which is block `b` of the activations, to `acc`. The order of operations is the same for any `T`.
+/// Adds one panel block, which is block `b` of the activations and block `s` of `sums`, to `acc`. The order of operations
+/// is the same for any `T`.
 #[inline(always)]
-unsafe fn block<F: Format, const T: usize>(acc: &mut [[__m256; 2]; T], rows: &[Row; T], b: usize, panel: *const u8) {
+unsafe fn block<F: Format, const T: usize>(
+    acc: &mut [[__m256; 2]; T],
+    rows: &[Row; T],
+    sums: &[Sums; T],
+    b: usize,
+    s: usize,
+    panel: *const u8,
+) {
     // SAFETY: see the head of the file.
     unsafe {
         let scale = |h: usize, i: usize| _mm256_load_ps(panel.add(512 + i * 64 + h * 32).cast());
         let halves = if F::HALVES { 2 } else { 1 };
         let steps = 8 / halves;
         for half in 0..halves {
-            let mut dot: [[__m256i; 2]; T] = std::array::from_fn(|t| [rows[t].bias::<F>(b, half); 2]);
-            dots::<F, T>(&mut dot, rows, b, half * steps, (half + 1) * steps, panel);
-            for h in 0..2 {
-                let scale = scale(h, half);
-                for t in 0..T {
-                    let d = _mm256_set1_ps(*rows[t].scales.add(b));
-                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), _mm256_mul_ps(scale, d), acc[t][h]);
+            let dot = dots::<F, T>(rows, b, half * steps, (half + 1) * steps, panel);
+            for t in 0..T {
+                let d = _mm256_set1_ps(*rows[t].scales.add(b));
+                for h in 0..2 {
+                    let mut dot = dot[t][h];
+                    if F::BIAS_BITS.is_some() {
+                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(sums[t].bias[s * halves + half]));
+                    }
+                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale(h, half), d), acc[t][h]);
                 }
             }
         }
         if F::MINS {
-            for h in 0..2 {
-                let min = scale(h, 1);
-                for t in 0..T {
-                    acc[t][h] = _mm256_fmadd_ps(min, rows[t].sum(b), acc[t][h]);
+            for t in 0..T {
+                let min = _mm256_set1_ps(sums[t].min[s]);
+                for h in 0..2 {
+                    acc[t][h] = _mm256_fmadd_ps(scale(h, 1), min, acc[t][h]);
                 }
             }
         }
@@ -374,9 +443,15 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
             let quants = tile.group.add(g * tile.stride);
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
             let mut acc = [[_mm256_setzero_ps(); 2]; T];
+            let mut sums = [const { Sums::ZERO }; T];
             for b in 0..tile.cols / 32 {
+                if b % PANEL_BLOCKS == 0 {
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        sums.prepare::<F>(row, b, PANEL_BLOCKS.min(tile.cols / 32 - b));
+                    }
+                }
                 F::expand(quants, scales, b, tile.panel);
-                block::<F, T>(&mut acc, &rows, b, tile.panel);
+                block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 for (h, acc) in acc.into_iter().enumerate() {
@@ -427,8 +502,12 @@ unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, 
         let mut acc: [[__m256; 2]; T] = std::array::from_fn(|t| {
             std::array::from_fn(|h| if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) })
         });
+        let mut sums = [const { Sums::ZERO }; T];
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            sums.prepare::<F>(row, first, count);
+        }
         for b in 0..count {
-            block::<F, T>(&mut acc, &rows, first + b, tile.panel.add(b * PANEL_BLOCK_BYTES));
+            block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * PANEL_BLOCK_BYTES));
         }
         for t in 0..T {
             for h in 0..2 {
