@@ -2,10 +2,11 @@
 
 use rustai::{
     Batch, BatchSequence, DType, Isa,
+    backend::BuildError,
     backend::cpu::{CpuGraph, CpuOptions},
     gguf::{GgufFile, Value},
     graph::{Graph, GraphBuilder, Rows, WeightSource, interpret::Interpreter},
-    model,
+    model::{self, LoadError, LoadOptions},
 };
 use rustai_kernels_cpu::formats;
 use rustai_tests::{Rng, TinyLlama};
@@ -139,4 +140,36 @@ fn a_custom_graph_with_softmax_and_two_inputs_agrees_with_the_interpreter() {
         let distance = distance(cpu.run(5).unwrap(), &expected);
         assert!(distance < 1e-5, "{isa:?}: {distance:.2e}");
     }
+}
+
+fn load(model: &TinyLlama, options: &LoadOptions) -> (Vec<u64>, Result<String, LoadError>) {
+    let file = GgufFile::from_bytes(model.bytes()).unwrap();
+    let mut done = Vec::new();
+    let result = model::load(&file, options, &mut |progress| done.push(progress.done));
+    (done, result.map(|model| model.describe()))
+}
+
+#[test]
+fn loading_tells_its_progress_and_its_kernels() {
+    let options = LoadOptions { isa: Some(Isa::Reference), threads: 2, ..LoadOptions::default() };
+    let (done, described) = load(&TinyLlama::default(), &options);
+    assert!(described.unwrap().contains("reference"));
+    assert!(done[0] == 0 && done.is_sorted() && done.len() > 10);
+}
+
+#[test]
+fn a_type_without_a_kernel_is_refused_before_anything_is_read() {
+    let (done, result) = load(&TinyLlama::of(DType::IQ4_NL), &LoadOptions::default());
+    let error = result.unwrap_err();
+    assert!(matches!(error, LoadError::Build(BuildError::UnsupportedType { dtype: DType::IQ4_NL, .. })), "{error}");
+    assert!(error.to_string().contains("token_embd.weight") && done.is_empty(), "{error}");
+}
+
+#[test]
+fn a_cache_that_no_memory_holds_is_refused_before_anything_is_read() {
+    let (done, result) =
+        load(&TinyLlama::default(), &LoadOptions { context: 1 << 40, threads: 1, ..LoadOptions::default() });
+    let error = result.unwrap_err();
+    assert!(matches!(error, LoadError::Build(BuildError::OutOfMemory { .. })), "{error}");
+    assert!(error.to_string().contains("--ctx") && done.is_empty(), "{error}");
 }

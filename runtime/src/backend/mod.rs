@@ -2,6 +2,7 @@
 //!
 //! A backend packs the weights of a graph, binds them to its plan and computes steps. It owns the memory and the threads
 //! of a model and says before it takes them whether they can be had. It must never know an architecture.
+#![forbid(unsafe_code)]
 
 pub mod cpu;
 mod load;

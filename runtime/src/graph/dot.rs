@@ -11,7 +11,7 @@ pub fn dot(graph: &Graph) -> String {
         let label = format!("{}\n{} {}\n{}", node.name, node.op.name(), weights.join(", "), node.shape);
         let line =
             format!("n{} [label=\"{}\", fillcolor=\"{}\"];\n", id.0, escape(&label), super::svg::colour(&node.op));
-        layers.entry(layer_of(&node.name)).or_default().push_str(&line);
+        layers.entry(layer_of(node)).or_default().push_str(&line);
     }
     let mut out = String::from(
         "digraph model {\n  node [shape=box, style=\"rounded,filled\", fontname=\"sans-serif\", fontsize=10];\n",

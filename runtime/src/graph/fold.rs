@@ -1,6 +1,6 @@
 //! Finds runs of equal layers, so that a drawing shows one of them and how often it comes.
 
-use super::{Graph, ValueId};
+use super::{Graph, Node, Op, ValueId};
 use std::collections::BTreeMap;
 
 /// A graph with repeated layers folded into the first of each run.
@@ -23,15 +23,17 @@ pub(super) struct Group {
     pub nodes: Vec<usize>,
 }
 
-/// The layer that a node belongs to: the first number between dots in its name (`blk.12.attn_q`).
-pub(super) fn layer_of(name: &str) -> Option<usize> {
-    name.split('.').skip(1).find_map(|part| part.parse().ok())
+/// The layer that a node belongs to: the first number between dots in its name (`blk.12.attn_q`). Selections stand
+/// between layers.
+pub(super) fn layer_of(node: &Node) -> Option<usize> {
+    let number = || node.name.split('.').skip(1).find_map(|part| part.parse().ok());
+    if matches!(node.op, Op::SelectOutputs { .. }) { None } else { number() }
 }
 
 pub(super) fn fold(graph: &Graph) -> Folded {
     let mut layers = BTreeMap::<usize, Vec<ValueId>>::new();
     for (id, node) in graph.values() {
-        if let Some(layer) = layer_of(&node.name) {
+        if let Some(layer) = layer_of(node) {
             layers.entry(layer).or_default().push(id);
         }
     }

@@ -22,12 +22,14 @@ pub enum InterpretError {
 /// Reads `count` values of a type; `None` if it cannot. [`read_floats`](super::read_floats) will do where no weight is quantized.
 pub type Dequantize<'a> = dyn Fn(DType, &[u8], usize) -> Option<Vec<f32>> + 'a;
 
+/// Key and value of a layer at a cell (a position of a page).
+type Cache = HashMap<(usize, usize), (Vec<f32>, Vec<f32>)>;
+
 /// A graph with dequantized weights and an unbounded cache.
 pub struct Interpreter<'a> {
     graph: &'a Graph,
     weights: Vec<Vec<f32>>,
-    /// Key and value of a layer at a position of a page.
-    cache: HashMap<(usize, usize), (Vec<f32>, Vec<f32>)>,
+    cache: Cache,
 }
 
 impl<'a> Interpreter<'a> {
@@ -200,13 +202,7 @@ fn softmax(row: &[f32]) -> Vec<f32> {
     powers.iter().map(|power| (power / sum) as f32).collect()
 }
 
-fn attend(
-    query: &[f32],
-    attention: &Attention,
-    slot: &Slot,
-    batch: &Batch<'_>,
-    cache: &HashMap<(usize, usize), (Vec<f32>, Vec<f32>)>,
-) -> Vec<f32> {
+fn attend(query: &[f32], attention: &Attention, slot: &Slot, batch: &Batch<'_>, cache: &Cache) -> Vec<f32> {
     let &Attention { layer, heads, kv_heads, head_dim, scale, window } = attention;
     let first = window.map_or(0, |window| (slot.position + 1).saturating_sub(window as usize));
     let seen: Vec<_> = (first..=slot.position)

@@ -73,12 +73,14 @@ pub(super) fn layout(widths: &[f64], edges: &[(usize, usize)], pitch: f64, margi
             }
         }
     }
-    for sweep in 0..40 {
+    for sweep in 0..200 {
         let order: Vec<usize> = if sweep % 2 == 0 { (0..layers).collect() } else { (0..layers).rev().collect() };
         for row in order {
             straighten(&rows[row], &mut items);
         }
     }
+
+    chains.iter().for_each(|chain| make_straight(&chain[1..chain.len() - 1], &rows, &mut items));
 
     let left = items.iter().map(|item| item.x - item.width / 2.0).fold(f64::INFINITY, f64::min);
     let right = items.iter().map(|item| item.x + item.width / 2.0).fold(f64::NEG_INFINITY, f64::max);
@@ -106,25 +108,59 @@ fn straighten(row: &[usize], items: &mut [Item]) {
         }
         offsets.push(offset);
     }
-    // Blocks of items that touch each other: (sum of wishes, number of items).
-    let mut blocks = Vec::<(f64, f64)>::new();
+    // Blocks of items that touch each other: (sum of weighted wishes, sum of weights, number of items).
+    let mut blocks = Vec::<(f64, f64, usize)>::new();
     for (&item, offset) in row.iter().zip(&offsets) {
-        let neighbours: Vec<usize> = items[item].above.iter().chain(&items[item].below).copied().collect();
-        let wish = mean(&neighbours, |n| items[n].x).unwrap_or(items[item].x);
-        blocks.push((wish - offset, 1.0));
+        let (wish, weight) = wish(item, items);
+        blocks.push(((wish - offset) * weight, weight, 1));
         while let [.., before, last] = blocks[..] {
             if before.0 / before.1 <= last.0 / last.1 {
                 break;
             }
             blocks.pop();
             let end = blocks.len() - 1;
-            blocks[end] = (before.0 + last.0, before.1 + last.1);
+            blocks[end] = (before.0 + last.0, before.1 + last.1, before.2 + last.2);
         }
     }
-    let starts = blocks.iter().flat_map(|(sum, count)| std::iter::repeat_n(sum / count, *count as usize));
+    let starts = blocks.iter().flat_map(|(sum, weight, count)| std::iter::repeat_n(sum / weight, *count));
     for ((&item, offset), start) in row.iter().zip(&offsets).zip(starts) {
         items[item].x = start + offset;
     }
+}
+
+/// Puts all points where an edge passes a layer on one vertical line, if there is room for it.
+fn make_straight(passes: &[usize], rows: &[Vec<usize>], items: &mut [Item]) {
+    let xs = || passes.iter().map(|&item| items[item].x);
+    let candidates = [xs().fold(f64::NEG_INFINITY, f64::max), xs().fold(f64::INFINITY, f64::min)];
+    let is_free = |x: f64| {
+        passes.iter().all(|item| {
+            let row = rows.iter().find(|row| row.contains(item));
+            row.into_iter().flatten().filter(|other| *other != item).all(|&other| {
+                let (other, moved) = (&items[other], &items[*item]);
+                let same_side = (other.x < x) == (other.x < moved.x);
+                same_side && (other.x - x).abs() >= (other.width + moved.width) / 2.0 + GAP / 2.0
+            })
+        })
+    };
+    if let Some(x) = candidates.into_iter().find(|x| is_free(*x)) {
+        passes.iter().for_each(|&item| items[item].x = x);
+    }
+}
+
+/// Where an item wants to be, and how much: edges that pass by pull hardest on each other, so that they run straight.
+fn wish(item: usize, items: &[Item]) -> (f64, f64) {
+    let passes = |index: usize| items[index].width == LANE;
+    let (mut sum, mut weight) = (0.0, 0.0);
+    for &neighbour in items[item].above.iter().chain(&items[item].below) {
+        let pull = match (passes(item), passes(neighbour)) {
+            (true, true) => 16.0,
+            (false, false) => 4.0,
+            _ => 1.0,
+        };
+        sum += pull * items[neighbour].x;
+        weight += pull;
+    }
+    if weight > 0.0 { (sum / weight, weight) } else { (items[item].x, 1.0) }
 }
 
 fn mean(of: &[usize], value: impl Fn(usize) -> f64) -> Option<f64> {

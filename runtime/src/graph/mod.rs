@@ -20,6 +20,7 @@
 //! assert!(text(&graph).contains("%1 y = matmul(%0, w F32[4, 2]) -> f32[T, 2]"));
 //! # Ok::<(), rustai::graph::GraphError>(())
 //! ```
+#![forbid(unsafe_code)]
 
 mod builder;
 mod dot;

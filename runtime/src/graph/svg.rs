@@ -104,12 +104,9 @@ fn label(graph: &Graph, id: ValueId) -> [String; 2] {
 
 /// The frame around a layer and the words that say how often it comes.
 fn frame(group: &Group, folded: &Folded, layout: &Layout, widths: &[f64]) -> String {
-    let edges_inside = folded
-        .edges
-        .iter()
-        .zip(&layout.edges)
-        .filter(|((from, to), _)| group.nodes.contains(from) && group.nodes.contains(to));
-    let lanes = edges_inside.flat_map(|(_, points)| points.iter().map(|point| point.0));
+    // Edges that end inside run inside, except for the box that they come from.
+    let edges = folded.edges.iter().zip(&layout.edges).filter(|((_, to), _)| group.nodes.contains(to));
+    let lanes = edges.flat_map(|(_, points)| points[1..].iter().map(|point| point.0));
     let sides = group.nodes.iter().flat_map(|&node| {
         let (x, half) = (layout.boxes[node].0, widths[node] / 2.0);
         [x - half, x + half]

@@ -3,6 +3,7 @@
 //! Each architecture is one file with one function that turns metadata into a [`Graph`](crate::graph::Graph), listed in
 //! `ARCHITECTURES`. This module checks what metadata and tensors say against each other and names what does not fit. It
 //! must never compute with weights.
+#![forbid(unsafe_code)]
 
 mod error;
 mod llama;

@@ -6,6 +6,7 @@
 //! and its memory counted before anything is loaded; [`Plan::bind`] puts weights in and makes a program of it.
 //!
 //! This module owns these decisions for every architecture. It must never look at names to find a pattern.
+#![forbid(unsafe_code)]
 
 mod bind;
 mod fuse;
