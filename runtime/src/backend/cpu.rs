@@ -1,0 +1,327 @@
+//! Runs graphs on the CPU.
+
+use super::{BuildError, Executable, Limits, StepError, load, memory};
+use crate::{
+    graph::{Graph, Rows, WeightSource, rewrite},
+    plan::{Plan, PlanOptions, Resolved},
+};
+use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
+use rustai_kernels_cpu::{ActKind, Executor, Isa, KvShape};
+use std::{collections::HashMap, num::NonZero, thread};
+
+/// How a graph is made executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Instruction set; `None` lets `RUSTAI_CPU` or detection choose.
+    pub isa: Option<Isa>,
+    /// Threads, the caller's included; 0 means one per core that this process may use.
+    pub threads: usize,
+    /// Most rows of one run, a row being a token.
+    pub max_tokens: usize,
+    /// Most rows of outputs in one run.
+    pub max_outputs: usize,
+    /// Pages of the key/value cache, each for `PAGE_TOKENS` positions.
+    pub pages: usize,
+}
+
+impl Default for CpuOptions {
+    /// Sizes for small graphs: 64 rows.
+    fn default() -> Self {
+        Self { isa: None, threads: 0, max_tokens: 64, max_outputs: 64, pages: 64usize.div_ceil(PAGE_TOKENS) }
+    }
+}
+
+/// A graph with its weights packed, its memory taken and its threads started.
+struct Compiled {
+    executor: Executor,
+    plan: Plan,
+    /// Device, kernels and threads, for people.
+    description: String,
+}
+
+fn compile(
+    graph: &Graph,
+    source: &dyn WeightSource,
+    options: &CpuOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Compiled, BuildError> {
+    let isa = match options.isa {
+        Some(isa) => isa,
+        None => {
+            let selection = Isa::select()?;
+            tracing::info!(isa = selection.isa.name(), reason = selection.reason, "instruction set chosen");
+            selection.isa
+        }
+    };
+    let threads = match options.threads {
+        0 => thread::available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    };
+    let sizes = PlanOptions { max_tokens: options.max_tokens, max_outputs: options.max_outputs, pages: options.pages };
+    let graph = &rewrite::drop_unused(graph);
+    load::check(graph, source)?;
+
+    // What memory it takes is known before any is taken.
+    let forms = named(graph, load::forms(graph, isa)?);
+    let estimate = Plan::new(graph, sizes, &load::form_of(&forms))?;
+    let cache = cache_bytes(isa, &estimate);
+    refuse_if_too_large(cache, estimate.arena_bytes as u64, load::total_bytes(graph), memory::available())?;
+
+    let weights = load::load(graph, source, isa, threads, progress)?;
+    let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
+    let forms = named(graph, weights.iter().map(wants));
+    let plan = Plan::new(graph, sizes, &load::form_of(&forms))?;
+    let mut kernels: Vec<&str> =
+        weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    let description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+
+    let by_name: HashMap<&str, &Resolved> =
+        graph.weights().iter().zip(&weights).map(|(weight, resolved)| (&weight.name[..], resolved)).collect();
+    let in_plan: Vec<Resolved> = plan
+        .graph
+        .weights()
+        .iter()
+        .map(|weight| by_name.get(&weight.name[..]).map(|resolved| (*resolved).clone()).unwrap_or_default())
+        .collect();
+    let program = plan.bind(&in_plan).map_err(|tensor| BuildError::Weight {
+        tensor,
+        expected: "a weight".into(),
+        found: "one of another kind".into(),
+    })?;
+    let executor = Executor::new(isa, threads, program)?;
+    Ok(Compiled { executor, plan, description })
+}
+
+fn named(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> HashMap<String, ActKind> {
+    graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect()
+}
+
+/// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
+fn cache_bytes(isa: Isa, plan: &Plan) -> u64 {
+    let page = plan.kv.map(|kv| Executor::cache_bytes(isa, &KvShape { pages: 1, ..kv }));
+    page.unwrap_or(0).saturating_mul(plan.options.pages as u64)
+}
+
+fn refuse_if_too_large(cache: u64, activations: u64, weights: u64, available: Option<u64>) -> Result<(), BuildError> {
+    let needed = cache.saturating_add(activations).saturating_add(weights);
+    match available {
+        Some(available) if needed > available => {
+            Err(BuildError::OutOfMemory { needed, cache, activations, weights, available })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A language model on the CPU.
+pub struct CpuModel {
+    compiled: Compiled,
+    context: usize,
+}
+
+impl CpuModel {
+    /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
+    /// sequence; `progress` takes the bytes of weights that are done and their total.
+    ///
+    /// # Errors
+    /// [`BuildError`]; too little memory is found before anything is loaded.
+    pub fn new(
+        graph: &Graph,
+        source: &dyn WeightSource,
+        options: &CpuOptions,
+        context: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, BuildError> {
+        if graph.node(graph.output()).shape.rows != Rows::Outputs {
+            return Err(BuildError::NotLogits);
+        }
+        Ok(Self { compiled: compile(graph, source, options, progress)?, context })
+    }
+
+    /// The plan that runs.
+    pub fn plan(&self) -> &Plan {
+        &self.compiled.plan
+    }
+}
+
+impl Executable for CpuModel {
+    fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError> {
+        Ok(self.compiled.executor.run(batch)?)
+    }
+
+    fn limits(&self) -> Limits {
+        let plan = &self.compiled.plan;
+        Limits {
+            max_tokens: plan.options.max_tokens,
+            max_outputs: plan.options.max_outputs,
+            pages: plan.options.pages,
+            context: self.context,
+            vocab: plan.buffer(plan.output).width,
+        }
+    }
+
+    fn describe(&self) -> String {
+        self.compiled.description.clone()
+    }
+}
+
+/// A graph of any kind on the CPU: inputs in, result out.
+///
+/// ```
+/// use rustai::{backend::cpu::{CpuGraph, CpuOptions}, graph::{GraphBuilder, Rows}};
+///
+/// let mut b = GraphBuilder::new();
+/// let x = b.input("x", Rows::Tokens, 2)?;
+/// let w = b.inline("w", &[2, 3], vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
+/// let y = b.matmul("y", x, w, None)?;
+/// let mut graph = CpuGraph::new(&b.finish(y)?, &(), &CpuOptions::default())?;
+/// graph.set_input("x", &[3.0, 4.0])?;
+/// assert_eq!(graph.run(1)?, [3.0, 4.0, 7.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct CpuGraph {
+    compiled: Compiled,
+    inputs: Vec<String>,
+    tokens: Vec<u32>,
+    numbers: Vec<u32>,
+    selects: bool,
+}
+
+impl CpuGraph {
+    /// Makes a graph executable; `()` is a source for graphs whose weights are all inline.
+    ///
+    /// # Errors
+    /// [`BuildError`] if a weight is missing, no kernels compute the graph, or memory does not suffice.
+    pub fn new(graph: &Graph, source: &dyn WeightSource, options: &CpuOptions) -> Result<Self, BuildError> {
+        let compiled = compile(graph, source, options, &mut |_, _| {})?;
+        let plan = &compiled.plan;
+        Ok(Self {
+            inputs: plan.inputs.iter().map(|id| plan.buffer(*id).name.clone()).collect(),
+            tokens: vec![0; options.max_tokens],
+            numbers: (0..u32::try_from(options.max_tokens).unwrap_or(u32::MAX)).collect(),
+            selects: plan.buffers.iter().any(|buffer| buffer.rows == Rows::Outputs),
+            compiled,
+        })
+    }
+
+    /// Fills the first rows of an input, row-major. The values stay until they are replaced.
+    ///
+    /// # Errors
+    /// If there is no such input, or the values are no whole number of rows or too many.
+    pub fn set_input(&mut self, name: &str, values: &[f32]) -> Result<(), StepError> {
+        let index = self
+            .inputs
+            .iter()
+            .position(|input| input == name)
+            .ok_or_else(|| StepError::UnknownInput { name: name.to_owned(), known: self.inputs.clone() })?;
+        let buf = self.compiled.executor.program().inputs[index];
+        Ok(self.compiled.executor.write(buf, values)?)
+    }
+
+    /// Runs the graph on `rows` rows that are one sequence from position 0, all of which are outputs, and returns the
+    /// result row-major. For a graph with an embedding all tokens are 0; use [`run_batch`](Self::run_batch) there.
+    ///
+    /// # Errors
+    /// If `rows` is 0 or more than the graph was made for.
+    pub fn run(&mut self, rows: usize) -> Result<&[f32], StepError> {
+        let too_many = || {
+            let most = self.tokens.len();
+            StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
+                "{rows} rows, where 1 to {most} are possible"
+            )))
+        };
+        let len = u32::try_from(rows).ok().filter(|len| *len > 0).ok_or_else(too_many)?;
+        let tokens = self.tokens.get(..rows).ok_or_else(too_many)?;
+        let sequence = BatchSequence { len, start: 0, pages: &self.numbers[..rows.div_ceil(PAGE_TOKENS)] };
+        let outputs = if self.selects { &self.numbers[..rows] } else { &[] };
+        Ok(self.compiled.executor.run(&Batch { tokens, sequences: &[sequence], outputs })?)
+    }
+
+    /// Runs the graph on a batch of tokens.
+    ///
+    /// # Errors
+    /// If the batch breaks a limit or names a token, page or row that does not exist.
+    pub fn run_batch(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError> {
+        Ok(self.compiled.executor.run(batch)?)
+    }
+
+    /// The plan that runs.
+    pub fn plan(&self) -> &Plan {
+        &self.compiled.plan
+    }
+
+    /// One line for people: kernels and threads.
+    pub fn describe(&self) -> &str {
+        &self.compiled.description
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Attention, GraphBuilder};
+
+    fn one_layer() -> Graph {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 64).unwrap();
+        let attention = Attention { layer: 0, heads: 1, kv_heads: 1, head_dim: 64, scale: 1.0, window: None };
+        let a = b.attention("a", x, x, x, attention).unwrap();
+        b.finish(a).unwrap()
+    }
+
+    #[test]
+    fn memory_that_does_not_suffice_is_named_part_by_part() {
+        let error = refuse_if_too_large(6 << 30, 1 << 20, 1 << 30, Some(4 << 30)).unwrap_err().to_string();
+        for part in ["7169 MiB", "6144 MiB", "1 MiB", "1024 MiB", "4096 MiB", "--ctx"] {
+            assert!(error.contains(part), "{part} is missing in: {error}");
+        }
+        assert!(refuse_if_too_large(3, 2, 1, Some(6)).is_ok());
+        assert!(refuse_if_too_large(u64::MAX, 2, 1, Some(6)).is_err());
+        assert!(refuse_if_too_large(3, 2, 1, None).is_ok());
+    }
+
+    #[test]
+    fn a_cache_of_any_size_is_refused_and_not_tried() {
+        for pages in [1 << 40, usize::MAX] {
+            let options = CpuOptions { pages, threads: 1, ..CpuOptions::default() };
+            let error = CpuGraph::new(&one_layer(), &(), &options).map(|_| ()).unwrap_err();
+            assert!(matches!(error, BuildError::OutOfMemory { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn weights_that_are_not_what_the_graph_says_are_refused() {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 64).unwrap();
+        let w = b.weight("w", rustai_abi::DType::F16, &[64, 2]).unwrap();
+        let y = b.matmul("y", x, w, None).unwrap();
+        let graph = b.finish(y).unwrap();
+        let error = CpuGraph::new(&graph, &(), &CpuOptions::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, BuildError::Weight { .. }), "{error}");
+        let model = CpuModel::new(&graph, &(), &CpuOptions::default(), 1, &mut |_, _| {}).map(|_| ()).unwrap_err();
+        assert!(matches!(model, BuildError::NotLogits), "{model}");
+    }
+
+    #[test]
+    fn inputs_keep_their_values_and_wrong_ones_are_refused() {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 2).unwrap();
+        let y = b.silu("silu", x).unwrap();
+        let y = b.add("sum", x, y).unwrap();
+        let options = CpuOptions { threads: 2, max_tokens: 3, ..CpuOptions::default() };
+        let mut graph = CpuGraph::new(&b.finish(y).unwrap(), &(), &options).unwrap();
+        graph.set_input("x", &[0.0, 100.0, 1.0, -100.0]).unwrap();
+        let silu = 1.0 / (1.0 + (-1f32).exp());
+        for _ in 0..2 {
+            let out = graph.run(2).unwrap();
+            let expected = [0.0, 200.0, 1.0 + silu, -100.0];
+            assert!(out.iter().zip(expected).all(|(out, expected)| (out - expected).abs() < 1e-4), "{out:?}");
+        }
+        assert!(matches!(graph.set_input("z", &[0.0]), Err(StepError::UnknownInput { .. })));
+        assert!(graph.set_input("x", &[0.0; 3]).is_err());
+        assert!(graph.set_input("x", &[0.0; 8]).is_err());
+        assert!(graph.run(0).is_err());
+        assert!(graph.run(4).is_err());
+    }
+}

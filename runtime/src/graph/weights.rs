@@ -1,0 +1,54 @@
+//! Where the weights of a graph come from.
+
+use rustai_abi::DType;
+use rustai_kernels_cpu::SharedBytes;
+
+/// Type and shape of a stored tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightInfo {
+    /// Element type.
+    pub dtype: DType,
+    /// Dimensions, fastest first: `[cols, rows]` for a matrix, `[len]` for a vector.
+    pub dims: Vec<usize>,
+}
+
+/// Answers for the named weights of a graph: a model file, or anything else that holds tensors.
+pub trait WeightSource: Sync {
+    /// Type and shape of a tensor; `None` if there is none of that name.
+    fn info(&self, name: &str) -> Option<WeightInfo>;
+
+    /// The tensor's bytes, row-major; `None` if there is none of that name.
+    fn bytes(&self, name: &str) -> Option<SharedBytes>;
+
+    /// Says that the tensor was copied, so that memory behind its bytes may be dropped. Bytes asked for before or after
+    /// stay right.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
+}
+
+/// No weights at all, for graphs whose weights are all inline.
+impl WeightSource for () {
+    fn info(&self, _name: &str) -> Option<WeightInfo> {
+        None
+    }
+
+    fn bytes(&self, _name: &str) -> Option<SharedBytes> {
+        None
+    }
+}
+
+/// Reads `count` values of a type that is no more than floats (F32, F16, BF16), little endian; `None` for other types and
+/// for a wrong number of bytes.
+pub fn read_floats(dtype: DType, bytes: &[u8], count: usize) -> Option<Vec<f32>> {
+    if dtype.bytes_for(count)? != bytes.len() {
+        return None;
+    }
+    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match dtype {
+        DType::F32 => Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        DType::F16 => Some(pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
+        DType::BF16 => Some(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}
