@@ -120,7 +120,7 @@ pub(super) fn byte_of(piece: &str) -> Option<u8> {
 
 /// The token of each byte.
 pub(super) struct ByteFallback {
-    tokens: [u32; 256],
+    tokens: Box<[u32; 256]>,
     /// Stands for bytes that have none.
     unknown: Option<u32>,
 }
@@ -128,7 +128,7 @@ pub(super) struct ByteFallback {
 impl ByteFallback {
     /// The byte tokens of a vocabulary.
     pub(super) fn from_vocabulary(vocabulary: &Vocabulary<'_>) -> Self {
-        let mut fallback = Self { tokens: [NONE; 256], unknown: vocabulary.unk };
+        let mut fallback = Self { tokens: Box::new([NONE; 256]), unknown: vocabulary.unk };
         for (id, token) in vocabulary.tokens.iter().enumerate() {
             if vocabulary.kind(id) == TokenType::Byte
                 && let Some(byte) = byte_of(token)
