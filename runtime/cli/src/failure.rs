@@ -52,6 +52,14 @@ impl Failure {
         self
     }
 
+    /// Makes it a wrong command line (exit code 2).
+    pub fn into_usage(mut self) -> Self {
+        if let Self::Told { code, .. } = &mut self {
+            *code = USAGE;
+        }
+        self
+    }
+
     /// Says what the failure is about: a path, a variable.
     pub fn within(mut self, what: impl std::fmt::Display) -> Self {
         if let Self::Told { message, .. } = &mut self {

@@ -6,7 +6,7 @@ mod shared;
 mod tools;
 
 pub use bench::{BenchArgs, BenchFormat};
-pub use generate::{ChatArgs, GenerateArgs, SamplerArgs};
+pub use generate::{ChatArgs, GenerateArgs};
 pub use shared::{ComputeArgs, ModelArgs, TextArgs};
 pub use tools::{
     CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,

@@ -110,8 +110,9 @@ fn kibibytes(text: &str, field: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The folder of fetched models; `None` if the environment names none.
 fn cache() -> Option<String> {
-    None
+    rustai::hub::cache_dir().ok().map(|path| path.display().to_string())
 }
 
 /// Features of the processor that kernels use, or may come to use.

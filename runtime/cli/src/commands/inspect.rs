@@ -6,10 +6,16 @@ use crate::{
     failure::Failure,
     ui::{self, Printer, Table, style},
 };
-use rustai::{DType, Isa, gguf::GgufFile};
+use rustai::{
+    DType, Isa,
+    gguf::{Array, GgufFile, Value},
+};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value as Json, json};
 use std::path::Path;
+
+/// Longest array that JSON shows whole.
+const LONGEST: usize = 256;
 
 #[derive(Serialize)]
 struct Report {
@@ -20,7 +26,7 @@ struct Report {
     bytes: u64,
     isa: &'static str,
     types: Vec<TypeReport>,
-    metadata: Map<String, Value>,
+    metadata: Map<String, Json>,
     tensors: Vec<TensorReport>,
 }
 
@@ -57,6 +63,7 @@ fn report(path: &Path, file: &GgufFile, tensors: bool) -> Result<Report, Failure
         bytes,
         kernel: kernel(isa, dtype),
     });
+    let metadata = file.metadata().iter().map(|(key, value)| (key.to_owned(), json(value)));
     let tensors = file.tensors().iter().filter(|_| tensors).map(|tensor| TensorReport {
         name: tensor.name.clone(),
         r#type: tensor.dtype.name(),
@@ -71,9 +78,49 @@ fn report(path: &Path, file: &GgufFile, tensors: bool) -> Result<Report, Failure
         bytes,
         isa: isa.name(),
         types: types.collect(),
-        metadata: Map::new(),
+        metadata: metadata.collect(),
         tensors: tensors.collect(),
     })
+}
+
+/// A metadata value as JSON. Arrays of more than [`LONGEST`] items (vocabularies) are told by type and length only.
+fn json(value: &Value) -> Json {
+    match value {
+        Value::U8(n) => (*n).into(),
+        Value::I8(n) => (*n).into(),
+        Value::U16(n) => (*n).into(),
+        Value::I16(n) => (*n).into(),
+        Value::U32(n) => (*n).into(),
+        Value::I32(n) => (*n).into(),
+        Value::F32(x) => (*x).into(),
+        Value::Bool(b) => (*b).into(),
+        Value::String(text) => text.clone().into(),
+        Value::U64(n) => (*n).into(),
+        Value::I64(n) => (*n).into(),
+        Value::F64(x) => (*x).into(),
+        Value::Array(array) => items(array),
+    }
+}
+
+fn items(array: &Array) -> Json {
+    if array.len() > LONGEST {
+        return json!({ "array_of": array.item_type().to_string(), "length": array.len() });
+    }
+    match array {
+        Array::U8(items) => items.as_slice().into(),
+        Array::I8(items) => items.as_slice().into(),
+        Array::U16(items) => items.as_slice().into(),
+        Array::I16(items) => items.as_slice().into(),
+        Array::U32(items) => items.as_slice().into(),
+        Array::I32(items) => items.as_slice().into(),
+        Array::F32(items) => items.as_slice().into(),
+        Array::Bool(items) => items.as_slice().into(),
+        Array::String(items) => items.as_slice().into(),
+        Array::Array(inner) => inner.iter().map(self::items).collect(),
+        Array::U64(items) => items.as_slice().into(),
+        Array::I64(items) => items.as_slice().into(),
+        Array::F64(items) => items.as_slice().into(),
+    }
 }
 
 /// Which kernels multiply weights of this type here.
@@ -82,7 +129,7 @@ fn kernel(isa: Isa, dtype: DType) -> &'static str {
     isa.name()
 }
 
-fn print(report: &Report, _file: &GgufFile, tensors: bool) -> Result<(), Failure> {
+fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure> {
     let mut out = Printer::default();
     let heading = style::HEADING;
     out.line(format_args!("{heading}{}{heading:#}", report.file))?;
@@ -97,6 +144,12 @@ fn print(report: &Report, _file: &GgufFile, tensors: bool) -> Result<(), Failure
     let mut table = Table::new(&["type", ">tensors", ">size", "kernel"]);
     for row in &report.types {
         table.row(vec![row.r#type.into(), row.tensors.to_string(), ui::bytes(row.bytes), row.kernel.into()]);
+    }
+    out.line("")?;
+    out.piece(&table.text())?;
+    let mut table = Table::new(&["metadata", ""]);
+    for (key, value) in file.metadata().iter() {
+        table.row(vec![key.to_owned(), value.to_string()]);
     }
     out.line("")?;
     out.piece(&table.text())?;

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    ui::{self, Progress},
+    ui::Progress,
 };
 use rustai::{
     DType,
@@ -73,10 +73,5 @@ impl Summary {
             Some((dtype, _)) => format!("{} {dtype}", self.architecture),
             None => self.architecture.clone(),
         }
-    }
-
-    /// One line for people.
-    pub fn line(&self) -> String {
-        format!("{}, {} parameters, {}", self.description(), ui::count(self.parameters), ui::bytes(self.bytes))
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     failure::Failure,
     ui::{Printer, Progress},
 };
+use rustai::hub::{Hub, ModelSpec, Stage};
 use std::path::PathBuf;
 
 /// Fetches a model and prints where it lies.
@@ -15,7 +16,22 @@ pub fn run(args: &PullArgs) -> Result<(), Failure> {
 
 /// Where a model's file lies, after fetching it if need be, with a progress bar.
 pub fn fetch(spec: &str) -> Result<PathBuf, Failure> {
-    let progress = Progress::bytes("fetching");
-    let _ = &progress;
-    Ok(PathBuf::from(spec))
+    let spec: ModelSpec = spec.parse().map_err(|error| Failure::from(error).into_usage())?;
+    // A path needs no cache folder, so it works where there is none.
+    let hub = match spec {
+        ModelSpec::Path(_) => Hub::new(""),
+        _ => Hub::from_env()?,
+    };
+    let bar = Progress::bytes("fetching");
+    let path = hub.resolve(&spec, &mut |progress| {
+        let verb = match progress.stage {
+            Stage::Waiting => "waiting for another process to fetch",
+            Stage::Downloading => "fetching",
+            Stage::Checking => "checking",
+            _ => "preparing",
+        };
+        bar.say(format!("{verb} {}", progress.file));
+        bar.set(progress.done, progress.total);
+    })?;
+    Ok(path)
 }

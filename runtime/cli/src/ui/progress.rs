@@ -25,6 +25,13 @@ impl Progress {
         Self { bar }
     }
 
+    /// Changes the word for what is going on.
+    pub fn say(&self, what: String) {
+        if self.bar.prefix() != what {
+            self.bar.set_prefix(what);
+        }
+    }
+
     /// `done` of `total` bytes; a `total` of `None` is not known yet.
     pub fn set(&self, done: u64, total: Option<u64>) {
         if let Some(total) = total {
