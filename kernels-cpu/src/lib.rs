@@ -4,9 +4,11 @@
 
 mod bytes;
 mod executor;
+pub mod formats;
 mod isa;
 mod matrix;
 mod program;
+pub mod reference;
 
 pub use bytes::SharedBytes;
 pub use executor::{Executor, ExecutorError};
