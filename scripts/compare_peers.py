@@ -67,10 +67,13 @@ AMX_PROBE = """
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+struct config { unsigned char palette, start, reserved[14]; unsigned short bytes[16]; unsigned char rows[16]; };
 int main(void) {
-    struct { unsigned char palette, rest[63]; } __attribute__((aligned(64))) config = {1, {0}};
+    struct config config __attribute__((aligned(64))) = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) { config.bytes[tile] = 64; config.rows[tile] = 16; }
     if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1; /* ask for the tile registers */
     _tile_loadconfig(&config);
+    _tile_zero(0);
     _tile_release();
     return 0;
 }
