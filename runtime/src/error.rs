@@ -1,7 +1,8 @@
 //! The one error type that the library's front door returns.
 
 use crate::{
-    backend::StepError, engine::EngineError, gguf::GgufError, model::LoadError, sampler::SamplerError, text::TextError,
+    backend::StepError, engine::EngineError, gguf::GgufError, graph::GraphError, hub::HubError, model::LoadError,
+    sampler::SamplerError, text::TextError,
 };
 
 /// What went wrong, by the part that found it. Each message names the value and what to do about it.
@@ -11,6 +12,9 @@ pub enum Error {
     /// The model file cannot be read or is damaged.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The model cannot be found or fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The model cannot be made ready.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -23,6 +27,9 @@ pub enum Error {
     /// A request was refused or ended early, or a setting of the engine is out of range.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A graph was put together wrongly.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// A step that was run without an engine failed.
     #[error(transparent)]
     Step(#[from] StepError),

@@ -46,6 +46,7 @@
 //! computes; for that it has [`Executable`].
 
 mod builder;
+mod chat;
 mod completion;
 mod error;
 mod generation;
@@ -224,7 +225,7 @@ impl Engine {
             Prompt::Raw(text) => tokenizer.encode(text, Specials::Parse)?,
             Prompt::Chat(messages) => {
                 let template = self.inner.template.as_ref().ok_or(EngineError::NoChatTemplate)?;
-                tokenizer.encode(&template.render(messages, true)?, Specials::Parse)?
+                chat::encode(messages, template, tokenizer)?
             }
         };
         // Many templates write BOS themselves, and a second one harms the answer.

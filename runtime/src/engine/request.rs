@@ -44,7 +44,8 @@ impl Request {
     }
 
     /// Answers a conversation, written with the model file's chat template. A file without one is refused with
-    /// [`EngineError::NoChatTemplate`](super::EngineError::NoChatTemplate).
+    /// [`EngineError::NoChatTemplate`](super::EngineError::NoChatTemplate). Control tokens of the template are parsed;
+    /// those written inside a message's content are ordinary characters, so no message can speak for somebody else.
     ///
     /// ```
     /// use rustai::{engine::Request, text::Message};

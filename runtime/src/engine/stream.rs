@@ -133,3 +133,107 @@ impl std::fmt::Debug for Stream {
         f.debug_struct("Stream").field("cancelled", &self.cancel.is_cancelled()).field("ended", &self.ended).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Finish, Summary, Timing, Usage};
+    use super::*;
+    use std::{
+        sync::atomic::AtomicUsize,
+        task::{Wake, Waker},
+        time::Duration,
+    };
+
+    type Sender = async_channel::Sender<Result<Event, EngineError>>;
+
+    fn channel() -> (Sender, Stream) {
+        let (sender, events) = async_channel::unbounded();
+        (sender, Stream::new(events, CancelHandle::default(), Arc::default()))
+    }
+
+    fn token(id: u32, text: &str) -> Event {
+        Event::Token { id, text: text.into(), logprob: Some(-1.0) }
+    }
+
+    fn done() -> Event {
+        let usage = Usage { prompt_tokens: 1, generated: 2 };
+        Event::Done(Summary { finish: Finish::Stop, usage, timing: Timing::default(), seed: 3 })
+    }
+
+    #[test]
+    fn a_blocking_reader_wakes_for_each_event_and_stops_after_the_last() {
+        let (sender, mut stream) = channel();
+        let writer = std::thread::spawn(move || {
+            for event in [token(1, "a"), token(2, "b"), done()] {
+                std::thread::sleep(Duration::from_millis(5));
+                sender.try_send(Ok(event)).unwrap();
+            }
+            sender
+        });
+        let events: Vec<Event> = stream.by_ref().map(Result::unwrap).collect();
+        assert_eq!(events, [token(1, "a"), token(2, "b"), done()]);
+        assert!(stream.next().is_none());
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn the_rest_of_a_stream_is_collected() {
+        let (sender, mut stream) = channel();
+        for event in [token(1, "a"), token(2, "b"), token(3, "c"), done()] {
+            sender.try_send(Ok(event)).unwrap();
+        }
+        stream.next().unwrap().unwrap();
+        let completion = stream.finish().unwrap();
+        assert_eq!(
+            (completion.text.as_str(), completion.tokens, completion.logprobs),
+            ("bc", vec![2, 3], vec![-1.0; 2])
+        );
+    }
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn an_asynchronous_reader_is_woken_by_the_next_event() {
+        let (sender, mut stream) = channel();
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(count.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut poll = |stream: &mut Stream| futures_core::Stream::poll_next(Pin::new(stream), &mut context);
+        assert!(poll(&mut stream).is_pending());
+        sender.try_send(Ok(token(1, "a"))).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert!(matches!(poll(&mut stream), Poll::Ready(Some(Ok(Event::Token { id: 1, .. })))));
+        assert!(poll(&mut stream).is_pending());
+        sender.try_send(Ok(done())).unwrap();
+        assert!(matches!(poll(&mut stream), Poll::Ready(Some(Ok(Event::Done(_))))));
+        assert!(matches!(poll(&mut stream), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_channel_that_closes_early_tells_why_once() {
+        let (sender, mut stream) = channel();
+        drop(sender);
+        assert!(matches!(stream.next(), Some(Err(Error::Engine(EngineError::Stopped)))));
+        assert!(stream.next().is_none());
+
+        let (sender, mut stream) = channel();
+        stream.failure.set(EngineError::Panicked { message: "boom".into() }).unwrap();
+        drop(sender);
+        assert!(matches!(stream.next(), Some(Err(Error::Engine(EngineError::Panicked { .. })))));
+    }
+
+    #[test]
+    fn dropping_or_cancelling_reaches_the_other_side() {
+        let (_sender, stream) = channel();
+        let handle = stream.cancel_handle();
+        assert!(!handle.is_cancelled());
+        drop(stream);
+        assert!(handle.is_cancelled());
+    }
+}
