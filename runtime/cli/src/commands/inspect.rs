@@ -7,9 +7,10 @@ use crate::{
     ui::{self, Printer, Table, style},
 };
 use rustai::{
-    DType, Isa,
+    Isa,
     gguf::{Array, GgufFile, Value},
 };
+use rustai_kernels_cpu::Matrix;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 use std::path::Path;
@@ -35,7 +36,8 @@ struct TypeReport {
     r#type: &'static str,
     tensors: usize,
     bytes: u64,
-    kernel: &'static str,
+    /// An instruction set, `reference`, or `None` if no kernel multiplies the type.
+    kernel: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -61,7 +63,7 @@ fn report(path: &Path, file: &GgufFile, tensors: bool) -> Result<Report, Failure
         r#type: dtype.name(),
         tensors,
         bytes,
-        kernel: kernel(isa, dtype),
+        kernel: Matrix::kernel_for(isa, dtype),
     });
     let metadata = file.metadata().iter().map(|(key, value)| (key.to_owned(), json(value)));
     let tensors = file.tensors().iter().filter(|_| tensors).map(|tensor| TensorReport {
@@ -123,12 +125,6 @@ fn items(array: &Array) -> Json {
     }
 }
 
-/// Which kernels multiply weights of this type here.
-fn kernel(isa: Isa, dtype: DType) -> &'static str {
-    let _ = dtype;
-    isa.name()
-}
-
 fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure> {
     let mut out = Printer::default();
     let heading = style::HEADING;
@@ -143,7 +139,7 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
     ))?;
     let mut table = Table::new(&["type", ">tensors", ">size", "kernel"]);
     for row in &report.types {
-        table.row(vec![row.r#type.into(), row.tensors.to_string(), ui::bytes(row.bytes), row.kernel.into()]);
+        table.row(vec![row.r#type.into(), row.tensors.to_string(), ui::bytes(row.bytes), row.kernel.unwrap_or("none").into()]);
     }
     out.line("")?;
     out.piece(&table.text())?;
