@@ -52,10 +52,6 @@ impl Region {
         Ok(Self { start, len })
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }

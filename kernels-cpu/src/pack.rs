@@ -15,6 +15,7 @@
 //! | Q6_K | per 128 columns 16 x 64 bytes low bits, 8 x 64 bytes high bits | per 256: 16 x f16 d, 16 x 16 bytes scale |
 //! | F16, F32 | per column 16 values | none |
 
+use crate::formats::k_scales;
 use rayon::prelude::*;
 use rustai_abi::DType;
 
@@ -49,6 +50,11 @@ impl Layout {
             DType::F32 => Self::F32,
             _ => return None,
         })
+    }
+
+    /// Whether the layout's kernels multiply 8-bit activations.
+    pub(crate) const fn is_integer(self) -> bool {
+        !matches!(self, Self::F16 | Self::F32)
     }
 
     /// Bytes of one group of rows of `cols` columns, a multiple of 64.
@@ -123,9 +129,10 @@ impl Layout {
                     interleave::<2>(rows, b * 144, 2, scales);
                     for (r, row) in rows.iter().enumerate() {
                         let packed = row[b * 144 + 4..].first_chunk().expect("a block has 12 bytes of scales");
-                        for (i, (scale, min)) in k4_scales(packed).into_iter().enumerate() {
-                            scales[64 + i * GROUP + r] = scale;
-                            scales[192 + i * GROUP + r] = min;
+                        let (factors, mins) = k_scales::unpack(packed);
+                        for i in 0..8 {
+                            scales[64 + i * GROUP + r] = factors[i];
+                            scales[192 + i * GROUP + r] = mins[i];
                         }
                     }
                 }
@@ -156,17 +163,4 @@ fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], from: usize, count: usiz
             *out = row[j];
         }
     }
-}
-
-/// The eight (scale, min) pairs of a Q4_K or Q5_K block: 6 bits each in 12 bytes. The first four pairs lie in the low
-/// six bits of bytes 0-3 and 4-7; the last four are split between bytes 8-11 and the top bits of the others.
-fn k4_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
-    std::array::from_fn(|i| {
-        if i < 4 {
-            (packed[i] & 63, packed[i + 4] & 63)
-        } else {
-            let low = packed[i + 4];
-            ((low & 15) | (packed[i - 4] >> 6) << 4, (low >> 4) | (packed[i] >> 6) << 4)
-        }
-    })
 }

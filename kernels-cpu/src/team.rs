@@ -114,9 +114,8 @@ impl Team {
         let mut team = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         for index in 1..shared.threads {
             let shared = Arc::clone(&shared);
-            let worker = std::thread::Builder::new()
-                .name(format!("rustai-{index}"))
-                .spawn(move || work(index, &shared))?;
+            let worker =
+                std::thread::Builder::new().name(format!("rustai-{index}")).spawn(move || work(index, &shared))?;
             team.workers.push(worker);
         }
         Ok(team)

@@ -1,7 +1,5 @@
 //! Scaled dot-product attention of one query.
 
-use half::f16;
-
 /// `out = Σ softmax(scale * q · keys)[j] * values[j]` (Vaswani et al., 2017, arXiv 1706.03762).
 ///
 /// One head of one query over the positions that it sees, oldest first: `keys[j]` is as long as `q`, `values[j]` as long as
@@ -12,13 +10,13 @@ use half::f16;
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn attention(q: &[f32], keys: &[&[f16]], values: &[&[f16]], scale: f32, out: &mut [f32]) {
+pub fn attention<T: Copy + Into<f64>>(q: &[f32], keys: &[&[T]], values: &[&[T]], scale: f32, out: &mut [f32]) {
     assert_eq!(keys.len(), values.len(), "keys and values are of different numbers of positions");
     let mut scores: Vec<f64> = keys
         .iter()
         .map(|key| {
             assert_eq!(key.len(), q.len(), "key and query differ in length");
-            let dot: f64 = q.iter().zip(*key).map(|(q, k)| f64::from(*q) * k.to_f64()).sum();
+            let dot: f64 = q.iter().zip(*key).map(|(q, k)| f64::from(*q) * (*k).into()).sum();
             dot * f64::from(scale)
         })
         .collect();
@@ -32,7 +30,7 @@ pub fn attention(q: &[f32], keys: &[&[f16]], values: &[&[f16]], scale: f32, out:
     for (weight, value) in scores.iter().zip(values) {
         assert_eq!(value.len(), sums.len(), "value and result differ in length");
         for (sum, value) in sums.iter_mut().zip(*value) {
-            *sum += weight * value.to_f64();
+            *sum += weight * (*value).into();
         }
     }
     for (out, sum) in out.iter_mut().zip(sums) {
@@ -43,6 +41,7 @@ pub fn attention(q: &[f32], keys: &[&[f16]], values: &[&[f16]], scale: f32, out:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     fn halves<const N: usize>(values: [f32; N]) -> [f16; N] {
         values.map(f16::from_f32)
@@ -53,7 +52,7 @@ mod tests {
         let mut out = [0.0; 3];
         attention(&[1.0, 2.0], &[&halves([3.0, -4.0])], &[&halves([0.5, -1.5, 8.0])], 0.7, &mut out);
         assert_eq!(out, [0.5, -1.5, 8.0]);
-        attention(&[1.0, 2.0], &[], &[], 0.7, &mut out);
+        attention::<f16>(&[1.0, 2.0], &[], &[], 0.7, &mut out);
         assert_eq!(out, [0.0; 3]);
     }
 

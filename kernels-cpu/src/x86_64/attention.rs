@@ -115,11 +115,11 @@ unsafe fn soften<V: Simd>(s: &Scratch, row: usize, dim: usize, from: usize, to: 
 }
 
 macro_rules! in_steps {
-    ($rows:expr, $row:ident, [$($step:literal),+], $call:ident::<$vector:ty, R, $n:tt>($($arg:expr),*)) => {
+    ($rows:expr, $row:ident, [$($step:literal),+], $call:ident::<$vector:ty, R, $n:tt>$args:tt) => {
         let mut $row = 0;
         $(
             while $row + $step <= $rows {
-                $call::<$vector, $step, $n>($($arg),*);
+                $call::<$vector, $step, $n>$args;
                 $row += $step;
             }
         )+

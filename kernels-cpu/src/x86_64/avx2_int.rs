@@ -59,16 +59,19 @@ struct Q6K;
 
 #[inline(always)]
 unsafe fn load(at: *const u8) -> __m256i {
+    // SAFETY: see the head of the file.
     unsafe { _mm256_loadu_si256(at.cast()) }
 }
 
 #[inline(always)]
 unsafe fn load_halves(at: *const u8) -> __m256 {
+    // SAFETY: see the head of the file.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
 
 #[inline(always)]
 unsafe fn nibble(packed: __m256i, high: bool) -> __m256i {
+    // SAFETY: see the head of the file.
     unsafe {
         let shifted = if high { _mm256_srli_epi16::<4>(packed) } else { packed };
         _mm256_and_si256(shifted, _mm256_set1_epi8(15))
@@ -84,11 +87,13 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
     }
 
     #[inline(always)]
     unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
         unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
     }
 }
@@ -102,11 +107,13 @@ impl Format for Q4_1 {
 
     #[inline(always)]
     unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
     }
 
     #[inline(always)]
     unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
         unsafe { [load_halves(scales.add(b * 64 + h * 16)), load_halves(scales.add(b * 64 + 32 + h * 16))] }
     }
 }
@@ -120,11 +127,13 @@ impl Format for Q8_0 {
 
     #[inline(always)]
     unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe { load(quants.add(b * 512 + j * 64 + h * 32)) }
     }
 
     #[inline(always)]
     unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
         unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
     }
 }
@@ -138,11 +147,13 @@ impl Format for Q4K {
 
     #[inline(always)]
     unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe { nibble(load(quants.add(b / 2 * 512 + j * 64 + h * 32)), b % 2 == 1) }
     }
 
     #[inline(always)]
     unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
         unsafe {
             let scales = scales.add(b / 8 * 320);
             let widen = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())));
@@ -163,6 +174,7 @@ impl Format for Q6K {
 
     #[inline(always)]
     unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe {
             let at = quants.add(b / 4 * 1536 + h * 32 + j * 64);
             let low = nibble(load(at.add(b % 2 * 512)), b % 4 >= 2);
@@ -180,6 +192,7 @@ impl Format for Q6K {
 
     #[inline(always)]
     unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
         unsafe {
             let scales = scales.add(b / 8 * 288);
             let d = load_halves(scales.add(h * 16));
@@ -202,6 +215,7 @@ struct Row {
 impl Row {
     #[inline(always)]
     unsafe fn of(tile: &Tile, t: usize) -> Self {
+        // SAFETY: see the head of the file.
         unsafe {
             let quants = tile.x.add(t * tile.x_stride);
             let scales = quants.add(tile.cols);
@@ -212,13 +226,16 @@ impl Row {
     /// Columns `4j .. 4j + 4` of block `b` in every lane.
     #[inline(always)]
     unsafe fn four(self, b: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         unsafe { _mm256_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
     }
 
     /// What the bias of the quants adds to the dot product of columns of one scale, negated.
     #[inline(always)]
     unsafe fn bias<F: Format>(self, b: usize, half: usize) -> __m256i {
+        // SAFETY: see the head of the file.
         let Some(bits) = F::BIAS_BITS else { return unsafe { _mm256_setzero_si256() } };
+        // SAFETY: see the head of the file.
         unsafe {
             let sums = self.sums.add(b * 2);
             let sum = if F::HALVES { *sums.add(half) } else { *sums + *sums.add(1) };
@@ -229,9 +246,8 @@ impl Row {
     /// The block's sum in units of the activation, which the minimum multiplies.
     #[inline(always)]
     unsafe fn sum(self, b: usize) -> __m256 {
-        unsafe {
-            _mm256_set1_ps(*self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32)
-        }
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_set1_ps(*self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32) }
     }
 }
 
@@ -246,6 +262,7 @@ unsafe fn dots<F: Format, const T: usize, const N: usize>(
     to: usize,
     w: impl Fn(usize, usize) -> __m256i,
 ) {
+    // SAFETY: see the head of the file.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         match F::DOT {
@@ -290,6 +307,7 @@ unsafe fn dots<F: Format, const T: usize, const N: usize>(
 /// Few tokens: weights from memory into registers, once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
         for g in 0..tile.groups {
@@ -318,6 +336,7 @@ unsafe fn block<F: Format, const T: usize, const N: usize>(
     w: impl Fn(usize, usize) -> __m256i,
     scale: impl Fn(usize, usize) -> __m256,
 ) {
+    // SAFETY: see the head of the file.
     unsafe {
         let halves = if F::HALVES { 2 } else { 1 };
         let steps = 8 / halves;
@@ -346,6 +365,7 @@ unsafe fn block<F: Format, const T: usize, const N: usize>(
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
 #[inline(always)]
 unsafe fn paneled<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
@@ -384,6 +404,7 @@ unsafe fn paneled<F: Format>(tile: &Tile) {
 /// `T` tokens times the `count` expanded blocks of one group, added to what earlier panels left in `out`.
 #[inline(always)]
 unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
+    // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
         let out = |t: usize, h: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + h * HALF);
@@ -406,6 +427,7 @@ unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, 
 
 #[inline(always)]
 unsafe fn tile<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         match tile.tokens {
             1 => direct::<F, 1>(tile),

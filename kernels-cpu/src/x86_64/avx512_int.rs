@@ -53,17 +53,20 @@ struct Q6K;
 
 #[inline(always)]
 unsafe fn load(at: *const u8) -> __m512i {
+    // SAFETY: see the head of the file.
     unsafe { _mm512_loadu_si512(at.cast()) }
 }
 
 #[inline(always)]
 unsafe fn load_halves(at: *const u8) -> __m512 {
+    // SAFETY: see the head of the file.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
 /// Low nibbles of four registers, then their high nibbles.
 #[inline(always)]
 unsafe fn nibbles(quants: *const u8) -> [__m512i; 8] {
+    // SAFETY: see the head of the file.
     unsafe {
         let mask = _mm512_set1_epi8(15);
         std::array::from_fn(|j| {
@@ -82,6 +85,7 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
         unsafe {
             let scale = load_halves(scales.add(b * 32));
             Block { w: nibbles(quants.add(b * 256)), scale, extra: scale }
@@ -97,6 +101,7 @@ impl Format for Q4_1 {
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
         unsafe {
             Block {
                 w: nibbles(quants.add(b * 256)),
@@ -115,6 +120,7 @@ impl Format for Q8_0 {
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
         unsafe {
             let flip = _mm512_set1_epi8(-128);
             let scale = load_halves(scales.add(b * 32));
@@ -132,6 +138,7 @@ impl Format for Q4K {
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
         unsafe {
             let (quants, scales) = (quants.add(b / 2 * 512), scales.add(b / 8 * 320));
             let mask = _mm512_set1_epi8(15);
@@ -156,6 +163,7 @@ impl Format for Q6K {
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
         unsafe {
             let (quants, scales) = (quants.add(b / 4 * 1536), scales.add(b / 8 * 288));
             let low = quants.add(b % 2 * 512);
@@ -183,11 +191,7 @@ impl Format for Q6K {
             let d = load_halves(scales);
             let widen = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
             let first = scales.add(32 + b % 8 * 2 * GROUP);
-            Block {
-                w,
-                scale: _mm512_mul_ps(d, widen(first)),
-                extra: _mm512_mul_ps(d, widen(first.add(GROUP))),
-            }
+            Block { w, scale: _mm512_mul_ps(d, widen(first)), extra: _mm512_mul_ps(d, widen(first.add(GROUP))) }
         }
     }
 }
@@ -204,6 +208,7 @@ struct Row {
 impl Row {
     #[inline(always)]
     unsafe fn of(tile: &Tile, t: usize) -> Self {
+        // SAFETY: see the head of the file.
         unsafe {
             let quants = tile.x.add(t * tile.x_stride);
             let scales = quants.add(tile.cols);
@@ -214,6 +219,7 @@ impl Row {
     /// Columns `4j .. 4j + 4` of block `b` in every lane.
     #[inline(always)]
     unsafe fn four(self, b: usize, j: usize) -> __m512i {
+        // SAFETY: see the head of the file.
         unsafe { _mm512_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
     }
 
@@ -221,6 +227,7 @@ impl Row {
     #[inline(always)]
     unsafe fn bias<F: Format>(self, b: usize, half: usize) -> i32 {
         match F::BIAS_BITS {
+            // SAFETY: see the head of the file.
             Some(bits) => unsafe { -(*self.sums.add(b * 2 + half) << bits) },
             None => 0,
         }
@@ -229,6 +236,7 @@ impl Row {
     /// The block's sum in units of the activation, which the minimum multiplies.
     #[inline(always)]
     unsafe fn sum(self, b: usize) -> f32 {
+        // SAFETY: see the head of the file.
         unsafe { *self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32 }
     }
 }
@@ -236,6 +244,7 @@ impl Row {
 /// Few tokens: weights from memory into registers, once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
         for g in 0..tile.groups {
@@ -278,6 +287,7 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
 #[inline(always)]
 unsafe fn paneled<F: Format, const G: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
         for first in (0..blocks).step_by(PANEL_BLOCKS) {
@@ -313,6 +323,7 @@ unsafe fn paneled<F: Format, const G: usize>(tile: &Tile) {
 /// `T` tokens times the `count` expanded blocks of `G` groups, added to what earlier panels left in `out`.
 #[inline(always)]
 unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
+    // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
         let mut bias = [[0; 2 * PANEL_BLOCKS]; T];
@@ -347,9 +358,8 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
                 });
                 let steps = 8 / halves;
                 for j in half * steps..(half + 1) * steps {
-                    let w: [__m512i; G] = std::array::from_fn(|g| {
-                        _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast())
-                    });
+                    let w: [__m512i; G] =
+                        std::array::from_fn(|g| _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast()));
                     for t in 0..T {
                         let four = rows[t].four(first + b, j);
                         for g in 0..G {
@@ -384,6 +394,7 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
 
 #[inline(always)]
 unsafe fn tile<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         match (tile.tokens, tile.groups) {
             (1, _) => direct::<F, 1>(tile),

@@ -1,10 +1,17 @@
 //! Kernels for x86-64.
+#![expect(
+    clippy::needless_range_loop,
+    clippy::int_plus_one,
+    clippy::manual_is_multiple_of,
+    reason = "arrays here are registers, indexed by row and token as in the formulas"
+)]
 
+mod attention;
 mod avx2_int;
 mod avx512_int;
 mod float;
-mod simd;
 pub(crate) mod rows;
+mod simd;
 
 use crate::{Isa, pack::Layout, tile::TileKernel};
 

@@ -12,7 +12,6 @@ pub(super) trait Simd: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_f16(from: *const u16) -> Self;
-    unsafe fn store_f16(self, to: *mut u16);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -84,12 +83,6 @@ impl Simd for __m512 {
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_f16(self, to: *mut u16) {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self)) }
     }
 
     #[inline(always)]
@@ -187,12 +180,6 @@ impl Simd for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn store_f16(self, to: *mut u16) {
-        // SAFETY: see the head of the file.
-        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self)) }
-    }
-
-    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm256_add_ps(self, other) }
@@ -243,30 +230,30 @@ impl Simd for __m256 {
     #[inline(always)]
     unsafe fn scale_by_power(self, power: Self) -> Self {
         // SAFETY: see the head of the file.
-        unsafe { 
+        unsafe {
             // The power becomes the exponent field of a float.
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
             _mm256_mul_ps(self, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
-         }
+        }
     }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: see the head of the file.
-        unsafe { 
+        unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-         }
+        }
     }
 
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see the head of the file.
-        unsafe { 
+        unsafe {
             let four = _mm_max_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
-         }
+        }
     }
 }
