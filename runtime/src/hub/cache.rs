@@ -82,9 +82,12 @@ pub(super) fn check_space(folder: &Path, file: &str, needed: u64) -> Result<(), 
     let Ok(stat) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let available = stat.f_bavail.saturating_mul(stat.f_frsize);
     match available < needed {
-        true => {
-            Err(HubError::DiskFull { file: file.to_owned(), path: folder.to_owned(), needed, available: Some(available) })
-        }
+        true => Err(HubError::DiskFull {
+            file: file.to_owned(),
+            path: folder.to_owned(),
+            needed,
+            available: Some(available),
+        }),
         false => Ok(()),
     }
 }

@@ -17,7 +17,9 @@ pub enum HubError {
     #[error("{spec:?} names no model; write hf:owner/repo/file.gguf or hf:owner/repo@revision/file.gguf")]
     BadHuggingFaceSpec { spec: String },
     /// This build cannot reach the Hugging Face hub.
-    #[error("this build cannot fetch from the Hugging Face hub; build with the feature `hf`, or fetch the file by hand")]
+    #[error(
+        "this build cannot fetch from the Hugging Face hub; build with the feature `hf`, or fetch the file by hand"
+    )]
     NoHuggingFace,
     /// Neither `RUSTAI_CACHE` nor `XDG_CACHE_HOME` nor `HOME` is set.
     #[error("no cache folder: set RUSTAI_CACHE to a folder with space for models, or name a model file by its path")]

@@ -40,10 +40,11 @@ pub(super) fn fetch(
     let staging = hub.cache_dir().join("hf-staging");
     let revision = revision.unwrap_or("main").to_owned();
     let mut size = 0;
-    let pointer = ApiBuilder::from_cache(Cache::new(staging.clone()))
-        .with_endpoint_from_env()
-        .with_token(token())
-        .with_retries(2)
+    let mut builder = ApiBuilder::from_cache(Cache::new(staging.clone())).with_token(token()).with_retries(2);
+    if let Some(endpoint) = &hub.hf_endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    let pointer = builder
         .build()
         .and_then(|api| {
             let repo = api.repo(Repo::with_revision(repo.to_owned(), RepoType::Model, revision));
@@ -93,20 +94,6 @@ fn token() -> Option<String> {
     env::var_os("HF_HOME").or_else(|| env::var_os("HOME")).and_then(|_| Cache::from_env().token())
 }
 
-trait EndpointFromEnv {
-    fn with_endpoint_from_env(self) -> Self;
-}
-
-impl EndpointFromEnv for ApiBuilder {
-    /// `HF_ENDPOINT` names a mirror.
-    fn with_endpoint_from_env(self) -> Self {
-        match env::var("HF_ENDPOINT") {
-            Ok(endpoint) if !endpoint.is_empty() => self.with_endpoint(endpoint),
-            _ => self,
-        }
-    }
-}
-
 fn explain(error: ApiError, file: &str, target: &Path, staging: &Path, size: u64) -> HubError {
     match error {
         ApiError::IoError(source) => HubError::writing(file, staging, size, source),
@@ -135,4 +122,86 @@ impl hf_hub::api::Progress for Report<'_, '_> {
     }
 
     fn finish(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::ModelSpec, *};
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+        thread,
+    };
+
+    /// Answers like the hub, for one file of one repository, with `body` under the tag `etag`.
+    fn serve(body: &'static [u8], etag: String) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+                let request = lines.next().unwrap_or_default();
+                let range = lines.by_ref().take_while(|line| !line.is_empty()).find(|line| line.starts_with("range: "));
+                let range = range.unwrap_or("range: bytes=0-".into())["range: bytes=".len()..].to_owned();
+                let (from, to) = range.split_once('-').unwrap();
+                let from: usize = from.parse().unwrap();
+                let to = to.parse().map_or(body.len(), |to: usize| to + 1);
+                if !request.starts_with("GET /o/r/resolve/main/d/f.gguf ") {
+                    write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+                    continue;
+                }
+                write!(
+                    stream,
+                    "HTTP/1.1 206 Partial Content\r\netag: \"{etag}\"\r\nx-repo-commit: c0ffee\r\n\
+                     content-range: bytes {from}-{}/{}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    to - 1,
+                    body.len(),
+                    to - from
+                )
+                .unwrap();
+                stream.write_all(&body[from..to]).unwrap();
+            }
+        });
+        address
+    }
+
+    fn fetch_from(endpoint: String, spec: &str) -> (tempfile::TempDir, Result<PathBuf, HubError>) {
+        let folder = tempfile::tempdir().unwrap();
+        let hub = Hub { hf_endpoint: Some(endpoint), ..Hub::new(folder.path()) };
+        let spec: ModelSpec = spec.parse().unwrap();
+        let result = hub.resolve(&spec, &mut |_| {});
+        (folder, result)
+    }
+
+    #[test]
+    fn a_file_of_the_hub_is_fetched_and_checked() {
+        // The FIPS 180-4 example again.
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned();
+        let endpoint = serve(b"abc", digest);
+        let (folder, path) = fetch_from(endpoint, "hf:o/r/d/f.gguf");
+        let path = path.unwrap();
+        assert_eq!(path, folder.path().join("models/hf/o/r/d/f.gguf"));
+        assert_eq!(fs::read(&path).unwrap(), b"abc");
+        // Once it is there, the hub is not asked.
+        let hub = Hub { hf_endpoint: Some("http://127.0.0.1:1".into()), ..Hub::new(folder.path()) };
+        assert_eq!(hub.resolve(&"hf:o/r/d/f.gguf".parse().unwrap(), &mut |_| {}).unwrap(), path);
+    }
+
+    #[test]
+    fn a_file_of_another_digest_is_not_kept() {
+        let endpoint = serve(b"abc", "0".repeat(64));
+        let (folder, result) = fetch_from(endpoint, "hf:o/r/d/f.gguf");
+        assert!(matches!(result, Err(HubError::Digest { bytes: 3, .. })), "{result:?}");
+        assert!(!folder.path().join("models/hf/o/r/d/f.gguf").exists());
+    }
+
+    #[test]
+    fn a_missing_file_and_a_missing_hub_are_told() {
+        let (_folder, result) = fetch_from(serve(b"abc", "x".into()), "hf:o/r/other.gguf");
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("404") && error.contains("other.gguf"), "{error}");
+        let (_folder, result) = fetch_from("http://127.0.0.1:1".into(), "hf:o/r/d/f.gguf");
+        assert!(matches!(result, Err(HubError::HuggingFace { .. })), "{result:?}");
+    }
 }

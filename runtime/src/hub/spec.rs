@@ -29,9 +29,7 @@ impl FromStr for ModelSpec {
     fn from_str(text: &str) -> Result<Self, HubError> {
         match (text, text.strip_prefix("hf:")) {
             ("default" | "", _) => Ok(Self::Default),
-            (_, Some(rest)) => {
-                hugging_face(rest).ok_or_else(|| HubError::BadHuggingFaceSpec { spec: text.to_owned() })
-            }
+            (_, Some(rest)) => hugging_face(rest).ok_or_else(|| HubError::BadHuggingFaceSpec { spec: text.to_owned() }),
             _ => Ok(Self::Path(text.into())),
         }
     }

