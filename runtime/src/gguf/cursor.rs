@@ -7,7 +7,7 @@ use super::{
 use std::fmt;
 
 /// Most memory that a header (metadata and tensor table) may take. The largest known vocabularies need under 100 MB.
-const HEADER_BUDGET: usize = 512 << 20;
+const HEADER_BUDGET: usize = 256 << 20;
 /// Deepest nesting of arrays. Known files use one level.
 const MAX_DEPTH: usize = 8;
 /// Longest key or tensor name: the specification's limit for keys.
