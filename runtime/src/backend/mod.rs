@@ -1,5 +1,15 @@
 //! What runs a planned graph: the CPU now, GPUs later.
-use rustai_abi::Batch;
+//!
+//! A backend packs the weights of a graph, binds them to its plan and computes steps. It owns the memory and the threads
+//! of a model and says before it takes them whether they can be had. It must never know an architecture.
+
+pub mod cpu;
+mod load;
+mod memory;
+
+use crate::plan::PlanError;
+use rustai_abi::{Batch, DType};
+use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
 
 /// Why a step did not run.
 #[derive(Debug, thiserror::Error)]
@@ -7,7 +17,84 @@ use rustai_abi::Batch;
 pub enum StepError {
     /// The kernels refused the batch.
     #[error(transparent)]
-    Cpu(#[from] rustai_kernels_cpu::ExecutorError),
+    Cpu(#[from] ExecutorError),
+    /// A graph has no input of this name.
+    #[error("the graph has no input {name:?}; it has {known:?}")]
+    UnknownInput {
+        /// The name asked for.
+        name: String,
+        /// The inputs that the graph uses.
+        known: Vec<String>,
+    },
+}
+
+/// Why a graph cannot be made executable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A tensor's type has no kernel.
+    #[error("tensor {tensor} is of type {dtype}, which no kernel computes with yet; convert the model to another type")]
+    UnsupportedType {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// A tensor cannot be used as a matrix.
+    #[error("tensor {tensor}: {source}")]
+    Matrix {
+        /// The tensor.
+        tensor: String,
+        /// The kernels' word.
+        source: MatrixError,
+    },
+    /// The source of the weights does not hold what the graph says.
+    #[error("tensor {tensor}: the graph needs {expected}, and the weights hold {found}")]
+    Weight {
+        /// The tensor.
+        tensor: String,
+        /// Type and shape in the graph.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// No kernels compute the graph.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The forced instruction set cannot be had.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The executor refused the program or could not get its memory.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// The result of a model's graph has no row per output.
+    #[error("the graph's result has a row per token; a model's logits need a row per output (select_outputs)")]
+    NotLogits,
+    /// No thread could be started to load the weights.
+    #[error("no thread could be started to load the weights: {0}")]
+    Thread(std::io::Error),
+    /// Memory would not suffice. Nothing was loaded.
+    #[error(
+        "{} of memory are needed ({} key/value cache, {} activations, {} weights), and {} are available; use a shorter \
+         context (--ctx), fewer sequences or a smaller batch",
+        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.available)
+    )]
+    OutOfMemory {
+        /// Sum of the three below, in bytes.
+        needed: u64,
+        /// Bytes of the key/value cache.
+        cache: u64,
+        /// Bytes of the arena.
+        activations: u64,
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes that the system and the control group leave.
+        available: u64,
+    },
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 /// Limits of an executable model.

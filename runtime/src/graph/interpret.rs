@@ -19,22 +19,8 @@ pub enum InterpretError {
     Batch(String),
 }
 
-/// Reads `count` values of a type; `None` if it cannot.
+/// Reads `count` values of a type; `None` if it cannot. [`read_floats`](super::read_floats) will do where no weight is quantized.
 pub type Dequantize<'a> = dyn Fn(DType, &[u8], usize) -> Option<Vec<f32>> + 'a;
-
-/// Reads the types that are no more than floats: F32, F16 and BF16.
-pub fn dequantize_floats(dtype: DType, bytes: &[u8], count: usize) -> Option<Vec<f32>> {
-    if dtype.bytes_for(count)? != bytes.len() {
-        return None;
-    }
-    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-    match dtype {
-        DType::F32 => Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        DType::F16 => Some(pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
-        DType::BF16 => Some(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
-        _ => None,
-    }
-}
 
 /// A graph with dequantized weights and an unbounded cache.
 pub struct Interpreter<'a> {
@@ -245,7 +231,7 @@ fn attend(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{GraphBuilder, rewrite};
+    use crate::graph::{GraphBuilder, read_floats, rewrite};
     use rustai_abi::BatchSequence;
     use std::sync::Arc;
 
@@ -287,8 +273,8 @@ mod tests {
         let graph = tiny();
         let hoisted = rewrite::hoist_select_outputs(&graph);
         let tokens = [3u32, 1, 4, 1, 5, 9];
-        let mut whole = Interpreter::new(&graph, &(), &dequantize_floats).unwrap();
-        let mut steps = Interpreter::new(&hoisted, &(), &dequantize_floats).unwrap();
+        let mut whole = Interpreter::new(&graph, &(), &read_floats).unwrap();
+        let mut steps = Interpreter::new(&hoisted, &(), &read_floats).unwrap();
         let sequence = |start, len| BatchSequence { start, len, pages: &[7] };
         let all = Batch { tokens: &tokens, sequences: &[sequence(0, 6)], outputs: &[4, 5] };
         let expected = whole.run(&all, &[]).unwrap();
@@ -309,7 +295,7 @@ mod tests {
         let attention = Attention { layer: 0, heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: Some(1) };
         let a = b.attention("a", x, x, x, attention).unwrap();
         let graph = b.finish(a).unwrap();
-        let mut interpreter = Interpreter::new(&graph, &(), &dequantize_floats).unwrap();
+        let mut interpreter = Interpreter::new(&graph, &(), &read_floats).unwrap();
         let sequences = [BatchSequence { start: 0, len: 3, pages: &[0] }];
         let batch = Batch { tokens: &[0; 3], sequences: &sequences, outputs: &[] };
         let x = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0];

@@ -37,3 +37,18 @@ impl WeightSource for () {
         None
     }
 }
+
+/// Reads `count` values of a type that is no more than floats (F32, F16, BF16), little endian; `None` for other types and
+/// for a wrong number of bytes.
+pub fn read_floats(dtype: DType, bytes: &[u8], count: usize) -> Option<Vec<f32>> {
+    if dtype.bytes_for(count)? != bytes.len() {
+        return None;
+    }
+    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match dtype {
+        DType::F32 => Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        DType::F16 => Some(pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
+        DType::BF16 => Some(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}

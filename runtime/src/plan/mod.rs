@@ -1,1 +1,175 @@
-//! plan
+//! The plan: which kernel calls compute a graph, and where in memory each value lies.
+//!
+//! Planning fuses what pays ([`fuse`]): projections that share an input, gate and up with SiLU and product, normalization
+//! with the quantization of activations, residual sums with the product before them, RoPE with the append to the cache.
+//! Then every value gets a place in one arena by its lifetime ([`memory`]). A plan reads no weights, so it can be printed
+//! and its memory counted before anything is loaded; [`Plan::bind`] puts weights in and makes a program of it.
+//!
+//! This module owns these decisions for every architecture. It must never look at names to find a pattern.
+
+mod bind;
+mod fuse;
+mod memory;
+mod print;
+mod residual;
+mod step;
+
+pub use bind::Resolved;
+pub use memory::overlap;
+pub use step::{Buffer, BufferId, Form, PlannedProjection, Step};
+
+use crate::graph::{Graph, Rows, WeightId, rewrite};
+use rustai_abi::PAGE_TOKENS;
+use rustai_kernels_cpu::{ActKind, KvShape};
+
+/// Sizes that a plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Most tokens in a batch.
+    pub max_tokens: usize,
+    /// Most outputs of a batch.
+    pub max_outputs: usize,
+    /// Pages of the key/value cache.
+    pub pages: usize,
+}
+
+/// Why a graph cannot be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A rotation that does not feed an attention together with its partner.
+    #[error("{node}: no kernel rotates values outside an attention; queries and keys must share one rotation and have no other reader")]
+    Rope {
+        /// Name of the node.
+        node: String,
+    },
+    /// Attentions that cannot share a cache.
+    #[error("{node}: cache layer {layer} with {found}, but {expected}")]
+    Cache {
+        /// Name of the node.
+        node: String,
+        /// Its layer.
+        layer: usize,
+        /// What the node has.
+        found: String,
+        /// What the others have.
+        expected: String,
+    },
+    /// An operation whose result no kernel can hold.
+    #[error("{node}: rows of {width} values are no multiple of 32, as 8-bit activations need")]
+    Width {
+        /// Name of the node.
+        node: String,
+        /// Values per row.
+        width: usize,
+    },
+    /// The arena would not fit the address space.
+    #[error("activations of {max_tokens} tokens and {max_outputs} outputs overflow memory; use a smaller batch")]
+    TooLarge {
+        /// Most tokens in a batch.
+        max_tokens: usize,
+        /// Most outputs of a batch.
+        max_outputs: usize,
+    },
+}
+
+/// Kernel calls over an arena; see the [module](self).
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The graph after its rewrites; the plan's weights are this graph's.
+    pub graph: Graph,
+    /// The calls, in order.
+    pub steps: Vec<Step>,
+    /// Values of the steps and their places.
+    pub buffers: Vec<Buffer>,
+    /// Buffers that the caller fills, in the order of the graph's inputs.
+    pub inputs: Vec<BufferId>,
+    /// The buffer of the result.
+    pub output: BufferId,
+    /// Bytes of the arena.
+    pub arena_bytes: usize,
+    /// Bytes that the arena would take if no buffer's memory were used again.
+    pub unshared_bytes: usize,
+    /// The cache, if a step uses one.
+    pub kv: Option<KvShape>,
+    /// The sizes that it was made for.
+    pub options: PlanOptions,
+}
+
+impl Plan {
+    /// Plans a graph. `wants` says in which form a weight matrix of the graph takes its input.
+    ///
+    /// # Errors
+    /// [`PlanError`] if no kernels compute the graph.
+    pub fn new(
+        graph: &Graph,
+        options: PlanOptions,
+        wants: &dyn Fn(&Graph, WeightId) -> ActKind,
+    ) -> Result<Self, PlanError> {
+        let graph = rewrite::drop_unused(&rewrite::hoist_select_outputs(graph));
+        let kv = cache_shape(&graph, options.pages)?;
+        let mut draft = fuse::lower(&graph, wants)?;
+        residual::fold(&mut draft);
+        let rows = |rows| match rows {
+            Rows::Tokens => options.max_tokens,
+            Rows::Outputs => options.max_outputs,
+        };
+        let too_large =
+            PlanError::TooLarge { max_tokens: options.max_tokens, max_outputs: options.max_outputs };
+        let (arena_bytes, unshared_bytes) = memory::place(&mut draft, rows).ok_or(too_large)?;
+        let fuse::Draft { steps, buffers, inputs, output } = draft;
+        Ok(Self { graph, steps, buffers, inputs, output, arena_bytes, unshared_bytes, kv, options })
+    }
+
+    /// Bytes of the key/value cache, which holds `f16` values.
+    pub fn kv_bytes(&self) -> usize {
+        let bytes = |kv: &KvShape| {
+            [2, 2, kv.layers, kv.kv_heads, kv.head_dim, kv.pages, PAGE_TOKENS]
+                .into_iter()
+                .fold(1usize, |product, factor| product.saturating_mul(factor))
+        };
+        self.kv.as_ref().map_or(0, bytes)
+    }
+
+    /// A buffer.
+    ///
+    /// # Panics
+    /// If `id` comes from another plan.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0]
+    }
+}
+
+/// The one cache that all attentions of a graph use.
+fn cache_shape(graph: &Graph, pages: usize) -> Result<Option<KvShape>, PlanError> {
+    let attentions: Vec<_> = graph
+        .nodes()
+        .iter()
+        .filter_map(|node| match &node.op {
+            crate::graph::Op::Attention { attention, .. } => Some((node, attention)),
+            _ => None,
+        })
+        .collect();
+    let Some((_, first)) = attentions.first() else {
+        return Ok(None);
+    };
+    let layers = attentions.len();
+    for (node, attention) in &attentions {
+        let fail = |found, expected| {
+            Err(PlanError::Cache { node: node.name.clone(), layer: attention.layer, found, expected })
+        };
+        if attention.layer >= layers {
+            return fail("a gap before it".into(), format!("{layers} attentions number their layers 0 to {}", layers - 1));
+        }
+        if (attention.kv_heads, attention.head_dim) != (first.kv_heads, first.head_dim) {
+            return fail(
+                format!("{} heads of {}", attention.kv_heads, attention.head_dim),
+                format!("the first has {} of {}, and all share one cache", first.kv_heads, first.head_dim),
+            );
+        }
+    }
+    Ok(Some(KvShape { layers, kv_heads: first.kv_heads, head_dim: first.head_dim, pages }))
+}
+
+#[cfg(test)]
+mod tests;

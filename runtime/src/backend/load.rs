@@ -1,0 +1,173 @@
+//! Reads, checks and packs the weights of a graph, several at a time.
+
+use super::BuildError;
+use crate::{
+    graph::{Graph, Op, Weight, WeightId, WeightSource, read_floats},
+    plan::Resolved,
+};
+use rustai_abi::DType;
+use rustai_kernels_cpu::{ActKind, Isa, Matrix, MatrixError, SharedBytes};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+/// What the readers of a weight need.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    matrix: bool,
+    vector: bool,
+    table: bool,
+}
+
+fn needs(graph: &Graph) -> Vec<Needs> {
+    let mut needs = vec![Needs::default(); graph.weights().len()];
+    for node in graph.nodes() {
+        match node.op {
+            Op::Embedding { table, .. } => needs[table.index()].table = true,
+            Op::MatMul { weight, bias, .. } => {
+                needs[weight.index()].matrix = true;
+                bias.iter().for_each(|bias| needs[bias.index()].vector = true);
+            }
+            Op::RmsNorm { weight, .. } => needs[weight.index()].vector = true,
+            _ => {}
+        }
+    }
+    needs
+}
+
+/// The forms of activations that the matrices of a graph will want, found on matrices of one row, before anything is
+/// loaded. Fails for a tensor whose type has no kernel.
+pub(super) fn forms(graph: &Graph, isa: Isa) -> Result<Vec<ActKind>, BuildError> {
+    let mut known = HashMap::<(DType, usize), ActKind>::new();
+    let mut forms = vec![ActKind::F32; graph.weights().len()];
+    for ((weight, needs), form) in graph.weights().iter().zip(needs(graph)).zip(&mut forms) {
+        let unsupported = || BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype };
+        if needs.vector && !matches!(weight.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(unsupported());
+        }
+        if needs.matrix || needs.table {
+            let cols = weight.dims[0];
+            *form = match known.get(&(weight.dtype, cols)) {
+                Some(form) => *form,
+                None => {
+                    let row = vec![0; weight.dtype.bytes_for(cols).ok_or_else(unsupported)?];
+                    let matrix = matrix(isa, weight, 1, row.into())?;
+                    known.insert((weight.dtype, cols), matrix.wants());
+                    matrix.wants()
+                }
+            };
+        }
+    }
+    Ok(forms)
+}
+
+/// Checks that the source holds the weights of `graph` in the type and shape that the graph says.
+pub(super) fn check(graph: &Graph, source: &dyn WeightSource) -> Result<(), BuildError> {
+    for weight in graph.weights().iter().filter(|weight| weight.inline.is_none()) {
+        let found = source.info(&weight.name);
+        if found.as_ref().is_none_or(|info| (info.dtype, &info.dims) != (weight.dtype, &weight.dims)) {
+            return Err(BuildError::Weight {
+                tensor: weight.name.clone(),
+                expected: format!("{} {:?}", weight.dtype, weight.dims),
+                found: found.map_or("no such tensor".into(), |info| format!("{} {:?}", info.dtype, info.dims)),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of all weights.
+pub(super) fn total_bytes(graph: &Graph) -> u64 {
+    graph.weights().iter().fold(0, |sum, weight| sum.saturating_add(weight.bytes() as u64))
+}
+
+/// Packs all weights on `threads` threads; `progress` takes the bytes done and their total.
+pub(super) fn load(
+    graph: &Graph,
+    source: &dyn WeightSource,
+    isa: Isa,
+    threads: usize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Resolved>, BuildError> {
+    let (weights, needs, total) = (graph.weights(), needs(graph), total_bytes(graph));
+    let next = AtomicUsize::new(0);
+    let mut resolved = vec![Resolved::default(); weights.len()];
+    let mut done = 0;
+    progress(done, total);
+    thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        for worker in 0..threads.clamp(1, weights.len().max(1)) {
+            let (send, next, needs) = (send.clone(), &next, &needs);
+            let work = move || {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(weight) = weights.get(index) else { break };
+                    // The receiver hangs up at the first failure.
+                    if send.send((index, resolve(weight, needs[index], source, isa))).is_err() {
+                        break;
+                    }
+                }
+            };
+            match thread::Builder::new().name(format!("load-{worker}")).spawn_scoped(scope, work) {
+                Err(error) if worker == 0 => return Err(BuildError::Thread(error)),
+                _ => {}
+            }
+        }
+        drop(send);
+        for (index, result) in receive {
+            resolved[index] = result?;
+            done += weights[index].bytes() as u64;
+            progress(done, total);
+        }
+        Ok(())
+    })?;
+    Ok(resolved)
+}
+
+fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -> Result<Resolved, BuildError> {
+    let fail = |found: String| BuildError::Weight { tensor: weight.name.clone(), expected: weight.to_string(), found };
+    let bytes: SharedBytes = match &weight.inline {
+        Some(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
+        None => source.bytes(&weight.name).ok_or_else(|| fail("no such tensor".into()))?,
+    };
+    if bytes.len() != weight.bytes() {
+        return Err(fail(format!("{} bytes", bytes.len())));
+    }
+    let mut resolved = Resolved::default();
+    if needs.vector {
+        let values = read_floats(weight.dtype, &bytes, weight.elements());
+        let values = values
+            .ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })?;
+        resolved.vector = Some(values.into());
+    }
+    if needs.table {
+        resolved.table = Some(bytes.clone());
+    }
+    if needs.matrix {
+        let matrix = matrix(isa, weight, weight.dims[1], bytes)?;
+        // Of a tied embedding only the rows of the prompt's tokens are read again.
+        if matrix.is_packed() && weight.inline.is_none() {
+            source.release(&weight.name);
+        }
+        resolved.matrix = Some(Arc::new(matrix));
+    }
+    Ok(resolved)
+}
+
+fn matrix(isa: Isa, weight: &Weight, rows: usize, bytes: SharedBytes) -> Result<Matrix, BuildError> {
+    Matrix::new(isa, weight.dtype, rows, weight.dims[0], bytes).map_err(|source| match source {
+        MatrixError::Unsupported(dtype) => BuildError::UnsupportedType { tensor: weight.name.clone(), dtype },
+        source => BuildError::Matrix { tensor: weight.name.clone(), source },
+    })
+}
+
+/// Looks up the form that a weight of `graph` wants in a table made from another graph with the same weights.
+pub(super) fn form_of<'a>(forms: &'a HashMap<String, ActKind>) -> impl Fn(&Graph, WeightId) -> ActKind + 'a {
+    |graph, id| forms.get(&graph.weight(id).name).copied().unwrap_or(ActKind::F32)
+}
