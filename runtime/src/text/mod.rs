@@ -1,66 +1,40 @@
 //! Text in and out: tokenizer, streaming detokenizer, chat templates.
-use crate::gguf::Metadata;
+//!
+//! A file's `tokenizer.*` metadata is read once into a [`Vocabulary`]; everything here is built from that, so nothing
+//! below knows files. Two families of vocabulary are understood, both of which merge adjacent symbols by priority:
+//!
+//! | `tokenizer.ggml.model` | symbols | a merge exists if | order of merges |
+//! |---|---|---|---|
+//! | `gpt2` (byte-level BPE) | bytes of a word | the file lists it | position in the list |
+//! | `gemma4` (BPE on characters) | characters of a line | the file lists it | position in the list |
+//! | `llama` (SentencePiece BPE) | characters of the text | the joined text is a token | that token's score |
+//!
+//! So one engine (`merge`) serves all; `bpe` and `spm` only say what a symbol is and what a pair is worth.
+//! The way of a text: `special` cuts out special tokens, `split` cuts byte-level text into words, `merge` does the rest.
+//!
+//! This module never sees tensors, logits or sequences, and it never panics on a bad file or a bad text: those are
+//! [`TextError`]s.
 
-/// Whether special tokens (`<|im_start|>` ...) written in the text become their tokens or stay text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Specials {
-    /// Written special tokens are parsed: for templates and trusted text.
-    Parse,
-    /// Special tokens are ordinary text: for what users type.
-    Text,
-}
-/// Why a tokenizer or template cannot be made or used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TextError {}
-/// Turns text to tokens and back. Cheap to clone; usable from many threads.
-#[derive(Clone)]
-pub struct Tokenizer {}
-impl Tokenizer {
-    /// From a file's `tokenizer.ggml.*` metadata.
-    pub fn from_metadata(metadata: &Metadata) -> Result<Self, TextError> { todo!() }
-    /// Tokens of `text`, with neither BOS nor EOS added.
-    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> { todo!() }
-    /// BOS if the file asks for one in front of every text (`tokenizer.ggml.add_bos_token`).
-    pub fn prefix(&self) -> Option<u32> { todo!() }
-    /// The BOS token.
-    pub fn bos(&self) -> Option<u32> { todo!() }
-    /// The end-of-sequence token that the file names.
-    pub fn eos(&self) -> Option<u32> { todo!() }
-    /// Whether a token ends an answer (EOS, EOT, `<|im_end|>`, ...).
-    pub fn is_end(&self, token: u32) -> bool { todo!() }
-    /// Number of tokens.
-    pub fn vocab_size(&self) -> usize { todo!() }
-    /// The bytes that a token stands for; `specials` says whether control tokens yield their written form or nothing.
-    pub fn bytes(&self, token: u32, specials: bool) -> Option<Vec<u8>> { todo!() }
-    /// The token's written form in the vocabulary.
-    pub fn piece(&self, token: u32) -> Option<&str> { todo!() }
-    /// Text of all tokens (lossy where bytes are no UTF-8).
-    pub fn decode(&self, tokens: &[u32], specials: bool) -> String { todo!() }
-    /// A streaming detokenizer.
-    pub fn detokenizer(&self, specials: bool) -> Detokenizer { todo!() }
-}
-/// Emits whole characters only.
-pub struct Detokenizer {}
-impl Detokenizer {
-    /// Adds a token; returns the text that is now complete (may be empty).
-    pub fn push(&mut self, token: u32) -> String { todo!() }
-    /// The rest, with U+FFFD for a character that never became whole.
-    pub fn finish(&mut self) -> String { todo!() }
-}
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-/// A chat template (Jinja, from the file).
-pub struct ChatTemplate {}
-impl ChatTemplate {
-    /// From the file's `tokenizer.chat_template`; `None` if it has none.
-    pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> { todo!() }
-    /// The prompt text of a conversation.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> { todo!() }
-}
+mod bpe;
+mod byte_level;
+mod detokenizer;
+mod error;
+mod merge;
+mod pieces;
+mod pretokenizers;
+mod special;
+mod split;
+mod spm;
+mod template;
+mod tokenizer;
+mod vocabulary;
+
+#[cfg(test)]
+mod samples;
+
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use pretokenizers::names as pretokenizer_names;
+pub use template::{ChatTemplate, Message};
+pub use tokenizer::{Specials, Tokenizer};
+pub use vocabulary::{TokenType, Vocabulary};
