@@ -1,7 +1,21 @@
 //! Runs a program with a persistent team of worker threads.
+//!
+//! [`check`] proves once, when the executor is made, that no call can leave the arena or write what another thread reads;
+//! for each batch it proves that tokens, pages and rows exist. [`run`] relies on that and checks nothing.
 
-use crate::{Buf, Isa, Program};
+mod check;
+mod run;
+
+use crate::{
+    Buf, Call, Isa, KvShape, Program, Rope, Rows,
+    attention::{AttentionTask, LayerCache},
+    memory::Region,
+    ops::Ops,
+    team::{Poisoned, Team},
+    tile::{PANEL_BYTES, TILE_ROWS},
+};
 use rustai_abi::Batch;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Why a program cannot be made ready or a batch cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,13 +38,88 @@ pub enum ExecutorError {
         /// The system's word.
         reason: String,
     },
+    /// The processor cannot run what was asked for.
+    #[error("{isa} kernels need {missing}, which this processor lacks")]
+    Isa {
+        /// The instruction set.
+        isa: &'static str,
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// Worker threads could not be started.
+    #[error("cannot start {threads} threads: {reason}; ask for fewer")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// The system's word.
+        reason: String,
+    },
+    /// A kernel panicked, which is a defect of this program; the executor cannot be used again.
+    #[error("a kernel panicked; the model has to be loaded again")]
+    Panicked,
     /// A batch does not fit the program.
     #[error("batch refused: {0}")]
     Batch(String),
 }
 
 /// A program with its memory, its key/value cache and its threads.
-pub struct Executor {}
+pub struct Executor {
+    program: Program,
+    ops: Ops,
+    team: Team,
+    arena: Region,
+    cache: Region,
+    scratch: Region,
+    layout: Scratch,
+    ropes: Vec<RopeTable>,
+    /// For each `Call::RopeAppend`, which of `ropes` it uses.
+    rope_of_call: Vec<Option<usize>>,
+    /// One work counter per call, and one for the preparation.
+    counters: Vec<AtomicUsize>,
+    /// Where each row of the batch belongs.
+    rows: Vec<RowPlace>,
+    /// Runs of rows that attention handles together.
+    query_tiles: Vec<QueryTile>,
+    query_tile_tokens: usize,
+}
+
+/// Sines and cosines of one rotation for the rows of a batch.
+struct RopeTable {
+    rope: Rope,
+    /// `[max_tokens][pairs]` of (cosine, sine), times the magnitude.
+    values: Region,
+}
+
+/// A row of the batch.
+#[derive(Clone, Copy, Debug)]
+struct RowPlace {
+    sequence: u32,
+    position: u32,
+}
+
+/// Consecutive rows of one sequence.
+#[derive(Clone, Copy, Debug)]
+struct QueryTile {
+    sequence: u32,
+    first: u32,
+    len: u32,
+}
+
+/// Offsets in a thread's scratch.
+#[derive(Clone, Copy, Debug)]
+struct Scratch {
+    /// Two result blocks of a tile.
+    results: [usize; 2],
+    /// One row of the widest buffer.
+    row: usize,
+    panel: usize,
+    dequantized: usize,
+    attention: usize,
+    bytes: usize,
+}
+
+/// Queries (tokens times heads of a group) that one attention task handles, if a group is no larger.
+const QUERY_ROWS: usize = 32;
 
 impl Executor {
     /// Checks `program`, takes its memory and starts `threads - 1` workers (the caller's thread is the first).
@@ -38,30 +127,172 @@ impl Executor {
     /// # Errors
     /// [`ExecutorError`] if a call is unsound or memory is refused.
     pub fn new(isa: Isa, threads: usize, program: Program) -> Result<Self, ExecutorError> {
-        todo!()
+        if let Some(missing) = isa.missing_feature() {
+            return Err(ExecutorError::Isa { isa: isa.name(), missing });
+        }
+        let facts = check::program(&program)?;
+        let shape = program.kv;
+        let ops = Ops::new(isa, shape.map_or(16, |kv| kv.head_dim));
+        let threads = threads.max(1);
+
+        let align = |bytes: usize| bytes.next_multiple_of(64);
+        let mut bytes = 0;
+        let mut take = |amount: usize| {
+            let at = bytes;
+            bytes += align(amount);
+            at
+        };
+        let result = program.max_tokens.max(program.max_outputs) * TILE_ROWS * 4;
+        let query_tile_tokens = (QUERY_ROWS / facts.max_group.max(1)).max(1);
+        let head_dim = shape.map_or(0, |kv| kv.head_dim);
+        let query_rows = query_tile_tokens * facts.max_group;
+        let layout = Scratch {
+            results: [take(result), take(result)],
+            row: take(facts.max_width * 4),
+            panel: take(PANEL_BYTES),
+            dequantized: take(facts.dequantized_values * 4),
+            attention: take(AttentionTask::scratch_values(query_rows, head_dim) * 4),
+            bytes: 0,
+        };
+        // Threads' shares lie a page apart at least, so that none disturbs another's cache lines.
+        let layout = Scratch { bytes: bytes.next_multiple_of(4096), ..layout };
+
+        let cache_bytes = match shape {
+            Some(kv) => LayerCache::page_bytes(&kv, ops.kv)
+                .checked_mul(kv.pages)
+                .and_then(|bytes| bytes.checked_mul(kv.layers))
+                .ok_or_else(|| ExecutorError::OutOfMemory {
+                    what: "the key/value cache",
+                    bytes: usize::MAX,
+                    reason: "its size overflows".into(),
+                })?,
+            None => 0,
+        };
+        let mut ropes: Vec<RopeTable> = Vec::new();
+        let mut rope_of_call = Vec::with_capacity(program.calls.len());
+        for call in &program.calls {
+            let Call::RopeAppend { rope: Some(rope), .. } = call else {
+                rope_of_call.push(None);
+                continue;
+            };
+            let same =
+                |table: &RopeTable| table.rope.inv_freq == rope.inv_freq && table.rope.magnitude == rope.magnitude;
+            let index = match ropes.iter().position(same) {
+                Some(index) => index,
+                None => {
+                    let len = program.max_tokens * rope.inv_freq.len() * 8;
+                    ropes.push(RopeTable { rope: rope.clone(), values: Region::new("rotation tables", len)? });
+                    ropes.len() - 1
+                }
+            };
+            rope_of_call.push(Some(index));
+        }
+        let team = Team::new(threads).map_err(|error| ExecutorError::Threads { threads, reason: error.to_string() })?;
+        Ok(Self {
+            ops,
+            team,
+            arena: Region::new("activations", program.arena_bytes)?,
+            cache: Region::new("the key/value cache", cache_bytes)?,
+            scratch: Region::new("scratch", layout.bytes * threads)?,
+            layout,
+            ropes,
+            rope_of_call,
+            counters: (0..=program.calls.len()).map(|_| AtomicUsize::new(0)).collect(),
+            rows: Vec::with_capacity(program.max_tokens),
+            query_tiles: Vec::with_capacity(program.max_tokens),
+            query_tile_tokens,
+            program,
+        })
     }
 
-    /// Fills the first `rows` rows of an input buffer.
+    /// Bytes of key/value cache that `isa` takes for `shape`.
+    pub fn cache_bytes(isa: Isa, shape: &KvShape) -> u64 {
+        let page = LayerCache::page_bytes(shape, Ops::new(isa, shape.head_dim).kv);
+        page as u64 * shape.layers as u64 * shape.pages as u64
+    }
+
+    /// Fills the first rows of an input buffer; `values` is row-major.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Batch`] if the buffer is none of the program's inputs or the values are no whole rows that fit.
     pub fn write(&mut self, buf: Buf, values: &[f32]) -> Result<(), ExecutorError> {
-        todo!()
+        if !self.program.inputs.contains(&buf) {
+            return Err(ExecutorError::Batch(format!("{buf:?} is no input of the program")));
+        }
+        let rows = self.program.max_rows(buf.rows);
+        if !values.len().is_multiple_of(buf.width) || values.len() > rows * buf.width {
+            return Err(ExecutorError::Batch(format!(
+                "{} input values are not at most {rows} rows of {}",
+                values.len(),
+                buf.width
+            )));
+        }
+        let bytes = &mut self.arena.as_mut_slice()[buf.offset..][..values.len() * 4];
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = value.to_ne_bytes();
+        }
+        Ok(())
     }
 
     /// Runs the program on `batch` and returns the output buffer's rows.
     ///
     /// # Errors
     /// [`ExecutorError::Batch`] if the batch breaks a limit or names a token, page or row that does not exist; nothing
-    /// has run then.
+    /// has run then. [`ExecutorError::Panicked`] if a kernel panicked, now or earlier.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<&[f32], ExecutorError> {
-        todo!()
+        check::batch(&self.program, batch)?;
+        self.rows.clear();
+        self.query_tiles.clear();
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let (first, index) = (self.rows.len() as u32, index as u32);
+            self.rows.extend((0..sequence.len).map(|i| RowPlace { sequence: index, position: sequence.start + i }));
+            for tile in (0..sequence.len).step_by(self.query_tile_tokens) {
+                let len = (self.query_tile_tokens as u32).min(sequence.len - tile);
+                self.query_tiles.push(QueryTile { sequence: index, first: first + tile, len });
+            }
+        }
+        for counter in &self.counters {
+            counter.store(0, Relaxed);
+        }
+        let Self { program, ops, team, arena, cache, scratch, layout, ropes, rope_of_call, counters, .. } = self;
+        let step = run::Step {
+            program,
+            ops,
+            arena: arena.as_ptr(),
+            cache: cache.as_ptr(),
+            layout,
+            ropes,
+            rope_of_call,
+            counters,
+            rows: &self.rows,
+            query_tiles: &self.query_tiles,
+            batch,
+        };
+        let scratch = run::Shared(scratch.as_ptr());
+        let step = run::Shared(&step);
+        team.run(&|thread, lockstep| {
+            // SAFETY: `check` has proven the program's and the batch's offsets; each thread has its own scratch; the
+            // region has a share for each thread of the team.
+            unsafe { step.get().run(lockstep, scratch.get().add(thread * layout.bytes)) }
+        })
+        .map_err(|Poisoned| ExecutorError::Panicked)?;
+        let output = self.program.output;
+        let rows = match output.rows {
+            Rows::Tokens => batch.tokens.len(),
+            Rows::Outputs => batch.outputs.len(),
+        };
+        // SAFETY: `check` has proven that the buffer lies in the arena; regions are aligned and initialised, and no other
+        // thread runs now.
+        Ok(unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(output.offset).cast(), rows * output.width) })
     }
 
     /// The program.
     pub fn program(&self) -> &Program {
-        todo!()
+        &self.program
     }
 
     /// Threads, the caller's included.
     pub fn threads(&self) -> usize {
-        todo!()
+        self.team.threads()
     }
 }

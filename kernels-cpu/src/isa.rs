@@ -28,7 +28,9 @@ pub enum IsaError {
     #[error("RUSTAI_CPU={0:?} names no instruction set; use reference, avx2 or avx512, or unset it")]
     Unknown(String),
     /// This processor lacks a feature.
-    #[error("RUSTAI_CPU={forced} needs a processor feature that is missing here ({missing}); the best available is {best}")]
+    #[error(
+        "RUSTAI_CPU={forced} needs a processor feature that is missing here ({missing}); the best available is {best}"
+    )]
     Unavailable {
         /// What was asked for.
         forced: &'static str,
@@ -118,7 +120,10 @@ impl Isa {
         if let Some(missing) = isa.missing_feature() {
             return Err(IsaError::Unavailable { forced: isa.name(), missing, best: best.name() });
         }
-        Ok(Selection { isa, reason: format!("forced by {ENVIRONMENT}={}; the best here is {}", isa.name(), best.name()) })
+        Ok(Selection {
+            isa,
+            reason: format!("forced by {ENVIRONMENT}={}; the best here is {}", isa.name(), best.name()),
+        })
     }
 }
 

@@ -2,11 +2,21 @@
 //!
 //! This crate knows block formats and instruction sets. It knows no graphs and no files.
 
+mod attention;
 mod bytes;
 mod executor;
+pub mod formats;
 mod isa;
 mod matrix;
+mod memory;
+mod ops;
+mod pack;
 mod program;
+pub mod reference;
+mod team;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use bytes::SharedBytes;
 pub use executor::{Executor, ExecutorError};

@@ -1,6 +1,13 @@
 //! Weight matrices in the order that the kernels read.
 
-use crate::{Isa, SharedBytes};
+use crate::{
+    Isa, SharedBytes,
+    formats::{self, Format},
+    memory::Region,
+    pack::{GROUP, Layout},
+    reference,
+    tile::{TILE_ROWS, Tile, TileKernel},
+};
 use rustai_abi::DType;
 
 /// The form of activations that a matrix multiplies with.
@@ -42,48 +49,210 @@ pub enum MatrixError {
         /// Bytes given.
         found: usize,
     },
+    /// Memory for the packed weights could not be had.
+    #[error("{bytes} bytes of packed weights: {reason}")]
+    OutOfMemory {
+        /// How much.
+        bytes: usize,
+        /// The system's word.
+        reason: String,
+    },
 }
 
 /// A weight matrix (`rows` outputs by `cols` inputs), ready for the kernels of one instruction set.
 #[derive(Debug)]
-pub struct Matrix {}
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    isa: Isa,
+    storage: Storage,
+}
+
+#[derive(Debug)]
+enum Storage {
+    /// Row-major blocks as the file has them, dequantized whenever they are used.
+    Rows { bytes: SharedBytes, format: &'static Format },
+    /// Groups of rows in the kernels' order.
+    Packed { region: Region, layout: Layout, kernel: TileKernel },
+}
+
+/// Activations that a matrix multiplies: the first row, and bytes from one row to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ActRows {
+    pub(crate) start: *const u8,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+}
+
+/// Scratch of one thread for [`Matrix::tile`]; all parts are 64-byte aligned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileScratch {
+    /// `PANEL_BYTES`.
+    pub(crate) panel: *mut u8,
+    /// [`Matrix::dequantized_values`] values.
+    pub(crate) dequantized: *mut f32,
+}
 
 impl Matrix {
     /// Prepares row-major blocks for `isa`: packed into the kernels' own order where there is a fast kernel (the bytes
     /// given are then no longer needed), kept as they are where the reference does the work.
     ///
     /// # Errors
-    /// [`MatrixError`] if the type has no kernel or the bytes do not fit the shape.
+    /// [`MatrixError`] if the type has no kernel, the bytes do not fit the shape, or memory is refused.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
-        todo!()
+        let format = formats::of(dtype).filter(|_| dtype != DType::Q8_K).ok_or(MatrixError::Unsupported(dtype))?;
+        let Some(row_bytes) = dtype.bytes_for(cols) else {
+            return Err(MatrixError::RowLength { cols, dtype, block: dtype.block_len() });
+        };
+        let expected = row_bytes.saturating_mul(rows);
+        if bytes.len() != expected {
+            return Err(MatrixError::Length { rows, cols, dtype, expected, found: bytes.len() });
+        }
+        let storage = match Layout::of(dtype).and_then(|layout| Some((layout, tile_kernel(isa, layout)?))) {
+            None => Storage::Rows { bytes, format },
+            Some((layout, kernel)) => {
+                let len = rows.div_ceil(GROUP) * layout.group_bytes(cols);
+                let mut region = Region::new("packed weights", len)
+                    .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
+                layout.pack(cols, row_bytes, &bytes, region.as_mut_slice());
+                Storage::Packed { region, layout, kernel }
+            }
+        };
+        Ok(Self { rows, cols, dtype, isa, storage })
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        todo!()
+        self.rows
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        todo!()
+        self.cols
     }
 
     /// The type that the file stores.
     pub fn dtype(&self) -> DType {
-        todo!()
+        self.dtype
     }
 
     /// The form in which this matrix wants its input.
     pub fn wants(&self) -> ActKind {
-        todo!()
+        match &self.storage {
+            Storage::Packed { layout, .. } if layout.is_integer() => ActKind::Q8,
+            _ => ActKind::F32,
+        }
     }
 
     /// Whether the bytes given to [`new`](Self::new) were copied, so that the file's pages may be dropped.
     pub fn is_packed(&self) -> bool {
-        todo!()
+        matches!(self.storage, Storage::Packed { .. })
     }
-    /// Name of the kernel family in use, such as `avx512-vnni` or `reference`.
+
+    /// Name of the kernel in use, such as `avx512`; `reference` where weights are dequantized as they are used.
     pub fn kernel_name(&self) -> &'static str {
-        todo!()
+        match self.storage {
+            Storage::Packed { .. } => self.isa.name(),
+            Storage::Rows { .. } => Isa::Reference.name(),
+        }
     }
+
+    /// The kernel that `isa` has for a type: the name of an instruction set, `reference`, or `None` if the type cannot be
+    /// multiplied at all.
+    pub fn kernel_for(isa: Isa, dtype: DType) -> Option<&'static str> {
+        formats::of(dtype).filter(|_| dtype != DType::Q8_K)?;
+        let fast = Layout::of(dtype).is_some_and(|layout| tile_kernel(isa, layout).is_some());
+        Some(if fast { isa.name() } else { Isa::Reference.name() })
+    }
+
+    /// Tiles of `TILE_ROWS` rows.
+    pub(crate) fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// Values of scratch that a tile of this matrix needs for dequantized rows.
+    pub(crate) fn dequantized_values(&self) -> usize {
+        match (&self.storage, self.isa) {
+            (Storage::Packed { .. }, _) => 0,
+            (Storage::Rows { .. }, Isa::Reference) => self.cols,
+            (Storage::Rows { .. }, _) => 2 * TILE_ROWS * self.cols,
+        }
+    }
+
+    /// Multiplies the rows of tile `tile` with all activation rows; `out` is `[x.rows][TILE_ROWS]`, and columns past the
+    /// matrix's last row are unspecified.
+    ///
+    /// # Safety
+    /// `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, `out` and `scratch` are valid and
+    /// this thread's alone, and the processor has the instruction set that the matrix was made for.
+    pub(crate) unsafe fn tile(&self, tile: usize, x: ActRows, out: *mut f32, scratch: TileScratch) {
+        let first = tile * TILE_ROWS;
+        let count = TILE_ROWS.min(self.rows - first);
+        let groups = count.div_ceil(GROUP);
+        let (cols, panel) = (self.cols, scratch.panel);
+        let args = |group: *const u8, stride: usize| Tile {
+            group,
+            stride,
+            groups,
+            cols,
+            x: x.start,
+            x_stride: x.stride,
+            tokens: x.rows,
+            out,
+            panel,
+        };
+        match &self.storage {
+            Storage::Packed { region, layout, kernel } => {
+                let stride = layout.group_bytes(cols);
+                // SAFETY: the region holds all groups of the matrix; the rest is the caller's promise.
+                unsafe { kernel(&args(region.as_ptr().add(tile * 2 * stride), stride)) }
+            }
+            Storage::Rows { bytes, format } => {
+                let row_bytes = bytes.len() / self.rows;
+                let rows = bytes[first * row_bytes..(first + count) * row_bytes].chunks_exact(row_bytes);
+                // SAFETY: the caller gives `dequantized_values` values of scratch.
+                let values = unsafe { std::slice::from_raw_parts_mut(scratch.dequantized, self.dequantized_values()) };
+                let Some(kernel) = tile_kernel(self.isa, Layout::F32) else {
+                    for (r, row) in rows.enumerate() {
+                        (format.dequantize)(row, values);
+                        for t in 0..x.rows {
+                            // SAFETY: `x` has the row, and `out` has the row's column.
+                            unsafe {
+                                let x = std::slice::from_raw_parts(x.start.add(t * x.stride).cast::<f32>(), cols);
+                                *out.add(t * TILE_ROWS + r) = reference::dot(values, x);
+                            }
+                        }
+                    }
+                    return;
+                };
+                // No kernel for the type, but one for `f32`: dequantize the tile, then use that.
+                let (plain, packed) = values.split_at_mut(TILE_ROWS * cols);
+                for (values, row) in plain.chunks_exact_mut(cols).zip(rows) {
+                    (format.dequantize)(row, values);
+                }
+                for (g, group) in packed.chunks_exact_mut(GROUP * cols).take(groups).enumerate() {
+                    for (k, column) in group.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                        for (r, value) in column.iter_mut().enumerate() {
+                            *value = plain[(g * GROUP + r) * cols + k];
+                        }
+                    }
+                }
+                // SAFETY: the packed values were just written; the rest is the caller's promise.
+                unsafe { kernel(&args(packed.as_ptr().cast(), Layout::F32.group_bytes(cols))) }
+            }
+        }
+    }
+}
+
+/// The fast kernel for a layout; `None` if the reference has to do it.
+#[cfg(target_arch = "x86_64")]
+fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
+    crate::x86_64::tile_kernel(isa, layout)
+}
+
+/// The fast kernel for a layout; none are written for this processor yet.
+#[cfg(not(target_arch = "x86_64"))]
+fn tile_kernel(_: Isa, _: Layout) -> Option<TileKernel> {
+    None
 }

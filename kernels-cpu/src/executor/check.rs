@@ -1,0 +1,259 @@
+//! Proofs about programs and batches that make running them sound.
+
+use crate::{Act, ActKind, Buf, Call, ExecutorError, Matrix, Program, QBuf, Rows};
+use rustai_abi::{Batch, PAGE_TOKENS};
+use std::ops::Range;
+
+/// What running a program needs to know beyond the program itself.
+pub(super) struct Facts {
+    /// Most query heads that share a key/value head.
+    pub(super) max_group: usize,
+    /// Most values that a tile needs for dequantized rows.
+    pub(super) dequantized_values: usize,
+    /// Columns of the widest buffer that is normalized or worked on in place.
+    pub(super) max_width: usize,
+}
+
+impl Program {
+    /// Most rows that a buffer can have.
+    pub(super) fn max_rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.max_tokens,
+            Rows::Outputs => self.max_outputs,
+        }
+    }
+}
+
+/// One call under examination.
+struct Examiner<'a> {
+    program: &'a Program,
+}
+
+type Reason = Result<(), String>;
+
+fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Reason {
+    if holds { Ok(()) } else { Err(reason()) }
+}
+
+impl Examiner<'_> {
+    fn span(&self, offset: usize, bytes: usize) -> Result<Range<usize>, String> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.program.arena_bytes && offset.is_multiple_of(64) => Ok(offset..end),
+            _ => Err(format!(
+                "{bytes} bytes at {offset} do not lie aligned in {} bytes of arena",
+                self.program.arena_bytes
+            )),
+        }
+    }
+
+    fn buf(&self, buf: Buf) -> Result<Range<usize>, String> {
+        ensure(buf.width > 0, || "a buffer has no columns".into())?;
+        self.span(buf.offset, Buf::bytes(buf.width, self.program.max_rows(buf.rows)))
+    }
+
+    fn qbuf(&self, buf: QBuf) -> Result<Range<usize>, String> {
+        ensure(buf.width > 0 && buf.width.is_multiple_of(32), || format!("{} columns are no blocks of 32", buf.width))?;
+        self.span(buf.offset, QBuf::bytes(buf.width, self.program.max_rows(buf.rows)))
+    }
+
+    fn act(&self, act: Act) -> Result<Range<usize>, String> {
+        match act {
+            Act::F32(buf) => self.buf(buf),
+            Act::Q8(buf) => self.qbuf(buf),
+        }
+    }
+
+    fn apart(&self, a: &Range<usize>, b: &Range<usize>) -> Reason {
+        ensure(a.end <= b.start || b.end <= a.start, || format!("buffers at {a:?} and {b:?} overlap"))
+    }
+
+    fn same_shape(&self, a: Buf, b: Buf) -> Reason {
+        ensure(a.width == b.width && a.rows == b.rows, || format!("{a:?} and {b:?} differ in shape"))
+    }
+
+    /// `out` is `input` itself or does not touch it.
+    fn in_place(&self, input: Buf, out: Buf) -> Reason {
+        self.same_shape(input, out)?;
+        if input == out { Ok(()) } else { self.apart(&self.buf(input)?, &self.buf(out)?) }
+    }
+
+    /// `weight` multiplies `x` into `out`.
+    fn product(&self, weight: &Matrix, x: Act, out: Buf) -> Reason {
+        let (kind, width, rows) = match x {
+            Act::F32(x) => (ActKind::F32, x.width, x.rows),
+            Act::Q8(x) => (ActKind::Q8, x.width, x.rows),
+        };
+        ensure(weight.wants() == kind, || format!("{} weights want {:?} input", weight.dtype(), weight.wants()))?;
+        ensure(weight.cols() == width && weight.rows() == out.width && rows == out.rows, || {
+            format!("a {} x {} matrix does not turn {x:?} into {out:?}", weight.rows(), weight.cols())
+        })?;
+        self.apart(&self.act(x)?, &self.buf(out)?)
+    }
+
+    fn layer(&self, layer: usize) -> Result<crate::KvShape, String> {
+        let kv = self.program.kv.ok_or("the program has no key/value cache")?;
+        ensure(layer < kv.layers, || format!("layer {layer} of {} in the cache", kv.layers))?;
+        Ok(kv)
+    }
+
+    fn call(&self, call: &Call, facts: &mut Facts) -> Reason {
+        match call {
+            Call::Embed { dtype, table, out, .. } => {
+                self.buf(*out)?;
+                ensure(out.rows == Rows::Tokens, || "embeddings have a row per token".into())?;
+                let row = dtype.bytes_for(out.width).filter(|row| table.len().is_multiple_of(*row));
+                ensure(row.is_some() && crate::formats::of(*dtype).is_some(), || {
+                    format!("{} bytes of {dtype} are no table of {} columns", table.len(), out.width)
+                })
+            }
+            Call::RmsNorm { x, weight, out, .. } => {
+                facts.max_width = facts.max_width.max(x.width);
+                let (width, rows) = match out {
+                    Act::F32(out) => (out.width, out.rows),
+                    Act::Q8(out) => (out.width, out.rows),
+                };
+                ensure(weight.len() == x.width && width == x.width && rows == x.rows, || {
+                    format!("{} weights do not normalize {x:?} into {out:?}", weight.len())
+                })?;
+                if *out == Act::F32(*x) { self.buf(*x).map(drop) } else { self.apart(&self.buf(*x)?, &self.act(*out)?) }
+            }
+            Call::Quantize { x, out } => {
+                ensure(x.width == out.width && x.rows == out.rows, || format!("{x:?} and {out:?} differ in shape"))?;
+                self.apart(&self.buf(*x)?, &self.qbuf(*out)?)
+            }
+            Call::MatMul { x, projections } => {
+                for (i, projection) in projections.iter().enumerate() {
+                    let (weight, out) = (&projection.weight, projection.out);
+                    self.product(weight, *x, out)?;
+                    ensure(projection.bias.as_ref().is_none_or(|bias| bias.len() == out.width), || {
+                        format!("the bias does not fit {out:?}")
+                    })?;
+                    for other in &projections[..i] {
+                        self.apart(&self.buf(out)?, &self.buf(other.out)?)?;
+                    }
+                    facts.dequantized_values = facts.dequantized_values.max(weight.dequantized_values());
+                }
+                Ok(())
+            }
+            Call::GatedMatMul { x, gate, up, out } => {
+                self.product(gate, *x, *out)?;
+                self.product(up, *x, *out)?;
+                let values = gate.dequantized_values().max(up.dequantized_values());
+                facts.dequantized_values = facts.dequantized_values.max(values);
+                Ok(())
+            }
+            Call::RopeAppend { q, k, v, layer, rope } => {
+                let kv = self.layer(*layer)?;
+                let width = kv.kv_heads * kv.head_dim;
+                ensure(k.width == width && v.width == width && q.width.is_multiple_of(kv.head_dim), || {
+                    format!("{q:?}, {k:?} and {v:?} do not fit {} heads of {}", kv.kv_heads, kv.head_dim)
+                })?;
+                ensure([q, k, v].iter().all(|buf| buf.rows == Rows::Tokens), || "a row per token is needed".into())?;
+                ensure(rope.as_ref().is_none_or(|rope| rope.inv_freq.len() * 2 <= kv.head_dim), || {
+                    format!("more pairs to rotate than a head of {} has", kv.head_dim)
+                })?;
+                let (q, k, v) = (self.buf(*q)?, self.buf(*k)?, self.buf(*v)?);
+                self.apart(&q, &k)?;
+                self.apart(&q, &v)?;
+                self.apart(&k, &v)
+            }
+            Call::Attention { q, out, layer, .. } => {
+                let kv = self.layer(*layer)?;
+                ensure(q.rows == Rows::Tokens && q.width.is_multiple_of(kv.kv_heads * kv.head_dim), || {
+                    format!("{q:?} is no whole number of groups of {} heads of {}", kv.kv_heads, kv.head_dim)
+                })?;
+                facts.max_group = facts.max_group.max(q.width / kv.head_dim / kv.kv_heads);
+                self.in_place(*q, *out)
+            }
+            Call::Add { a, b, out } | Call::Mul { a, b, out } => {
+                self.in_place(*a, *out)?;
+                self.in_place(*b, *out)
+            }
+            Call::Silu { x, out } | Call::Softmax { x, out } => {
+                facts.max_width = facts.max_width.max(x.width);
+                self.in_place(*x, *out)
+            }
+            Call::SelectOutputs { x, out } => {
+                ensure(x.width == out.width && x.rows == Rows::Tokens && out.rows == Rows::Outputs, || {
+                    format!("{out:?} are no rows of {x:?}")
+                })?;
+                self.apart(&self.buf(*x)?, &self.buf(*out)?)
+            }
+        }
+    }
+}
+
+/// Examines all calls.
+pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
+    let mut facts = Facts { max_group: 0, dequantized_values: 0, max_width: 0 };
+    let examiner = Examiner { program };
+    let refuse = |index: usize| move |reason: String| ExecutorError::Program { index, reason };
+    if let Some(kv) = program.kv {
+        let sound = kv.layers > 0 && kv.kv_heads > 0 && kv.head_dim > 0;
+        ensure(sound, || format!("{kv:?} is no key/value cache")).map_err(refuse(0))?;
+    }
+    for (index, call) in program.calls.iter().enumerate() {
+        examiner.call(call, &mut facts).map_err(refuse(index))?;
+    }
+    for buf in program.inputs.iter().chain([&program.output]) {
+        examiner.buf(*buf).map_err(refuse(program.calls.len()))?;
+    }
+    Ok(facts)
+}
+
+/// Examines one batch; allocates only to explain a refusal.
+pub(super) fn batch(program: &Program, batch: &Batch<'_>) -> Result<(), ExecutorError> {
+    let refuse = |reason: String| Err(ExecutorError::Batch(reason));
+    let tokens = batch.tokens.len();
+    if tokens == 0 || tokens > program.max_tokens {
+        return refuse(format!("{tokens} tokens; a step takes 1 to {}", program.max_tokens));
+    }
+    if batch.outputs.len() > program.max_outputs {
+        return refuse(format!("{} outputs; a step gives at most {}", batch.outputs.len(), program.max_outputs));
+    }
+    if let Some(row) = batch.outputs.iter().find(|row| **row as usize >= tokens) {
+        return refuse(format!("output row {row} of {tokens}"));
+    }
+    for call in &program.calls {
+        if let Call::Embed { dtype, table, out, .. } = call {
+            // `program` has proven that rows are whole blocks.
+            let rows = dtype.bytes_for(out.width).map_or(0, |row| table.len() / row);
+            if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= rows) {
+                return refuse(format!("token {token} of a vocabulary of {rows}"));
+            }
+        }
+    }
+    let mut sum = 0usize;
+    for sequence in batch.sequences {
+        sum += sequence.len as usize;
+        let needed = (sequence.start as usize + sequence.len as usize).div_ceil(PAGE_TOKENS);
+        if sequence.len == 0 {
+            return refuse("a sequence without tokens".into());
+        }
+        let Some(kv) = program.kv else { continue };
+        let Some(pages) = sequence.pages.get(..needed) else {
+            return refuse(format!("{} pages for {needed} pages of positions", sequence.pages.len()));
+        };
+        if let Some(page) = pages.iter().find(|page| **page as usize >= kv.pages) {
+            return refuse(format!("page {page} of {}", kv.pages));
+        }
+    }
+    // Positions that share a page they are written to would race; everything before that page may be shared.
+    if program.kv.is_some() {
+        for (i, a) in batch.sequences.iter().enumerate() {
+            let own = written(a);
+            let twice = (1..own.len()).any(|i| own[..i].contains(&own[i]));
+            if twice || batch.sequences[..i].iter().any(|b| own.iter().any(|page| written(b).contains(page))) {
+                return refuse("one page is written for two runs of positions".into());
+            }
+        }
+    }
+    if sum == tokens { Ok(()) } else { refuse(format!("{tokens} tokens in sequences of {sum} together")) }
+}
+
+/// Pages that a sequence appends to.
+fn written<'a>(sequence: &rustai_abi::BatchSequence<'a>) -> &'a [u32] {
+    let first = sequence.start as usize / PAGE_TOKENS;
+    let end = (sequence.start as usize + sequence.len as usize).div_ceil(PAGE_TOKENS);
+    &sequence.pages[first..end]
+}

@@ -1,0 +1,397 @@
+//! One step of a program, as every thread of the team runs it.
+//!
+//! SAFETY of the whole file: [`Step::run`] is called by [`Executor::run`](super::Executor::run) only, after
+//! [`check`](super::check) has proven that
+//!
+//! - every buffer lies in the arena with room for the largest batch, 64-byte aligned, and what a call writes overlaps
+//!   nothing else that it reads or writes, but for element-wise work in place;
+//! - tokens, pages and output rows exist, and no cache position is written twice.
+//!
+//! Threads share the arena through raw pointers. Within a call, each task (a row, a tile of columns, a head of a query
+//! tile) is claimed by one thread and writes what no other task touches; between calls there is a barrier. So no byte is
+//! accessed by two threads at once unless both read.
+
+use super::{QueryTile, RopeTable, RowPlace, Scratch};
+use crate::{
+    Act, Buf, Call, Matrix, Program, Projection, QBuf, RopeStyle, Rows,
+    attention::{AttentionTask, LayerCache},
+    formats::{self, q8a},
+    matrix::{ActRows, TileScratch},
+    ops::Ops,
+    team::Lockstep,
+    tile::TILE_ROWS,
+};
+use rustai_abi::{Batch, PAGE_TOKENS};
+use std::sync::atomic::AtomicUsize;
+
+/// A pointer that the threads of a team share.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<T>(pub(super) T);
+
+// SAFETY: see the head of the file for how threads keep out of each other's way.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(super) fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+/// What a step needs.
+pub(super) struct Step<'a> {
+    pub(super) program: &'a Program,
+    pub(super) ops: &'a Ops,
+    pub(super) arena: *mut u8,
+    pub(super) cache: *mut u8,
+    pub(super) layout: &'a Scratch,
+    pub(super) ropes: &'a [RopeTable],
+    pub(super) rope_of_call: &'a [Option<usize>],
+    pub(super) counters: &'a [AtomicUsize],
+    pub(super) rows: &'a [RowPlace],
+    pub(super) query_tiles: &'a [QueryTile],
+    pub(super) batch: &'a Batch<'a>,
+}
+
+impl Step<'_> {
+    /// One thread's part of all calls; `scratch` is its own.
+    ///
+    /// # Safety
+    /// See the head of the file.
+    pub(super) unsafe fn run(&self, lockstep: &Lockstep, scratch: *mut u8) {
+        let (first, counters) = self.counters.split_first().expect("there is a counter for the preparation");
+        while let Some(row) = lockstep.next(first, self.rows.len()) {
+            for table in self.ropes {
+                // SAFETY: the table has a row for each row of the batch, and this thread has claimed this one.
+                unsafe { table.fill(row, self.rows[row].position) };
+            }
+        }
+        lockstep.barrier();
+        for (index, call) in self.program.calls.iter().enumerate() {
+            let tasks = self.tasks(call);
+            while let Some(task) = lockstep.next(&counters[index], tasks) {
+                // SAFETY: see the head of the file.
+                unsafe { self.task(index, call, task, scratch) };
+            }
+            lockstep.barrier();
+        }
+    }
+
+    fn row_count(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.batch.tokens.len(),
+            Rows::Outputs => self.batch.outputs.len(),
+        }
+    }
+
+    /// Into how many independent pieces a call is cut.
+    fn tasks(&self, call: &Call) -> usize {
+        let rows = |buf: &Buf| self.row_count(buf.rows);
+        match call {
+            Call::Embed { out, .. } | Call::SelectOutputs { out, .. } => rows(out),
+            Call::RmsNorm { x, .. } | Call::Quantize { x, .. } => rows(x),
+            Call::MatMul { projections, .. } => {
+                let some = projections.first().is_some_and(|projection| rows(&projection.out) > 0);
+                if some { projections.iter().map(|projection| projection.weight.tiles()).sum() } else { 0 }
+            }
+            Call::GatedMatMul { gate, out, .. } => {
+                if rows(out) > 0 {
+                    gate.tiles()
+                } else {
+                    0
+                }
+            }
+            Call::RopeAppend { q, .. } => rows(q),
+            Call::Attention { .. } => self.query_tiles.len() * self.program.kv.map_or(0, |kv| kv.kv_heads),
+            Call::Add { out, .. } | Call::Mul { out, .. } => rows(out),
+            Call::Silu { x, .. } | Call::Softmax { x, .. } => rows(x),
+        }
+    }
+
+    /// # Safety
+    /// See the head of the file; the task was claimed by this thread.
+    unsafe fn task(&self, index: usize, call: &Call, task: usize, scratch: *mut u8) {
+        // SAFETY: see the head of the file. Each arm touches the rows, columns or heads of its own task.
+        unsafe {
+            match call {
+                Call::Embed { dtype, table, out, scale } => {
+                    let format = formats::of(*dtype).expect("checked: the table's type can be read");
+                    let bytes = dtype.bytes_for(out.width).expect("checked: rows are whole blocks");
+                    let row = self.row_mut(*out, task);
+                    (format.dequantize)(&table[self.batch.tokens[task] as usize * bytes..][..bytes], row);
+                    if *scale != 1.0 {
+                        row.iter_mut().for_each(|x| *x *= scale);
+                    }
+                }
+                Call::RmsNorm { x, weight, eps, out } => match out {
+                    Act::F32(out) => {
+                        self.map(*x, *out, task, scratch, |x, out| (self.ops.rms_norm)(x, weight, *eps, out));
+                    }
+                    Act::Q8(out) => {
+                        let normalized = self.scratch_row(scratch, x.width);
+                        (self.ops.rms_norm)(self.row(*x, task), weight, *eps, normalized);
+                        (self.ops.quantize)(normalized, self.qrow_mut(*out, task));
+                    }
+                },
+                Call::Quantize { x, out } => (self.ops.quantize)(self.row(*x, task), self.qrow_mut(*out, task)),
+                Call::MatMul { x, projections } => {
+                    let mut tile = task;
+                    for projection in projections {
+                        if tile < projection.weight.tiles() {
+                            self.project(*x, projection, tile, scratch);
+                            return;
+                        }
+                        tile -= projection.weight.tiles();
+                    }
+                }
+                Call::GatedMatMul { x, gate, up, out } => {
+                    let (gated, linear) = (self.result(scratch, 0), self.result(scratch, 1));
+                    let count = self.tile(gate, *x, task, gated, scratch);
+                    self.tile(up, *x, task, linear, scratch);
+                    for t in 0..self.row_count(out.rows) {
+                        let at = |from: *mut f32| std::slice::from_raw_parts(from.add(t * TILE_ROWS), count);
+                        (self.ops.swiglu)(at(gated), at(linear), self.columns_mut(*out, t, task * TILE_ROWS, count));
+                    }
+                }
+                Call::RopeAppend { q, k, v, layer, rope } => {
+                    let kv = self.program.kv.expect("checked: the program has a cache");
+                    let (place, cache) = (self.rows[task], self.layer(*layer));
+                    let (queries, keys) = (self.row_mut(*q, task), self.row_mut(*k, task));
+                    if let (Some(rope), Some(table)) = (rope, self.rope_of_call[index]) {
+                        let turns = self.ropes[table].row(task);
+                        for head in queries.chunks_exact_mut(kv.head_dim).chain(keys.chunks_exact_mut(kv.head_dim)) {
+                            rotate(head, rope.style, turns);
+                        }
+                    }
+                    let pages = self.batch.sequences[place.sequence as usize].pages;
+                    let position = place.position as usize;
+                    let (page, slot) = (pages[position / PAGE_TOKENS], position % PAGE_TOKENS);
+                    let values = self.row(*v, task);
+                    let heads = keys.chunks_exact(kv.head_dim).zip(values.chunks_exact(kv.head_dim));
+                    for (head, (key, value)) in heads.enumerate() {
+                        cache.append(page, slot, head, key, value);
+                    }
+                }
+                Call::Attention { q, out, layer, scale, window } => {
+                    let kv = self.program.kv.expect("checked: the program has a cache");
+                    // Late tiles see most positions: they go first, so that threads finish together.
+                    let tile = self.query_tiles[self.query_tiles.len() - 1 - task / kv.kv_heads];
+                    let head = task % kv.kv_heads;
+                    let group = q.width / kv.head_dim / kv.kv_heads;
+                    let column = head * group * kv.head_dim;
+                    let sequence = &self.batch.sequences[tile.sequence as usize];
+                    (self.ops.attention)(&AttentionTask {
+                        q: self.at(*q, tile.first as usize).add(column),
+                        out: self.at(*out, tile.first as usize).add(column),
+                        stride: q.width,
+                        tokens: tile.len as usize,
+                        group,
+                        head_dim: kv.head_dim,
+                        start: self.rows[tile.first as usize].position as usize,
+                        scale: *scale,
+                        window: window.map_or(usize::MAX, |window| window as usize),
+                        cache: self.layer(*layer),
+                        head,
+                        pages: sequence.pages,
+                        scratch: scratch.add(self.layout.attention).cast(),
+                    });
+                }
+                Call::Add { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a + b),
+                Call::Mul { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a * b),
+                Call::Silu { x, out } => self.map(*x, *out, task, scratch, |x, out| (self.ops.silu)(x, out)),
+                Call::Softmax { x, out } => self.map(*x, *out, task, scratch, |x, out| (self.ops.softmax)(x, out)),
+                Call::SelectOutputs { x, out } => {
+                    let row = self.batch.outputs[task] as usize;
+                    self.row_mut(*out, task).copy_from_slice(self.row(*x, row));
+                }
+            }
+        }
+    }
+
+    /// Tile `tile` of one projection, for all rows.
+    ///
+    /// # Safety
+    /// See the head of the file.
+    unsafe fn project(&self, x: Act, projection: &Projection, tile: usize, scratch: *mut u8) {
+        // SAFETY: the columns of the tile are this task's own.
+        unsafe {
+            let result = self.result(scratch, 0);
+            let count = self.tile(&projection.weight, x, tile, result, scratch);
+            let first = tile * TILE_ROWS;
+            for t in 0..self.row_count(projection.out.rows) {
+                let result = std::slice::from_raw_parts_mut(result.add(t * TILE_ROWS), count);
+                if let Some(bias) = &projection.bias {
+                    for (x, bias) in result.iter_mut().zip(&bias[first..]) {
+                        *x += bias;
+                    }
+                }
+                let out = self.columns_mut(projection.out, t, first, count);
+                if projection.accumulate {
+                    for (out, x) in out.iter_mut().zip(result) {
+                        *out += *x;
+                    }
+                } else {
+                    out.copy_from_slice(result);
+                }
+            }
+        }
+    }
+
+    /// Products of one tile of `weight` with all rows of `x`; returns how many of its columns are real.
+    ///
+    /// # Safety
+    /// See the head of the file; `result` is this thread's own.
+    unsafe fn tile(&self, weight: &Matrix, x: Act, tile: usize, result: *mut f32, scratch: *mut u8) -> usize {
+        let (offset, stride, rows) = match x {
+            Act::F32(x) => (x.offset, x.width * 4, x.rows),
+            Act::Q8(x) => (x.offset, q8a::row_bytes(x.width), x.rows),
+        };
+        // SAFETY: the input was written by an earlier call, before a barrier; scratch is this thread's own.
+        unsafe {
+            let x = ActRows { start: self.arena.add(offset), stride, rows: self.row_count(rows) };
+            let scratch = TileScratch {
+                panel: scratch.add(self.layout.panel),
+                dequantized: scratch.add(self.layout.dequantized).cast(),
+            };
+            weight.tile(tile, x, result, scratch);
+        }
+        TILE_ROWS.min(weight.rows() - tile * TILE_ROWS)
+    }
+
+    /// # Safety
+    /// `scratch` is a thread's share.
+    unsafe fn result(&self, scratch: *mut u8, which: usize) -> *mut f32 {
+        // SAFETY: the offset lies in the share.
+        unsafe { scratch.add(self.layout.results[which]).cast() }
+    }
+
+    fn layer(&self, layer: usize) -> LayerCache {
+        let kv = self.program.kv.expect("checked: the program has a cache");
+        let bytes = LayerCache::page_bytes(&kv, self.ops.kv) * kv.pages;
+        LayerCache {
+            start: self.cache.wrapping_add(layer * bytes),
+            element: self.ops.kv,
+            kv_heads: kv.kv_heads,
+            head_dim: kv.head_dim,
+        }
+    }
+
+    /// # Safety
+    /// The buffer has the row.
+    unsafe fn at(&self, buf: Buf, row: usize) -> *mut f32 {
+        // SAFETY: promised by the caller and `check`.
+        unsafe { self.arena.add(buf.offset).cast::<f32>().add(row * buf.width) }
+    }
+
+    /// # Safety
+    /// The buffer has the row, and nobody writes it meanwhile.
+    unsafe fn row(&self, buf: Buf, row: usize) -> &[f32] {
+        // SAFETY: promised by the caller and `check`; the arena is initialised.
+        unsafe { std::slice::from_raw_parts(self.at(buf, row), buf.width) }
+    }
+
+    /// # Safety
+    /// The buffer has the row, and nobody else uses it meanwhile.
+    #[expect(clippy::mut_from_ref, reason = "the arena is shared through a raw pointer; see the head of the file")]
+    unsafe fn row_mut(&self, buf: Buf, row: usize) -> &mut [f32] {
+        // SAFETY: promised by the caller and `check`; the arena is initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.at(buf, row), buf.width) }
+    }
+
+    /// # Safety
+    /// The buffer has the row and the columns, and nobody else uses them meanwhile.
+    #[expect(clippy::mut_from_ref, reason = "the arena is shared through a raw pointer; see the head of the file")]
+    unsafe fn columns_mut(&self, buf: Buf, row: usize, first: usize, count: usize) -> &mut [f32] {
+        // SAFETY: promised by the caller and `check`; the arena is initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.at(buf, row).add(first), count) }
+    }
+
+    /// # Safety
+    /// The buffer has the row, and nobody else uses it meanwhile.
+    #[expect(clippy::mut_from_ref, reason = "the arena is shared through a raw pointer; see the head of the file")]
+    unsafe fn qrow_mut(&self, buf: QBuf, row: usize) -> &mut [u8] {
+        let bytes = q8a::row_bytes(buf.width);
+        // SAFETY: promised by the caller and `check`; the arena is initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.arena.add(buf.offset + row * bytes), bytes) }
+    }
+
+    /// # Safety
+    /// The buffers have the row; nobody else uses it in `out` meanwhile. `out` may be `a` or `b`.
+    unsafe fn zip(&self, a: Buf, b: Buf, out: Buf, row: usize, f: impl Fn(f32, f32) -> f32) {
+        // SAFETY: promised by the caller; element by element through pointers, since buffers may be one and the same.
+        unsafe {
+            let (a, b, to) = (self.at(a, row), self.at(b, row), self.at(out, row));
+            for i in 0..out.width {
+                *to.add(i) = f(*a.add(i), *b.add(i));
+            }
+        }
+    }
+
+    /// # Safety
+    /// The buffers have the row; nobody else uses it in `out` meanwhile. `out` may be `x`.
+    unsafe fn map(&self, x: Buf, out: Buf, row: usize, scratch: *mut u8, f: impl Fn(&[f32], &mut [f32])) {
+        // SAFETY: promised by the caller; in place, the input is copied first, since slices may not alias.
+        unsafe {
+            if x == out {
+                let copy = self.scratch_row(scratch, x.width);
+                copy.copy_from_slice(self.row(x, row));
+                f(copy, self.row_mut(out, row));
+            } else {
+                f(self.row(x, row), self.row_mut(out, row));
+            }
+        }
+    }
+
+    /// A row in the thread's scratch.
+    ///
+    /// # Safety
+    /// `scratch` is the thread's share, and no other such row is alive.
+    #[expect(clippy::mut_from_ref, reason = "the row lies in the thread's own scratch")]
+    unsafe fn scratch_row(&self, scratch: *mut u8, width: usize) -> &mut [f32] {
+        // SAFETY: the share has room for the widest row; the region is initialised.
+        unsafe { std::slice::from_raw_parts_mut(scratch.add(self.layout.row).cast(), width) }
+    }
+}
+
+impl RopeTable {
+    /// # Safety
+    /// The table has the row, and nobody else uses it meanwhile.
+    unsafe fn fill(&self, row: usize, position: u32) {
+        let pairs = self.rope.inv_freq.len();
+        // SAFETY: promised by the caller; the region is initialised and page-aligned.
+        let turns =
+            unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr().cast::<[f32; 2]>().add(row * pairs), pairs) };
+        for (turn, inv_freq) in turns.iter_mut().zip(&*self.rope.inv_freq) {
+            let (sin, cos) = (f64::from(position) * f64::from(*inv_freq)).sin_cos();
+            let magnitude = f64::from(self.rope.magnitude);
+            *turn = [(cos * magnitude) as f32, (sin * magnitude) as f32];
+        }
+    }
+
+    /// # Safety
+    /// The table has the row, and nobody writes it meanwhile.
+    unsafe fn row(&self, row: usize) -> &[[f32; 2]] {
+        let pairs = self.rope.inv_freq.len();
+        // SAFETY: promised by the caller; the region is initialised and page-aligned.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr().cast::<[f32; 2]>().add(row * pairs), pairs) }
+    }
+}
+
+/// Turns the pairs of a head by (cosine, sine).
+fn rotate(head: &mut [f32], style: RopeStyle, turns: &[[f32; 2]]) {
+    match style {
+        RopeStyle::Interleaved => {
+            for (pair, [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                let [x, y] = *pair;
+                *pair = [x * cos - y * sin, x * sin + y * cos];
+            }
+        }
+        RopeStyle::Neox => {
+            let (first, second) = head[..2 * turns.len()].split_at_mut(turns.len());
+            for ((x, y), [cos, sin]) in first.iter_mut().zip(second).zip(turns) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            }
+        }
+    }
+}

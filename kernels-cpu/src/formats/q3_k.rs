@@ -1,0 +1,45 @@
+//! Q3_K: 256 values of 3 bits around a middle of 4 in 16 groups of 16, each group with a 6-bit scale around 32.
+//! `value = (d * (scale - 32)) * (q - 4)`.
+//!
+//! Bytes: 32 bytes of third bits, 64 bytes with the low two bits, 12 bytes of scales, `d` (f16). Low bits are stored as in
+//! Q2_K; the third bits of the `i`-th 32 values are bit `i` of the first 32 bytes.
+
+use super::{
+    Format,
+    block::{QK_K, read_blocks, read_f16},
+};
+use rustai_abi::DType;
+
+const BYTES: usize = 110;
+
+pub(super) const FORMAT: Format = Format::new(DType::Q3_K, dequantize);
+
+/// The 16 scales, less their middle of 32. Bytes 0-7 hold the low four bits of scales 0-7 (low nibble) and 8-15 (high
+/// nibble); byte `8 + i` holds the upper two bits of scales `i`, `i + 4`, `i + 8` and `i + 12`, lowest first.
+pub(crate) fn unpack_scales(packed: &[u8; 12]) -> [i8; 16] {
+    std::array::from_fn(|i| {
+        let low = packed[i % 8] >> (i / 8 * 4) & 0x0f;
+        let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
+        (low | high << 4) as i8 - 32
+    })
+}
+
+fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {
+        let [head @ .., d0, d1] = block;
+        let d = read_f16([*d0, *d1]);
+        let (third, rest) = head.split_at(32);
+        let (quants, packed) = rest.split_at(64);
+        let scales = unpack_scales(packed.first_chunk().expect("12 bytes are left"));
+        for (group, (values, scale)) in values.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
+            let scale_d = d * f32::from(scale);
+            let (half, shift, side) = (group / 8, group % 8 / 2 * 2, group % 2);
+            let quants = &quants[half * 32 + side * 16..][..16];
+            let third = &third[side * 16..][..16];
+            for ((value, q), third) in values.iter_mut().zip(quants).zip(third) {
+                let q = q >> shift & 3 | (third >> (group / 2) & 1) << 2;
+                *value = scale_d * f32::from(q as i8 - 4);
+            }
+        }
+    });
+}

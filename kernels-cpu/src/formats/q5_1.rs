@@ -1,0 +1,30 @@
+//! Q5_1: 32 values of 5 bits above a minimum. `value = d * q + m`.
+//!
+//! Bytes: `d` (f16), `m` (f16), 32 bits (u32) that hold the fifth bit of value `i` at position `i`, then 16 bytes whose low
+//! nibbles are values 0-15 and whose high nibbles are values 16-31.
+
+use super::{
+    Format,
+    block::{read_blocks, read_f16},
+};
+use rustai_abi::DType;
+
+const LEN: usize = 32;
+const BYTES: usize = 24;
+
+pub(super) const FORMAT: Format = Format::new(DType::Q5_1, dequantize);
+
+fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; LEN]| {
+        let &[d0, d1, m0, m1, h0, h1, h2, h3, ref quants @ ..] = block;
+        let d = read_f16([d0, d1]);
+        let m = read_f16([m0, m1]);
+        let fifth = u32::from_le_bytes([h0, h1, h2, h3]);
+        let (low, high) = values.split_at_mut(LEN / 2);
+        for (i, ((low, high), q)) in low.iter_mut().zip(high).zip(quants).enumerate() {
+            let q = u32::from(*q);
+            *low = d * (q & 0x0f | (fifth >> i & 1) << 4) as f32 + m;
+            *high = d * (q >> 4 | (fifth >> (i + 16) & 1) << 4) as f32 + m;
+        }
+    });
+}

@@ -1,0 +1,39 @@
+//! Q8_0: 32 signed bytes and one scale. `value = d * q`.
+//!
+//! Bytes: `d` (f16), then the 32 quants in order.
+
+use super::{
+    Format,
+    block::{inverse_scale, largest_magnitude, read_blocks, read_f16, write_blocks, write_f16},
+};
+use rustai_abi::DType;
+
+const LEN: usize = 32;
+const BYTES: usize = 34;
+
+pub(super) const FORMAT: Format = Format::new(DType::Q8_0, dequantize).with_quantize(quantize);
+
+fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    read_blocks(bytes, out, |&[d0, d1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {
+        let d = read_f16([d0, d1]);
+        for (value, q) in values.iter_mut().zip(quants) {
+            *value = d * f32::from(*q as i8);
+        }
+    });
+}
+
+/// `d` is the largest magnitude over 127; quants are `x / d` rounded to nearest, ties away from zero. Bytes equal those
+/// of the `gguf` package, except that a block too small for an invertible `f32` scale (below about 4e-37) gets zero
+/// quants, where `gguf` overflows.
+fn quantize(values: &[f32], out: &mut [u8]) {
+    write_blocks(values, out, |values: &[f32; LEN], block: &mut [u8; BYTES]| {
+        let d = largest_magnitude(values).abs() / 127.0;
+        let inverse = inverse_scale(d);
+        let [d0, d1, quants @ ..] = block;
+        [*d0, *d1] = write_f16(d);
+        for (q, value) in quants.iter_mut().zip(values) {
+            // The cast saturates and takes NaN to 0.
+            *q = (value * inverse).round() as i8 as u8;
+        }
+    });
+}

@@ -1,0 +1,90 @@
+//! Zeroed, 64-byte aligned memory for weights, activations and the key/value cache.
+//!
+//! Regions come straight from the system, so pages that nobody touches cost nothing, and large ones are offered huge
+//! pages (`madvise(2)`, `MADV_HUGEPAGE`), which spares a streaming kernel most address-translation misses.
+
+use crate::ExecutorError;
+use std::ptr::NonNull;
+
+/// Regions at least this large ask for huge pages.
+const HUGE_FROM: usize = 4 << 20;
+
+/// An anonymous mapping, zeroed, owned, page-aligned.
+#[derive(Debug)]
+pub(crate) struct Region {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a region is plain memory without thread affinity; who may access which bytes is decided by its users.
+unsafe impl Send for Region {}
+// SAFETY: as above; `&Region` hands out shared slices and a raw pointer, nothing else.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps `len` zeroed bytes; `what` names them in the error.
+    pub(crate) fn new(what: &'static str, len: usize) -> Result<Self, ExecutorError> {
+        if len == 0 {
+            return Ok(Self { start: NonNull::<Aligned>::dangling().cast(), len });
+        }
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        let start = match NonNull::new(start.cast::<u8>()) {
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => start,
+            _ => {
+                let reason = std::io::Error::last_os_error().to_string();
+                return Err(ExecutorError::OutOfMemory { what, bytes: len, reason });
+            }
+        };
+        if len >= HUGE_FROM {
+            // SAFETY: the range was just mapped by us; the advice changes no contents, and its failure is harmless.
+            unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        }
+        Ok(Self { start, len })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: `start` is valid for `len` initialised (zeroed) bytes, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: the range is the one that `new` mapped, and nobody can hold it any more.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Aligned;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_zeroed_and_writable_and_an_absurd_one_is_an_error() {
+        let mut region = Region::new("test", 5 << 20).unwrap();
+        assert!(region.as_mut_slice().iter().all(|&byte| byte == 0));
+        region.as_mut_slice()[(5 << 20) - 1] = 1;
+        assert_eq!(Region::new("test", 0).unwrap().as_mut_slice(), &[] as &[u8]);
+        let error = Region::new("the moon", usize::MAX / 2).unwrap_err();
+        assert!(error.to_string().contains("the moon"), "{error}");
+    }
+}

@@ -1,0 +1,45 @@
+//! The unit of matrix multiplication: two groups of weight rows times all tokens of a batch.
+//!
+//! A tile kernel leaves plain sums in a small scratch block `[tokens][TILE_ROWS]`; what happens to them then (bias,
+//! residual, SwiGLU) is the same code for all formats and instruction sets, in [`crate::matmul`].
+//!
+//! Every kernel adds up the blocks of a row in the order of its columns with the same operations, whatever the number
+//! of tokens, threads or tiles, so a result never depends on how work was cut or batched.
+
+use crate::pack::GROUP;
+
+/// Rows that one tile computes (the last tile of a matrix may have one group only).
+pub(crate) const TILE_ROWS: usize = 2 * GROUP;
+
+/// Bytes of scratch that a tile kernel may use for expanded weights.
+pub(crate) const PANEL_BYTES: usize = 64 << 10;
+
+/// Arguments of a tile kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile {
+    /// First group of packed rows; 64-byte aligned.
+    pub(crate) group: *const u8,
+    /// Bytes from one group to the next.
+    pub(crate) stride: usize,
+    /// Groups: 1 or 2.
+    pub(crate) groups: usize,
+    /// Columns of the matrix, which is the length of an activation row.
+    pub(crate) cols: usize,
+    /// Activations: rows of `q8a` blocks or of `f32`, as the layout wants.
+    pub(crate) x: *const u8,
+    /// Bytes from one activation row to the next.
+    pub(crate) x_stride: usize,
+    /// Activation rows, at least 1.
+    pub(crate) tokens: usize,
+    /// Result, `[tokens][TILE_ROWS]`; 64-byte aligned.
+    pub(crate) out: *mut f32,
+    /// Scratch of `PANEL_BYTES`; 64-byte aligned.
+    pub(crate) panel: *mut u8,
+}
+
+/// A tile kernel.
+///
+/// # Safety
+/// The processor has the kernel's features; all pointers are valid for what the fields say, and nobody else accesses
+/// `out` or `panel` meanwhile.
+pub(crate) type TileKernel = unsafe fn(&Tile);

@@ -1,0 +1,455 @@
+//! AVX2 tile kernels for integer formats.
+//!
+//! The shape is that of the AVX-512 kernels, on half-wide registers: a group is two halves of eight rows. Without VNNI a
+//! dot product of bytes goes through 16-bit sums, `vpmaddubsw`, which saturates (Intel SDM vol. 2, PMADDUBSW). It never
+//! does here, since activations lie in -127 ..= 127 and
+//!
+//! - quants of 4 bits give at most 15 * 127 * 2 = 3,810 a pair, and all eight steps of a block fit: 30,480;
+//! - quants of 6 bits give at most 63 * 127 * 2 = 16,002, and two steps fit: 32,004;
+//! - signed bytes are multiplied as |w| * sign(a, w), at most 128 * 127 * 2 = 32,512, and one step fits.
+//!
+//! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
+//! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
+//! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
+//! [`crate::pack`] and of `q8a`.
+
+use crate::{
+    pack::{GROUP, Layout},
+    tile::{TILE_ROWS, Tile},
+};
+use std::arch::x86_64::*;
+
+/// Blocks of 32 columns that are expanded at a time.
+const PANEL_BLOCKS: usize = 16;
+/// Bytes of one expanded block of one group: 16 registers of quants, two of scales, two of second scales or minima.
+const PANEL_BLOCK_BYTES: usize = 512 + 128;
+const _: () = assert!(PANEL_BLOCKS * 2 * PANEL_BLOCK_BYTES <= crate::tile::PANEL_BYTES);
+
+/// Half a group: eight rows.
+const HALF: usize = GROUP / 2;
+
+/// How the bytes of a format are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dot {
+    /// Unsigned quants; so many steps are added up in 16 bits before they are widened.
+    Unsigned(usize),
+    /// Signed quants.
+    Signed,
+}
+
+/// How a packed format yields its values for one half (`h`) of a group.
+trait Format {
+    const LAYOUT: Layout;
+    const DOT: Dot;
+    /// Unsigned quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
+    const BIAS_BITS: Option<u32>;
+    const MINS: bool;
+    const HALVES: bool;
+    /// Columns `4j .. 4j + 4` of block `b`, eight rows.
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i;
+    /// Scale, and second scale or minimum, of block `b`.
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2];
+}
+
+struct Q4_0;
+struct Q4_1;
+struct Q8_0;
+struct Q4K;
+struct Q6K;
+
+#[inline(always)]
+unsafe fn load(at: *const u8) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_loadu_si256(at.cast()) }
+}
+
+#[inline(always)]
+unsafe fn load_halves(at: *const u8) -> __m256 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+}
+
+#[inline(always)]
+unsafe fn nibble(packed: __m256i, high: bool) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let shifted = if high { _mm256_srli_epi16::<4>(packed) } else { packed };
+        _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+    }
+}
+
+impl Format for Q4_0 {
+    const LAYOUT: Layout = Layout::Q4_0;
+    const DOT: Dot = Dot::Unsigned(8);
+    const BIAS_BITS: Option<u32> = Some(3);
+    const MINS: bool = false;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
+        unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
+    }
+}
+
+impl Format for Q4_1 {
+    const LAYOUT: Layout = Layout::Q4_1;
+    const DOT: Dot = Dot::Unsigned(8);
+    const BIAS_BITS: Option<u32> = None;
+    const MINS: bool = true;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
+        unsafe { [load_halves(scales.add(b * 64 + h * 16)), load_halves(scales.add(b * 64 + 32 + h * 16))] }
+    }
+}
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::Q8_0;
+    const DOT: Dot = Dot::Signed;
+    const BIAS_BITS: Option<u32> = None;
+    const MINS: bool = false;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { load(quants.add(b * 512 + j * 64 + h * 32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
+        unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
+    }
+}
+
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::Q4K;
+    const DOT: Dot = Dot::Unsigned(8);
+    const BIAS_BITS: Option<u32> = None;
+    const MINS: bool = true;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { nibble(load(quants.add(b / 2 * 512 + j * 64 + h * 32)), b % 2 == 1) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let scales = scales.add(b / 8 * 320);
+            let widen = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())));
+            let at = b % 8 * GROUP + h * HALF;
+            let scale = _mm256_mul_ps(load_halves(scales.add(h * 16)), widen(scales.add(64 + at)));
+            let min = _mm256_mul_ps(load_halves(scales.add(32 + h * 16)), widen(scales.add(192 + at)));
+            [scale, _mm256_sub_ps(_mm256_setzero_ps(), min)]
+        }
+    }
+}
+
+impl Format for Q6K {
+    const LAYOUT: Layout = Layout::Q6K;
+    const DOT: Dot = Dot::Unsigned(2);
+    const BIAS_BITS: Option<u32> = Some(5);
+    const MINS: bool = false;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let at = quants.add(b / 4 * 1536 + h * 32 + j * 64);
+            let low = nibble(load(at.add(b % 2 * 512)), b % 4 >= 2);
+            let high = load(at.add(1024));
+            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
+            let high = match b % 4 {
+                0 => _mm256_slli_epi16::<4>(high),
+                1 => _mm256_slli_epi16::<2>(high),
+                2 => high,
+                _ => _mm256_srli_epi16::<2>(high),
+            };
+            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let scales = scales.add(b / 8 * 288);
+            let d = load_halves(scales.add(h * 16));
+            let widen = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())));
+            let first = scales.add(32 + b % 8 * 2 * GROUP + h * HALF);
+            [_mm256_mul_ps(d, widen(first)), _mm256_mul_ps(d, widen(first.add(GROUP)))]
+        }
+    }
+}
+
+/// One token's `q8a` row.
+#[derive(Clone, Copy)]
+struct Row {
+    quants: *const u8,
+    scales: *const f32,
+    /// Sums of the quants of the first and last 16 columns of each block.
+    sums: *const i32,
+}
+
+impl Row {
+    #[inline(always)]
+    unsafe fn of(tile: &Tile, t: usize) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let quants = tile.x.add(t * tile.x_stride);
+            let scales = quants.add(tile.cols);
+            Self { quants, scales: scales.cast(), sums: scales.add(tile.cols / 32 * 4).cast() }
+        }
+    }
+
+    /// Columns `4j .. 4j + 4` of block `b` in every lane.
+    #[inline(always)]
+    unsafe fn four(self, b: usize, j: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
+    }
+
+    /// What the bias of the quants adds to the dot product of columns of one scale, negated.
+    #[inline(always)]
+    unsafe fn bias<F: Format>(self, b: usize, half: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        let Some(bits) = F::BIAS_BITS else { return unsafe { _mm256_setzero_si256() } };
+        // SAFETY: see the head of the file.
+        unsafe {
+            let sums = self.sums.add(b * 2);
+            let sum = if F::HALVES { *sums.add(half) } else { *sums + *sums.add(1) };
+            _mm256_set1_epi32(-(sum << bits))
+        }
+    }
+
+    /// The block's sum in units of the activation, which the minimum multiplies.
+    #[inline(always)]
+    unsafe fn sum(self, b: usize) -> __m256 {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_set1_ps(*self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32) }
+    }
+}
+
+/// Integer dot products of the columns of steps `from .. to`, for `T` tokens and `N` half groups; `w(n, j)` yields
+/// weights. Adds to `dot`.
+#[inline(always)]
+unsafe fn dots<F: Format, const T: usize, const N: usize>(
+    dot: &mut [[__m256i; N]; T],
+    rows: &[Row; T],
+    b: usize,
+    from: usize,
+    to: usize,
+    w: impl Fn(usize, usize) -> __m256i,
+) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        match F::DOT {
+            Dot::Unsigned(steps) => {
+                for j in (from..to).step_by(steps) {
+                    let last = to.min(j + steps);
+                    let mut wide: [[__m256i; N]; T] = [[_mm256_setzero_si256(); N]; T];
+                    for i in j..last {
+                        let w: [__m256i; N] = std::array::from_fn(|n| w(n, i));
+                        for t in 0..T {
+                            let four = rows[t].four(b, i);
+                            for n in 0..N {
+                                let pairs = _mm256_maddubs_epi16(w[n], four);
+                                wide[t][n] = if i == j { pairs } else { _mm256_add_epi16(wide[t][n], pairs) };
+                            }
+                        }
+                    }
+                    for t in 0..T {
+                        for n in 0..N {
+                            dot[t][n] = _mm256_add_epi32(dot[t][n], _mm256_madd_epi16(wide[t][n], ones));
+                        }
+                    }
+                }
+            }
+            Dot::Signed => {
+                for j in from..to {
+                    let w: [__m256i; N] = std::array::from_fn(|n| w(n, j));
+                    let size: [__m256i; N] = std::array::from_fn(|n| _mm256_abs_epi8(w[n]));
+                    for t in 0..T {
+                        let four = rows[t].four(b, j);
+                        for n in 0..N {
+                            let pairs = _mm256_maddubs_epi16(size[n], _mm256_sign_epi8(four, w[n]));
+                            dot[t][n] = _mm256_add_epi32(dot[t][n], _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Few tokens: weights from memory into registers, once.
+#[inline(always)]
+unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        for g in 0..tile.groups {
+            let quants = tile.group.add(g * tile.stride);
+            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            let mut acc = [[_mm256_setzero_ps(); 2]; T];
+            for b in 0..tile.cols / 32 {
+                let scale: [[__m256; 2]; 2] = std::array::from_fn(|h| F::scales(scales, b, h));
+                block::<F, T, 2>(&mut acc, &rows, b, |h, j| F::quants(quants, b, h, j), |h, i| scale[h][i]);
+            }
+            for (t, acc) in acc.into_iter().enumerate() {
+                for (h, acc) in acc.into_iter().enumerate() {
+                    _mm256_storeu_ps(tile.out.add(t * TILE_ROWS + g * GROUP + h * HALF), acc);
+                }
+            }
+        }
+    }
+}
+
+/// Adds one block of 32 columns to `acc`. The order of operations is the same in every kernel.
+#[inline(always)]
+unsafe fn block<F: Format, const T: usize, const N: usize>(
+    acc: &mut [[__m256; N]; T],
+    rows: &[Row; T],
+    b: usize,
+    w: impl Fn(usize, usize) -> __m256i,
+    scale: impl Fn(usize, usize) -> __m256,
+) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let halves = if F::HALVES { 2 } else { 1 };
+        let steps = 8 / halves;
+        for half in 0..halves {
+            let mut dot: [[__m256i; N]; T] = std::array::from_fn(|t| [rows[t].bias::<F>(b, half); N]);
+            dots::<F, T, N>(&mut dot, rows, b, half * steps, (half + 1) * steps, &w);
+            for n in 0..N {
+                let scale = scale(n, half);
+                for t in 0..T {
+                    let d = _mm256_set1_ps(*rows[t].scales.add(b));
+                    acc[t][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][n]), _mm256_mul_ps(scale, d), acc[t][n]);
+                }
+            }
+        }
+        if F::MINS {
+            for n in 0..N {
+                let min = scale(n, 1);
+                for t in 0..T {
+                    acc[t][n] = _mm256_fmadd_ps(min, rows[t].sum(b), acc[t][n]);
+                }
+            }
+        }
+    }
+}
+
+/// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
+#[inline(always)]
+unsafe fn paneled<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let blocks = tile.cols / 32;
+        for g in 0..tile.groups {
+            let quants = tile.group.add(g * tile.stride);
+            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            for first in (0..blocks).step_by(PANEL_BLOCKS) {
+                let count = PANEL_BLOCKS.min(blocks - first);
+                for b in 0..count {
+                    let to = tile.panel.add(b * PANEL_BLOCK_BYTES);
+                    for h in 0..2 {
+                        for j in 0..8 {
+                            let at = to.add(j * 64 + h * 32);
+                            _mm256_store_si256(at.cast(), F::quants(quants, first + b, h, j));
+                        }
+                        let scale = F::scales(scales, first + b, h);
+                        _mm256_store_ps(to.add(512 + h * 32).cast(), scale[0]);
+                        _mm256_store_ps(to.add(576 + h * 32).cast(), scale[1]);
+                    }
+                }
+                let mut t = 0;
+                while t + 4 <= tile.tokens {
+                    micro::<F, 4>(tile, g, t, first, count);
+                    t += 4;
+                }
+                match tile.tokens - t {
+                    0 => {}
+                    1 => micro::<F, 1>(tile, g, t, first, count),
+                    2 => micro::<F, 2>(tile, g, t, first, count),
+                    _ => micro::<F, 3>(tile, g, t, first, count),
+                }
+            }
+        }
+    }
+}
+
+/// `T` tokens times the `count` expanded blocks of one group, added to what earlier panels left in `out`.
+#[inline(always)]
+unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
+        let out = |t: usize, h: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + h * HALF);
+        let mut acc: [[__m256; 2]; T] = std::array::from_fn(|t| {
+            std::array::from_fn(|h| if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) })
+        });
+        for b in 0..count {
+            let panel = tile.panel.add(b * PANEL_BLOCK_BYTES);
+            let w = |h: usize, j: usize| _mm256_load_si256(panel.add(j * 64 + h * 32).cast());
+            let scale = |h: usize, i: usize| _mm256_load_ps(panel.add(512 + i * 64 + h * 32).cast());
+            block::<F, T, 2>(&mut acc, &rows, first + b, w, scale);
+        }
+        for t in 0..T {
+            for h in 0..2 {
+                _mm256_store_ps(out(t, h), acc[t][h]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        match tile.tokens {
+            1 => direct::<F, 1>(tile),
+            2 => direct::<F, 2>(tile),
+            3 => direct::<F, 3>(tile),
+            _ => paneled::<F>(tile),
+        }
+    }
+}
+
+macro_rules! entries {
+    ($($name:ident: $format:ty),+) => {
+        $(
+            /// # Safety
+            /// See [`TileKernel`](crate::tile::TileKernel).
+            #[target_feature(enable = "avx2,fma,f16c")]
+            pub(super) unsafe fn $name(args: &Tile) {
+                // SAFETY: the caller's promise is ours.
+                unsafe { tile::<$format>(args) }
+            }
+        )+
+    };
+}
+
+entries!(q4_0: Q4_0, q4_1: Q4_1, q8_0: Q8_0, q4_k: Q4K, q6_k: Q6K);

@@ -1,0 +1,423 @@
+//! AVX-512 VNNI tile kernels for integer formats.
+//!
+//! All formats come down to one shape: blocks of 32 columns of unsigned bytes for sixteen rows (eight registers), a
+//! scale per row (two for formats with scales per 16 columns), and perhaps a minimum per row. `vpdpbusd` multiplies
+//! them with four broadcast bytes of the activations and adds exactly, without saturation on the way (Intel SDM vol. 2,
+//! VPDPBUSD). With few tokens the weights go from memory to registers once and straight into the dot products; with
+//! more they are first expanded into a panel that stays in the first-level cache.
+//!
+//! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
+//! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
+//! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
+//! [`crate::pack`] and of `q8a`.
+
+use crate::{
+    pack::{GROUP, Layout},
+    tile::{TILE_ROWS, Tile},
+};
+use std::arch::x86_64::*;
+
+/// Blocks of 32 columns that are expanded at a time.
+const PANEL_BLOCKS: usize = 16;
+/// Bytes of one expanded block of one group: eight registers of quants, one of scales, one of second scales or minima.
+const PANEL_BLOCK_BYTES: usize = 10 * 64;
+const _: () = assert!(PANEL_BLOCKS * 2 * PANEL_BLOCK_BYTES <= crate::tile::PANEL_BYTES);
+
+/// Sixteen rows of 32 columns.
+struct Block {
+    /// Register `j` holds columns `4j .. 4j + 4` of each row, plus the format's bias.
+    w: [__m512i; 8],
+    /// Scale of each row (of the first 16 columns, if there are halves).
+    scale: __m512,
+    /// Scale of the last 16 columns, or what is added per unit of activation.
+    extra: __m512,
+}
+
+/// How a packed format yields blocks.
+trait Format {
+    const LAYOUT: Layout;
+    /// Quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
+    const BIAS_BITS: Option<u32>;
+    /// Rows have a minimum per block.
+    const MINS: bool;
+    /// Rows have a scale per 16 columns.
+    const HALVES: bool;
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block;
+}
+
+struct Q4_0;
+struct Q4_1;
+struct Q8_0;
+struct Q4K;
+struct Q6K;
+
+#[inline(always)]
+unsafe fn load(at: *const u8) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_loadu_si512(at.cast()) }
+}
+
+#[inline(always)]
+unsafe fn load_halves(at: *const u8) -> __m512 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+}
+
+/// Low nibbles of four registers, then their high nibbles.
+#[inline(always)]
+unsafe fn nibbles(quants: *const u8) -> [__m512i; 8] {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let mask = _mm512_set1_epi8(15);
+        std::array::from_fn(|j| {
+            let packed = load(quants.add(j % 4 * 64));
+            let shifted = if j < 4 { packed } else { _mm512_srli_epi16::<4>(packed) };
+            _mm512_and_si512(shifted, mask)
+        })
+    }
+}
+
+impl Format for Q4_0 {
+    const LAYOUT: Layout = Layout::Q4_0;
+    const BIAS_BITS: Option<u32> = Some(3);
+    const MINS: bool = false;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let scale = load_halves(scales.add(b * 32));
+            Block { w: nibbles(quants.add(b * 256)), scale, extra: scale }
+        }
+    }
+}
+
+impl Format for Q4_1 {
+    const LAYOUT: Layout = Layout::Q4_1;
+    const BIAS_BITS: Option<u32> = None;
+    const MINS: bool = true;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
+        unsafe {
+            Block {
+                w: nibbles(quants.add(b * 256)),
+                scale: load_halves(scales.add(b * 64)),
+                extra: load_halves(scales.add(b * 64 + 32)),
+            }
+        }
+    }
+}
+
+impl Format for Q8_0 {
+    const LAYOUT: Layout = Layout::Q8_0;
+    const BIAS_BITS: Option<u32> = Some(7);
+    const MINS: bool = false;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let flip = _mm512_set1_epi8(-128);
+            let scale = load_halves(scales.add(b * 32));
+            let w = std::array::from_fn(|j| _mm512_xor_si512(load(quants.add(b * 512 + j * 64)), flip));
+            Block { w, scale, extra: scale }
+        }
+    }
+}
+
+impl Format for Q4K {
+    const LAYOUT: Layout = Layout::Q4K;
+    const BIAS_BITS: Option<u32> = None;
+    const MINS: bool = true;
+    const HALVES: bool = false;
+
+    #[inline(always)]
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (quants, scales) = (quants.add(b / 2 * 512), scales.add(b / 8 * 320));
+            let mask = _mm512_set1_epi8(15);
+            let w = if b % 2 == 0 {
+                std::array::from_fn(|j| _mm512_and_si512(load(quants.add(j * 64)), mask))
+            } else {
+                std::array::from_fn(|j| _mm512_and_si512(_mm512_srli_epi16::<4>(load(quants.add(j * 64))), mask))
+            };
+            let widen = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())));
+            let scale = _mm512_mul_ps(load_halves(scales), widen(scales.add(64 + b % 8 * GROUP)));
+            let min = _mm512_mul_ps(load_halves(scales.add(32)), widen(scales.add(192 + b % 8 * GROUP)));
+            Block { w, scale, extra: _mm512_sub_ps(_mm512_setzero_ps(), min) }
+        }
+    }
+}
+
+impl Format for Q6K {
+    const LAYOUT: Layout = Layout::Q6K;
+    const BIAS_BITS: Option<u32> = Some(5);
+    const MINS: bool = false;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (quants, scales) = (quants.add(b / 4 * 1536), scales.add(b / 8 * 288));
+            let low = quants.add(b % 2 * 512);
+            let high = quants.add(1024);
+            let mask4 = _mm512_set1_epi8(15);
+            let mask2 = _mm512_set1_epi8(0x30);
+            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
+            let w = match b % 4 {
+                0 | 1 => {
+                    let left = _mm_cvtsi32_si128(if b % 4 == 0 { 4 } else { 2 });
+                    std::array::from_fn(|j| {
+                        let high = _mm512_and_si512(_mm512_sll_epi16(load(high.add(j * 64)), left), mask2);
+                        _mm512_or_si512(_mm512_and_si512(load(low.add(j * 64)), mask4), high)
+                    })
+                }
+                q => {
+                    let right = _mm_cvtsi32_si128(if q == 2 { 0 } else { 2 });
+                    std::array::from_fn(|j| {
+                        let high = _mm512_and_si512(_mm512_srl_epi16(load(high.add(j * 64)), right), mask2);
+                        let low = _mm512_and_si512(_mm512_srli_epi16::<4>(load(low.add(j * 64))), mask4);
+                        _mm512_or_si512(low, high)
+                    })
+                }
+            };
+            let d = load_halves(scales);
+            let widen = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
+            let first = scales.add(32 + b % 8 * 2 * GROUP);
+            Block { w, scale: _mm512_mul_ps(d, widen(first)), extra: _mm512_mul_ps(d, widen(first.add(GROUP))) }
+        }
+    }
+}
+
+/// One token's `q8a` row.
+#[derive(Clone, Copy)]
+struct Row {
+    quants: *const u8,
+    scales: *const f32,
+    /// Sums of the quants of the first and last 16 columns of each block.
+    sums: *const i32,
+}
+
+impl Row {
+    #[inline(always)]
+    unsafe fn of(tile: &Tile, t: usize) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let quants = tile.x.add(t * tile.x_stride);
+            let scales = quants.add(tile.cols);
+            Self { quants, scales: scales.cast(), sums: scales.add(tile.cols / 32 * 4).cast() }
+        }
+    }
+
+    /// Columns `4j .. 4j + 4` of block `b` in every lane.
+    #[inline(always)]
+    unsafe fn four(self, b: usize, j: usize) -> __m512i {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
+    }
+
+    /// What the bias of the quants adds to the dot product of half a block, negated.
+    #[inline(always)]
+    unsafe fn bias<F: Format>(self, b: usize, half: usize) -> i32 {
+        match F::BIAS_BITS {
+            // SAFETY: see the head of the file.
+            Some(bits) => unsafe { -(*self.sums.add(b * 2 + half) << bits) },
+            None => 0,
+        }
+    }
+
+    /// The block's sum in units of the activation, which the minimum multiplies.
+    #[inline(always)]
+    unsafe fn sum(self, b: usize) -> f32 {
+        // SAFETY: see the head of the file.
+        unsafe { *self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32 }
+    }
+}
+
+/// Few tokens: weights from memory into registers, once.
+#[inline(always)]
+unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        for g in 0..tile.groups {
+            let quants = tile.group.add(g * tile.stride);
+            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            let mut acc = [_mm512_setzero_ps(); T];
+            for b in 0..tile.cols / 32 {
+                let block = F::block(quants, scales, b);
+                for (acc, row) in acc.iter_mut().zip(rows) {
+                    let d = _mm512_set1_ps(*row.scales.add(b));
+                    if F::HALVES {
+                        for (half, scale) in [block.scale, block.extra].into_iter().enumerate() {
+                            let mut dot = _mm512_set1_epi32(row.bias::<F>(b, half));
+                            for j in half * 4..half * 4 + 4 {
+                                dot = _mm512_dpbusd_epi32(dot, block.w[j], row.four(b, j));
+                            }
+                            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), *acc);
+                        }
+                    } else {
+                        // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
+                        let mut dot = [_mm512_set1_epi32(row.bias::<F>(b, 0)), _mm512_set1_epi32(row.bias::<F>(b, 1))];
+                        for j in 0..8 {
+                            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], row.four(b, j));
+                        }
+                        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
+                        *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(block.scale, d), *acc);
+                        if F::MINS {
+                            *acc = _mm512_fmadd_ps(block.extra, _mm512_set1_ps(row.sum(b)), *acc);
+                        }
+                    }
+                }
+            }
+            for (t, acc) in acc.into_iter().enumerate() {
+                _mm512_storeu_ps(tile.out.add(t * TILE_ROWS + g * GROUP), acc);
+            }
+        }
+    }
+}
+
+/// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
+#[inline(always)]
+unsafe fn paneled<F: Format, const G: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let blocks = tile.cols / 32;
+        for first in (0..blocks).step_by(PANEL_BLOCKS) {
+            let count = PANEL_BLOCKS.min(blocks - first);
+            for g in 0..G {
+                let quants = tile.group.add(g * tile.stride);
+                let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+                for b in 0..count {
+                    let block = F::block(quants, scales, first + b);
+                    let to = tile.panel.add((b * G + g) * PANEL_BLOCK_BYTES);
+                    for (j, w) in block.w.into_iter().enumerate() {
+                        _mm512_store_si512(to.add(j * 64).cast(), w);
+                    }
+                    _mm512_store_ps(to.add(512).cast(), block.scale);
+                    _mm512_store_ps(to.add(576).cast(), block.extra);
+                }
+            }
+            let mut t = 0;
+            while t + 4 <= tile.tokens {
+                micro::<F, G, 4>(tile, t, first, count);
+                t += 4;
+            }
+            match tile.tokens - t {
+                0 => {}
+                1 => micro::<F, G, 1>(tile, t, first, count),
+                2 => micro::<F, G, 2>(tile, t, first, count),
+                _ => micro::<F, G, 3>(tile, t, first, count),
+            }
+        }
+    }
+}
+
+/// `T` tokens times the `count` expanded blocks of `G` groups, added to what earlier panels left in `out`.
+#[inline(always)]
+unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
+        let mut bias = [[0; 2 * PANEL_BLOCKS]; T];
+        let mut sums = [[0.0; PANEL_BLOCKS]; T];
+        for (t, row) in rows.into_iter().enumerate() {
+            for b in 0..count {
+                if F::BIAS_BITS.is_some() {
+                    bias[t][b * 2] = row.bias::<F>(first + b, 0);
+                    bias[t][b * 2 + 1] = row.bias::<F>(first + b, 1);
+                }
+                if F::MINS {
+                    sums[t][b] = row.sum(first + b);
+                }
+            }
+        }
+        let out = |t: usize, g: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP);
+        let mut acc: [[__m512; G]; T] = std::array::from_fn(|t| {
+            std::array::from_fn(|g| if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) })
+        });
+        for b in 0..count {
+            let panel = tile.panel.add(b * G * PANEL_BLOCK_BYTES);
+            let d: [__m512; T] = std::array::from_fn(|t| _mm512_set1_ps(*rows[t].scales.add(first + b)));
+            let halves = if F::HALVES { 2 } else { 1 };
+            for half in 0..halves {
+                let mut dot: [[__m512i; G]; T] = std::array::from_fn(|t| {
+                    let bias = match (F::BIAS_BITS, F::HALVES) {
+                        (None, _) => _mm512_setzero_si512(),
+                        (_, true) => _mm512_set1_epi32(bias[t][b * 2 + half]),
+                        (_, false) => _mm512_set1_epi32(bias[t][b * 2] + bias[t][b * 2 + 1]),
+                    };
+                    [bias; G]
+                });
+                let steps = 8 / halves;
+                for j in half * steps..(half + 1) * steps {
+                    let w: [__m512i; G] =
+                        std::array::from_fn(|g| _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast()));
+                    for t in 0..T {
+                        let four = rows[t].four(first + b, j);
+                        for g in 0..G {
+                            dot[t][g] = _mm512_dpbusd_epi32(dot[t][g], w[g], four);
+                        }
+                    }
+                }
+                for g in 0..G {
+                    let scale = _mm512_load_ps(panel.add(g * PANEL_BLOCK_BYTES + 512 + half * 64).cast());
+                    for t in 0..T {
+                        acc[t][g] =
+                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]), _mm512_mul_ps(scale, d[t]), acc[t][g]);
+                    }
+                }
+            }
+            if F::MINS {
+                for g in 0..G {
+                    let min = _mm512_load_ps(panel.add(g * PANEL_BLOCK_BYTES + 576).cast());
+                    for t in 0..T {
+                        acc[t][g] = _mm512_fmadd_ps(min, _mm512_set1_ps(sums[t][b]), acc[t][g]);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            for g in 0..G {
+                _mm512_store_ps(out(t, g), acc[t][g]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<F: Format>(tile: &Tile) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        match (tile.tokens, tile.groups) {
+            (1, _) => direct::<F, 1>(tile),
+            (2, _) => direct::<F, 2>(tile),
+            (3, _) => direct::<F, 3>(tile),
+            (_, 1) => paneled::<F, 1>(tile),
+            _ => paneled::<F, 2>(tile),
+        }
+    }
+}
+
+macro_rules! entries {
+    ($($name:ident: $format:ty),+) => {
+        $(
+            /// # Safety
+            /// See [`TileKernel`](crate::tile::TileKernel).
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            pub(super) unsafe fn $name(args: &Tile) {
+                // SAFETY: the caller's promise is ours.
+                unsafe { tile::<$format>(args) }
+            }
+        )+
+    };
+}
+
+entries!(q4_0: Q4_0, q4_1: Q4_1, q8_0: Q8_0, q4_k: Q4K, q6_k: Q6K);

@@ -1,0 +1,551 @@
+//! Every kernel of every instruction set that this processor has, against the scalar reference, at awkward shapes.
+
+use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
+use rustai_kernels_cpu::{
+    Act, ActKind, Buf, Call, Executor, Isa, KvShape, Matrix, Program, Projection, QBuf, Rope, RopeStyle, Rows,
+    SharedBytes, formats, formats::q8a, reference,
+};
+use std::sync::Arc;
+
+/// A small generator (Marsaglia 2003, xorshift), so that every run sees the same data.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Uniform in -1 .. 1.
+    fn value(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.value()).collect()
+    }
+}
+
+/// Types with a fast kernel, and some that go through the reference.
+const TYPES: [DType; 9] =
+    [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::F16, DType::F32, DType::Q5_1, DType::Q3_K];
+
+/// Random blocks: any quants, and scales of the size that real models have.
+fn blocks(random: &mut Random, dtype: DType, count: usize, scale: f32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..count {
+        let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| random.bits() as u8).collect();
+        // Where a block keeps its f16 scales.
+        let scales: &[usize] = match dtype {
+            DType::Q4_0 | DType::Q8_0 | DType::Q5_0 => &[0],
+            DType::Q4_1 | DType::Q5_1 | DType::Q4_K => &[0, 2],
+            DType::Q6_K => &[208],
+            DType::Q3_K => &[108],
+            DType::F16 => &[0],
+            DType::F32 => &[],
+            other => panic!("{other}"),
+        };
+        for at in scales {
+            block[*at..at + 2].copy_from_slice(&half::f16::from_f32(random.value() * scale).to_le_bytes());
+        }
+        if dtype == DType::F32 {
+            block.copy_from_slice(&(random.value() * scale).to_le_bytes());
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.missing_feature().is_none())
+}
+
+/// Runs the calls that `make` writes for an input of `rows` rows of `width` values and an output of `out_width` columns.
+struct Bench {
+    isa: Isa,
+    threads: usize,
+    tokens: usize,
+}
+
+impl Bench {
+    fn run(
+        &self,
+        input: &[f32],
+        width: usize,
+        out_width: usize,
+        make: impl FnOnce(Buf, QBuf, Buf) -> Vec<Call>,
+    ) -> Vec<f32> {
+        let tokens = self.tokens;
+        let x = Buf { offset: 0, width, rows: Rows::Tokens };
+        let quantized = QBuf { offset: Buf::bytes(width, tokens), width, rows: Rows::Tokens };
+        let offset = quantized.offset + QBuf::bytes(width, tokens);
+        let out = Buf { offset, width: out_width, rows: Rows::Tokens };
+        let program = Program {
+            calls: make(x, quantized, out),
+            arena_bytes: offset + Buf::bytes(out_width, tokens),
+            max_tokens: tokens,
+            max_outputs: 1,
+            kv: None,
+            inputs: vec![x],
+            output: out,
+        };
+        let mut executor = Executor::new(self.isa, self.threads, program).unwrap();
+        executor.write(x, input).unwrap();
+        let ids = vec![0; tokens];
+        let sequences = [BatchSequence { len: tokens as u32, start: 0, pages: &[] }];
+        executor.run(&Batch { tokens: &ids, sequences: &sequences, outputs: &[] }).unwrap().to_vec()
+    }
+
+    fn matmul(&self, weight: Matrix, input: &[f32]) -> Vec<f32> {
+        let (width, out_width) = (weight.cols(), weight.rows());
+        self.run(input, width, out_width, |x, quantized, out| {
+            let mut calls = Vec::new();
+            let act = if weight.wants() == ActKind::Q8 {
+                calls.push(Call::Quantize { x, out: quantized });
+                Act::Q8(quantized)
+            } else {
+                Act::F32(x)
+            };
+            let projection = Projection { weight: Arc::new(weight), bias: None, out, accumulate: false };
+            calls.push(Call::MatMul { x: act, projections: vec![projection] });
+            calls
+        })
+    }
+}
+
+/// What a matrix that wants `kind` should give, and the sum of magnitudes that rounding errors scale with.
+fn expected(kind: ActKind, dtype: DType, rows: usize, cols: usize, weights: &[u8], x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let format = formats::of(dtype).unwrap();
+    let tokens = x.len() / cols;
+    let mut plain = vec![0.0; rows * cols];
+    (format.dequantize)(weights, &mut plain);
+    let mut seen = x.to_vec();
+    if kind == ActKind::Q8 {
+        let mut row = vec![0; q8a::row_bytes(cols)];
+        for x in seen.chunks_exact_mut(cols) {
+            q8a::quantize_row(x, &mut row);
+            q8a::Row::new(&row, cols).dequantize(x);
+        }
+    }
+    let mut out = vec![0.0; tokens * rows];
+    reference::matmul(format, rows, cols, weights, &seen, &mut out);
+    let mut size = vec![0.0; tokens * rows];
+    for (t, size) in size.chunks_exact_mut(rows).enumerate() {
+        for (r, size) in size.iter_mut().enumerate() {
+            let terms = seen[t * cols..][..cols].iter().zip(&plain[r * cols..]);
+            *size = terms.map(|(x, w)| (x * w).abs()).sum();
+        }
+    }
+    (out, size)
+}
+
+#[test]
+fn matmul_agrees_with_the_reference_at_awkward_shapes() {
+    let mut random = Random(1);
+    for isa in isas() {
+        for dtype in TYPES {
+            let block = dtype.block_len();
+            for (rows, blocks_per_row, tokens) in [
+                (1, 1, 1),
+                (5, 2, 2),
+                (16, 3, 3),
+                (17, 1, 4),
+                (31, 18, 5),
+                (33, 5, 7),
+                (48, 2, 9),
+                (100, 17, 1),
+                (64, 33, 13),
+            ] {
+                let blocks_per_row = if block == 256 {
+                    blocks_per_row.min(3)
+                } else if block == 1 {
+                    blocks_per_row * 13
+                } else {
+                    blocks_per_row
+                };
+                let cols = blocks_per_row * block;
+                let weights = blocks(&mut random, dtype, rows * blocks_per_row, 0.1);
+                let x = random.values(tokens * cols);
+                let weight = Matrix::new(isa, dtype, rows, cols, SharedBytes::from(weights.clone())).unwrap();
+                let (expected, size) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
+                let got = Bench { isa, threads: 2, tokens }.matmul(weight, &x);
+                for (i, ((got, expected), size)) in got.iter().zip(&expected).zip(&size).enumerate() {
+                    // Integer parts are exact; what remains is f32 rounding of a few dozen additions.
+                    let ceiling = 2e-6 * size + 1e-30;
+                    assert!(
+                        (got - expected).abs() <= ceiling,
+                        "{isa:?} {dtype} {rows}x{cols}, {tokens} tokens, element {i}: {got} for {expected} (ceiling {ceiling})"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
+    for isa in isas() {
+        for dtype in [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+            let (rows, cols) = (20, 256);
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                for scale in [0.0, 6.0e-8, 65504.0, -1.0] {
+                    let mut weights = vec![fill; dtype.bytes_for(rows * cols).unwrap()];
+                    for block in weights.chunks_exact_mut(dtype.block_bytes()) {
+                        let scale = half::f16::from_f32(scale).to_le_bytes();
+                        match dtype {
+                            DType::Q6_K => block[208..210].copy_from_slice(&scale),
+                            DType::Q4_1 | DType::Q4_K => {
+                                block[..2].copy_from_slice(&scale);
+                                block[2..4].copy_from_slice(&scale);
+                            }
+                            _ => block[..2].copy_from_slice(&scale),
+                        }
+                    }
+                    for sign in [1.0, -1.0] {
+                        // All quants become 127 or -127: the largest sums that bytes can make.
+                        let x = vec![sign * 3.0; 5 * cols];
+                        let weight = Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
+                        let (expected, size) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
+                        let got = Bench { isa, threads: 1, tokens: 5 }.matmul(weight, &x);
+                        for ((got, expected), size) in got.iter().zip(&expected).zip(&size) {
+                            assert!(
+                                (got - expected).abs() <= 2e-6 * size + 1e-37,
+                                "{isa:?} {dtype} {fill} {scale}: {got} for {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_a_number_spoils_its_row_only() {
+    for isa in isas() {
+        let (rows, cols) = (18, 64);
+        let mut weights = blocks(&mut Random(3), DType::Q4_0, rows * 2, 0.1);
+        weights[17 * 36..17 * 36 + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        let x = Random(4).values(6 * cols);
+        let weight = Matrix::new(isa, DType::Q4_0, rows, cols, weights.into()).unwrap();
+        let got = Bench { isa, threads: 2, tokens: 6 }.matmul(weight, &x);
+        for row in got.chunks_exact(rows) {
+            assert!(row[..17].iter().all(|x| x.is_finite()) && row[17].is_nan(), "{isa:?} {row:?}");
+        }
+    }
+}
+
+#[test]
+fn results_depend_on_neither_threads_nor_the_batch() {
+    let mut random = Random(5);
+    for isa in isas() {
+        for dtype in TYPES {
+            let (rows, cols, tokens) = (80, 768, 11);
+            let weights = blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.1);
+            let x = random.values(tokens * cols);
+            let make = || Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
+            let together = Bench { isa, threads: 1, tokens }.matmul(make(), &x);
+            let threaded = Bench { isa, threads: 5, tokens }.matmul(make(), &x);
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&together), bits(&threaded), "{isa:?} {dtype}");
+            for t in 0..tokens {
+                for count in 1..=3.min(tokens - t) {
+                    let few = Bench { isa, threads: 2, tokens: count }.matmul(make(), &x[t * cols..(t + count) * cols]);
+                    assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn row_kernels_agree_with_the_reference() {
+    let mut random = Random(6);
+    for isa in isas() {
+        for width in [1, 7, 32, 33, 96, 576, 1000] {
+            let tokens = 3;
+            let x: Vec<f32> = random.values(tokens * width).iter().map(|x| x * 8.0).collect();
+            let weight: Arc<[f32]> = random.values(width).into();
+            let bench = Bench { isa, threads: 2, tokens };
+            let check = |name: &str, got: Vec<f32>, reference: &dyn Fn(&[f32], &mut [f32])| {
+                for (got, x) in got.chunks_exact(width).zip(x.chunks_exact(width)) {
+                    let mut expected = vec![0.0; width];
+                    reference(x, &mut expected);
+                    for (got, expected) in got.iter().zip(&expected) {
+                        assert!(
+                            (got - expected).abs() <= 2e-6 * expected.abs() + 1e-7,
+                            "{isa:?} {name} {width}: {got} for {expected}"
+                        );
+                    }
+                }
+            };
+            let got = bench.run(&x, width, width, |x, _, out| {
+                vec![Call::RmsNorm { x, weight: Arc::clone(&weight), eps: 1e-5, out: Act::F32(out) }]
+            });
+            check("rms_norm", got, &|x, out| reference::rms_norm(x, &weight, 1e-5, out));
+            let got = bench.run(&x, width, width, |x, _, out| vec![Call::Silu { x, out }]);
+            check("silu", got, &|x, out| {
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = reference::silu(*x);
+                }
+            });
+            // In place, then copied by an addition of zeros.
+            let got = bench
+                .run(&x, width, width, |x, _, out| vec![Call::Softmax { x, out: x }, Call::Add { a: x, b: out, out }]);
+            check("softmax", got, &|x, out| reference::softmax(x, out));
+        }
+    }
+}
+
+#[test]
+fn gated_projections_add_and_multiply() {
+    let mut random = Random(7);
+    for isa in isas() {
+        let (rows, cols, tokens) = (40, 64, 5);
+        let gate = blocks(&mut random, DType::Q8_0, rows * 2, 0.02);
+        let up = blocks(&mut random, DType::Q8_0, rows * 2, 0.02);
+        let x = random.values(tokens * cols);
+        let make = |bytes: &Vec<u8>| Matrix::new(isa, DType::Q8_0, rows, cols, bytes.clone().into()).unwrap();
+        let wants = make(&gate).wants();
+        let got = Bench { isa, threads: 3, tokens }.run(&x, cols, rows, |x, quantized, out| {
+            let act = if wants == ActKind::Q8 { Act::Q8(quantized) } else { Act::F32(x) };
+            let (gate, up) = (Arc::new(make(&gate)), Arc::new(make(&up)));
+            vec![Call::Quantize { x, out: quantized }, Call::GatedMatMul { x: act, gate, up, out }]
+        });
+        let (gate, _) = expected(wants, DType::Q8_0, rows, cols, &gate, &x);
+        let (up, _) = expected(wants, DType::Q8_0, rows, cols, &up, &x);
+        let mut expected = vec![0.0; got.len()];
+        reference::swiglu(&gate, &up, &mut expected);
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{isa:?}: {got} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn activation_quantization_is_the_reference_bit_for_bit() {
+    // The identity as weights shows the dequantized activations.
+    let mut random = Random(8);
+    let width = 96;
+    let mut x = random.values(6 * width);
+    for (i, x) in x[2 * width..3 * width].iter_mut().enumerate() {
+        *x *= 10f32.powi(i as i32 / 8 * 7 - 38);
+    }
+    x[3 * width..4 * width].fill(0.0);
+    x[4 * width + 40] = f32::NAN;
+    x[5 * width + 70] = f32::NEG_INFINITY;
+    for isa in isas().filter(|isa| *isa != Isa::Reference) {
+        let mut identity = vec![0; DType::Q8_0.bytes_for(width * width).unwrap()];
+        for r in 0..width {
+            let block = &mut identity[(r * width / 32 + r / 32) * 34..][..34];
+            block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+            block[2 + r % 32] = 1;
+        }
+        let weight = Matrix::new(isa, DType::Q8_0, width, width, identity.into()).unwrap();
+        let got = Bench { isa, threads: 1, tokens: 6 }.matmul(weight, &x);
+        for (got, x) in got.chunks_exact(width).zip(x.chunks_exact(width)) {
+            let (mut row, mut expected) = (vec![0; q8a::row_bytes(width)], vec![0.0; width]);
+            q8a::quantize_row(x, &mut row);
+            q8a::Row::new(&row, width).dequantize(&mut expected);
+            if expected.iter().any(|x| x.is_nan()) {
+                assert!(got.iter().any(|x| x.is_nan()));
+            } else {
+                assert_eq!(got, expected, "{isa:?}");
+            }
+        }
+    }
+}
+
+/// Queries, keys and values of random sequences through the cache, in steps, against the scalar reference.
+struct AttentionCase {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<u32>,
+}
+
+impl AttentionCase {
+    /// Feeds two sequences of `lengths` tokens in `steps` pieces; returns the attention output of each token, per sequence.
+    fn run(&self, isa: Isa, threads: usize, lengths: [usize; 2], steps: usize, data: &[Vec<f32>; 2]) -> [Vec<f32>; 2] {
+        let Self { heads, kv_heads, head_dim, window } = *self;
+        let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let max_tokens = lengths[0] + lengths[1];
+        let buf = |offset, width| Buf { offset, width, rows: Rows::Tokens };
+        let q = buf(0, q_width);
+        let k = buf(Buf::bytes(q_width, max_tokens), kv_width);
+        let v = buf(k.offset + Buf::bytes(kv_width, max_tokens), kv_width);
+        let out = buf(v.offset + Buf::bytes(kv_width, max_tokens), q_width);
+        let inv_freq: Arc<[f32]> = (0..head_dim / 2).map(|i| 100f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let rope = Rope { style: RopeStyle::Interleaved, inv_freq, magnitude: 1.0 };
+        let pages = lengths.map(|len| len.div_ceil(PAGE_TOKENS));
+        let program = Program {
+            calls: vec![
+                Call::RopeAppend { q, k, v, layer: 1, rope: Some(rope) },
+                Call::Attention { q, out, layer: 1, scale: 0.3, window },
+            ],
+            arena_bytes: out.offset + Buf::bytes(q_width, max_tokens),
+            max_tokens,
+            max_outputs: 1,
+            kv: Some(KvShape { layers: 2, kv_heads, head_dim, pages: pages[0] + pages[1] }),
+            inputs: vec![q, k, v],
+            output: out,
+        };
+        let mut executor = Executor::new(isa, threads, program).unwrap();
+        // Interleaved, backwards: a block table that no one would mistake for the identity.
+        let all: Vec<u32> = (0..(pages[0] + pages[1]) as u32).rev().collect();
+        let tables = [all[..pages[0]].to_vec(), all[pages[0]..].to_vec()];
+        let mut done = [0; 2];
+        let mut result = [Vec::new(), Vec::new()];
+        for step in 0..steps {
+            let until = lengths.map(|len| if step + 1 == steps { len } else { len * (step + 1) / (steps + 1) });
+            let mut inputs = [Vec::new(), Vec::new(), Vec::new()];
+            let mut sequences = Vec::new();
+            for s in 0..2 {
+                let width = q_width + 2 * kv_width;
+                for row in data[s][done[s] * width..until[s] * width].chunks_exact(width) {
+                    inputs[0].extend(&row[..q_width]);
+                    inputs[1].extend(&row[q_width..q_width + kv_width]);
+                    inputs[2].extend(&row[q_width + kv_width..]);
+                }
+                if until[s] > done[s] {
+                    let (len, start) = ((until[s] - done[s]) as u32, done[s] as u32);
+                    sequences.push(BatchSequence { len, start, pages: &tables[s] });
+                }
+            }
+            for (buf, input) in [q, k, v].into_iter().zip(&inputs) {
+                executor.write(buf, input).unwrap();
+            }
+            let tokens = vec![0; inputs[0].len() / q_width];
+            if tokens.is_empty() {
+                continue;
+            }
+            let got = executor.run(&Batch { tokens: &tokens, sequences: &sequences, outputs: &[] }).unwrap();
+            let mut at = 0;
+            for s in 0..2 {
+                let count = (until[s] - done[s]) * q_width;
+                result[s].extend(&got[at..at + count]);
+                at += count;
+            }
+            done = until;
+        }
+        result
+    }
+
+    fn expected(&self, len: usize, data: &[f32], half_cache: bool) -> Vec<f32> {
+        let Self { heads, kv_heads, head_dim, window } = *self;
+        let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 100f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let mut rows: Vec<Vec<f32>> = data.chunks_exact(q_width + 2 * kv_width).map(<[f32]>::to_vec).collect();
+        for (position, row) in rows.iter_mut().enumerate() {
+            for head in row[..q_width + kv_width].chunks_exact_mut(head_dim) {
+                reference::rope(head, RopeStyle::Interleaved, &inv_freq, 1.0, position as u32);
+            }
+            if half_cache {
+                for x in &mut row[q_width..] {
+                    *x = half::f16::from_f32(*x).to_f32();
+                }
+            }
+        }
+        let mut out = Vec::new();
+        for t in 0..len {
+            for h in 0..heads {
+                let at = q_width + h / (heads / kv_heads) * head_dim;
+                let first = (t + 1).saturating_sub(window.map_or(usize::MAX, |w| w as usize));
+                let keys: Vec<&[f32]> = rows[first..=t].iter().map(|row| &row[at..at + head_dim]).collect();
+                let values: Vec<&[f32]> = rows[first..=t].iter().map(|row| &row[at + kv_width..][..head_dim]).collect();
+                let mut head = vec![0.0; head_dim];
+                reference::attention(&rows[t][h * head_dim..][..head_dim], &keys, &values, 0.3, &mut head);
+                out.extend(head);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_agrees_with_the_reference_through_a_paged_cache() {
+    let mut random = Random(9);
+    for (heads, kv_heads, head_dim, window) in [
+        (1, 1, 16, None),
+        (9, 3, 64, None),
+        (8, 2, 80, None),
+        (4, 4, 128, Some(20)),
+        (6, 1, 12, None),
+        (2, 2, 48, Some(1)),
+        (7, 1, 32, Some(70)),
+    ] {
+        let case = AttentionCase { heads, kv_heads, head_dim, window };
+        let lengths = [77, 33];
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let data = lengths.map(|len| random.values(len * width));
+        for isa in isas() {
+            let once = case.run(isa, 2, lengths, 1, &data);
+            for s in 0..2 {
+                let expected = case.expected(lengths[s], &data[s], isa != Isa::Reference);
+                // Rotated keys are rounded to f16, where a last bit of f32 may decide a tie.
+                let ceiling = if isa == Isa::Reference { 1e-6 } else { 2e-4 };
+                for (i, (got, expected)) in once[s].iter().zip(&expected).enumerate() {
+                    assert!(
+                        (got - expected).abs() <= ceiling,
+                        "{isa:?} {heads}/{kv_heads} x {head_dim}, {i}: {got} for {expected}"
+                    );
+                }
+            }
+            let bits =
+                |values: &[Vec<f32>; 2]| values.each_ref().map(|v| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            for (threads, steps) in [(1, 1), (3, 2), (2, 40)] {
+                let again = case.run(isa, threads, lengths, steps, &data);
+                assert_eq!(
+                    bits(&once),
+                    bits(&again),
+                    "{isa:?} {heads}/{kv_heads} x {head_dim}: {threads} threads, {steps} steps"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn unsound_programs_and_batches_are_refused() {
+    let x = Buf { offset: 0, width: 8, rows: Rows::Tokens };
+    let program = |calls, arena_bytes| Program {
+        calls,
+        arena_bytes,
+        max_tokens: 4,
+        max_outputs: 2,
+        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2 }),
+        inputs: vec![x],
+        output: x,
+    };
+    let refused = |calls, arena_bytes: usize| {
+        Executor::new(Isa::Reference, 1, program(calls, arena_bytes)).err().unwrap().to_string()
+    };
+    let far = Buf { offset: 64, ..x };
+    assert!(refused(vec![Call::Silu { x, out: far }], 192).contains("overlap"));
+    assert!(refused(vec![Call::Silu { x, out: Buf { offset: 128, ..x } }], 192).contains("arena"));
+    assert!(refused(vec![Call::Silu { x, out: Buf { width: 4, ..x } }], 128).contains("differ in shape"));
+    assert!(refused(vec![Call::RopeAppend { q: x, k: x, v: x, layer: 0, rope: None }], 128).contains("overlap"));
+    assert!(
+        refused(vec![Call::Attention { q: x, out: x, layer: 1, scale: 1.0, window: None }], 128).contains("layer 1")
+    );
+
+    let mut executor = Executor::new(Isa::Reference, 1, program(vec![], 128)).unwrap();
+    let mut refused = |tokens: &[u32], outputs: &[u32], sequences: &[(u32, u32, &[u32])]| {
+        let sequences: Vec<_> =
+            sequences.iter().map(|&(len, start, pages)| BatchSequence { len, start, pages }).collect();
+        executor.run(&Batch { tokens, sequences: &sequences, outputs }).unwrap_err().to_string()
+    };
+    assert!(refused(&[], &[], &[]).contains("0 tokens"));
+    assert!(refused(&[0; 5], &[], &[(5, 0, &[0])]).contains("5 tokens"));
+    assert!(refused(&[0; 2], &[2], &[(2, 0, &[0])]).contains("output row 2"));
+    assert!(refused(&[0; 2], &[0, 0, 0], &[(2, 0, &[0])]).contains("3 outputs"));
+    assert!(refused(&[0; 2], &[], &[(1, 0, &[0])]).contains("sequences of 1"));
+    assert!(refused(&[0; 2], &[], &[(2, 31, &[0])]).contains("1 pages for 2"));
+    assert!(refused(&[0; 2], &[], &[(2, 0, &[2])]).contains("page 2 of 2"));
+    assert!(refused(&[0; 2], &[], &[(1, 0, &[1]), (1, 5, &[1])]).contains("one page"));
+    assert!(refused(&[0; 2], &[], &[(2, 31, &[1, 1])]).contains("one page"));
+    assert!(executor.write(far, &[0.0; 8]).is_err());
+    assert!(executor.write(x, &[0.0; 40]).is_err());
+}

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Writes the test vectors in `vectors/` with the numpy reference of the `gguf` package.
+
+    pip install numpy gguf==0.19.0
+    python make_vectors.py
+
+The output depends on nothing but the fixed seed. Each file is a list of little-endian sections, as `formats.rs` reads them:
+
+    <type>.dequantize   u32 elements, blocks as in a GGUF file, expected f32 values
+    <type>.quantize     u32 elements, f32 values, expected blocks
+
+Blocks have random quants and group scales. Their f16 scales go through zeros, the smallest denormals, the largest finite
+values, both signs and ordinary magnitudes; infinite and NaN scales are left to the Rust tests, since the pattern of a
+NaN that comes out of arithmetic is up to the processor.
+"""
+
+import pathlib
+import struct
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
+from gguf import quants
+
+FOLDER = pathlib.Path(__file__).parent / "vectors"
+RNG = np.random.default_rng(20240613)
+
+# Zeros, denormals (first, some, last), first normal, ordinary, large, largest; of both signs.
+MAGNITUDES = [0x0000, 0x0001, 0x0155, 0x03FF, 0x0400, 0x1234, 0x2E66, 0x3C00, 0x5640, 0x7BFF]
+SCALES = [sign | bits for bits in MAGNITUDES for sign in (0x0000, 0x8000)]
+
+# Where the f16 scales of a block are.
+SCALE_OFFSETS = {
+    T.Q4_0: [0],
+    T.Q4_1: [0, 2],
+    T.Q5_0: [0],
+    T.Q5_1: [0, 2],
+    T.Q8_0: [0],
+    T.Q2_K: [80, 82],
+    T.Q3_K: [108],
+    T.Q4_K: [0, 2],
+    T.Q5_K: [0, 2],
+    T.Q6_K: [208],
+}
+
+
+def random_blocks(dtype, count):
+    blocks = RNG.integers(0, 256, (count, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
+    for column, offset in enumerate(SCALE_OFFSETS[dtype]):
+        # The second scale walks the list in another order, so that pairs differ.
+        for i in range(count):
+            bits = SCALES[(i * (1 + 6 * column) + 3 * column) % len(SCALES)]
+            blocks[i, offset : offset + 2] = np.frombuffer(struct.pack("<H", bits), np.uint8)
+    blocks[-2] = blocks[-2] & 0  # all bytes zero
+    blocks[-1, :] = 0xFF  # all bits one, but for the scales
+    for offset in SCALE_OFFSETS[dtype]:
+        blocks[-1, offset : offset + 2] = (0x00, 0xBC)  # -1
+    return blocks
+
+
+def random_values():
+    """256 values per row: what quantization meets, from ordinary to awkward."""
+    rows = [RNG.normal(0, sigma, 256) for sigma in (1.0, 0.02, 900.0, 1e-6, 1e-9, 1e20)]
+    rows.append(np.zeros(256))
+    rows.append(np.full(256, -3.25))
+    rows.append(np.arange(256) - 127.5)  # many ties
+    rows.append(np.where(np.arange(256) % 32 == 7, 127.0, (np.arange(256) % 64 - 32) / 2))
+    rows.append(np.where(RNG.random(256) < 0.9, 0.0, RNG.normal(0, 1, 256)))
+    rows.append(RNG.uniform(0.5, 0.75, 256))  # far from zero: what a minimum is for
+    rows.append(np.tile([5.0, -5.0], 128))  # the first of equal magnitudes decides the sign
+    rows.append(np.full(256, 1e-38))
+    rows.append(np.full(256, 1e-42))
+    return np.array(rows, np.float32)
+
+
+def random_floats():
+    """Bit patterns for the conversions to F16 and BF16: everywhere, and around the ties."""
+    bits = RNG.integers(0, 1 << 32, 512, dtype=np.uint32)
+    middle = (RNG.integers(0, 1 << 16, 256, dtype=np.uint32) << 16) | 0x8000  # ties of BF16
+    ordinary = RNG.integers(0x33000000 >> 12, 0x47900000 >> 12, 256, dtype=np.uint32) << 12  # ties of F16
+    ends = np.array([0, 1, 0x007FFFFF, 0x00800000, 0x33000000, 0x33000001, 0x387FC000, 0x477FEFFF, 0x477FF000, 0x7F7FFFFF])
+    bits = np.concatenate([bits, middle, ordinary, ends.astype(np.uint32)])
+    bits = np.concatenate([bits, bits ^ np.uint32(0x80000000)])
+    bits = bits[(bits & 0x7F800000) != 0x7F800000]
+    return bits.view(np.float32)
+
+
+def quantize_q8_k(values):
+    """Q8_K, which the package cannot write: ggml's `quantize_row_q8_K_ref` in numpy."""
+    out = []
+    for row in values.reshape(-1, 256):
+        largest = row[np.argmax(np.abs(row))]
+        if np.abs(largest) < 4e-37:
+            out.append(struct.pack("<f", 0.0) + bytes(256 + 32))
+            continue
+        factor = np.float32(-127.0) / largest
+        quantized = np.minimum(np.rint(row * factor), 127).astype(np.int8)
+        sums = quantized.reshape(16, 16).astype(np.int16).sum(axis=1, dtype=np.int16)
+        out.append((np.float32(1.0) / factor).tobytes() + quantized.tobytes() + sums.tobytes())
+    return b"".join(out)
+
+
+def write(name, kind, elements, *sections):
+    sections = [s if isinstance(s, bytes) else np.ascontiguousarray(s).tobytes() for s in sections]
+    (FOLDER / f"{name}.{kind}").write_bytes(struct.pack("<I", elements) + b"".join(sections))
+
+
+def main():
+    FOLDER.mkdir(exist_ok=True)
+
+    for dtype in SCALE_OFFSETS:
+        length = GGML_QUANT_SIZES[dtype][0]
+        blocks = random_blocks(dtype, 42 if length == 32 else 12)
+        values = quants.dequantize(blocks, dtype)
+        write(dtype.name.lower(), "dequantize", values.size, blocks, values)
+
+    halves = np.arange(0, 1 << 16, dtype=np.uint16)
+    f16 = halves[(halves & 0x7C00) != 0x7C00][::61].copy()
+    write("f16", "dequantize", f16.size, f16, quants.dequantize(f16.view(np.uint8), T.F16))
+    bf16 = halves[(halves & 0x7F80) != 0x7F80][::61].copy()
+    write("bf16", "dequantize", bf16.size, bf16, quants.dequantize(bf16.view(np.uint8), T.BF16))
+
+    floats = random_floats()
+    write("f32", "dequantize", floats.size, floats, floats)
+    with np.errstate(over="ignore"):
+        write("f16", "quantize", floats.size, floats, quants.quantize(floats, T.F16))
+    write("bf16", "quantize", floats.size, floats, quants.quantize(floats, T.BF16))
+
+    # The rows of 1e-38 and 1e-42 make the package overflow; only Q8_K defines what they give.
+    values = random_values()
+    ordinary = values[:-2]
+    for dtype in (T.Q4_0, T.Q4_1, T.Q8_0):
+        with np.errstate(over="ignore"):
+            write(dtype.name.lower(), "quantize", ordinary.size, ordinary, quants.quantize(ordinary, dtype))
+    write("q8_k", "quantize", values.size, values, quantize_q8_k(values))
+
+
+if __name__ == "__main__":
+    main()
