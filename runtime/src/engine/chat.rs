@@ -7,7 +7,7 @@
 
 use crate::text::{ChatTemplate, Message, Specials, TextError, Tokenizer};
 
-/// The tokens of a conversation that is ready to be answered, BOS not added.
+/// The tokens of a conversation that is ready to be answered, BOS in front if the file asks for it.
 pub(super) fn encode(
     messages: &[Message],
     template: &ChatTemplate,
@@ -26,15 +26,18 @@ pub(super) fn encode(
         }
     }
     if forms.is_empty() {
-        return tokenizer.encode(&template.render(messages, true)?, Specials::Parse);
+        return tokenizer.encode_prompt(&template.render(messages, true)?, Specials::Parse);
     }
     let marker = marker(messages);
     let marked =
         |message: &Message| Message { role: message.role.clone(), content: mark(&message.content, &forms, marker) };
     let marked: Vec<Message> = messages.iter().map(marked).collect();
     let mut tokens = Vec::new();
-    for (part, specials) in split(&template.render(&marked, true)?, &forms, marker) {
-        tokens.extend(tokenizer.encode(&part, specials)?);
+    for (place, (part, specials)) in split(&template.render(&marked, true)?, &forms, marker).into_iter().enumerate() {
+        tokens.extend(match place {
+            0 => tokenizer.encode_prompt(&part, specials)?,
+            _ => tokenizer.encode(&part, specials)?,
+        });
     }
     Ok(tokens)
 }

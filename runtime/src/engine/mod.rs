@@ -175,7 +175,7 @@ impl Engine {
         let generation = Generation {
             sampler,
             tokenizer: inner.tokenizer.clone(),
-            detokenizer: inner.tokenizer.detokenizer(request.show_specials),
+            detokenizer: inner.tokenizer.detokenizer_after(&prompt, request.show_specials),
             stops: stop::StopMatcher::new(request.stop),
             limit,
             logprobs: request.logprobs,
@@ -219,22 +219,15 @@ impl Engine {
     /// [`EngineError::NoChatTemplate`], or [`Error::Text`] if the chat template or the tokenizer fails.
     pub fn prompt_tokens(&self, request: &Request) -> Result<Vec<u32>, Error> {
         let tokenizer = &self.inner.tokenizer;
-        let mut tokens = match &request.prompt {
-            Prompt::Tokens(tokens) => return Ok(tokens.clone()),
-            Prompt::Text(text) => tokenizer.encode(text, Specials::Text)?,
-            Prompt::Raw(text) => tokenizer.encode(text, Specials::Parse)?,
+        Ok(match &request.prompt {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) => tokenizer.encode_prompt(text, Specials::Text)?,
+            Prompt::Raw(text) => tokenizer.encode_prompt(text, Specials::Parse)?,
             Prompt::Chat(messages) => {
                 let template = self.inner.template.as_ref().ok_or(EngineError::NoChatTemplate)?;
                 chat::encode(messages, template, tokenizer)?
             }
-        };
-        // Many templates write BOS themselves, and a second one harms the answer.
-        if let Some(bos) = tokenizer.prefix()
-            && tokens.first() != Some(&bos)
-        {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
+        })
     }
 
     /// The model's tokenizer.
