@@ -52,6 +52,14 @@ impl Failure {
         self
     }
 
+    /// Adds what to do about it if nothing was said yet.
+    pub fn or_help(self, remedy: &str) -> Self {
+        match self {
+            Self::Told { help: None, .. } => self.help(remedy),
+            _ => self,
+        }
+    }
+
     /// Makes it a wrong command line (exit code 2).
     pub fn into_usage(mut self) -> Self {
         if let Self::Told { code, .. } = &mut self {

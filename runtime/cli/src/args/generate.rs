@@ -120,7 +120,7 @@ impl SamplerArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{Args as _, FromArgMatches};
+    use clap::FromArgMatches;
 
     /// The help texts name the library's defaults; this notices if they change.
     #[test]

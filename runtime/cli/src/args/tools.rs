@@ -1,6 +1,6 @@
 //! Flags of the smaller subcommands.
 
-use super::{ComputeArgs, ModelArgs, TextArgs};
+use super::{ModelArgs, TextArgs};
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -88,15 +88,16 @@ pub struct PullArgs {
 pub struct GraphArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    #[command(flatten)]
-    pub compute: ComputeArgs,
+    /// Context that the plan is made for; 0 means what the file says, but at most 4096.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub ctx: usize,
     /// How the graph is printed.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = GraphFormat::Text)]
     pub format: GraphFormat,
     /// Writes to a file instead of standard output.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Shows the planned calls and their memory instead of the model's graph.
+    /// Shows the planned kernel calls and their memory instead of the graph; as text only.
     #[arg(long)]
     pub plan: bool,
 }

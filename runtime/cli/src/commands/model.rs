@@ -8,7 +8,7 @@ use rustai::{
     DType,
     backend::Executable,
     gguf::GgufFile,
-    model::{self, LoadOptions},
+    model::{self, LoadError, LoadOptions},
 };
 use std::{
     collections::BTreeMap,
@@ -28,8 +28,16 @@ pub fn open(path: &Path) -> Result<GgufFile, Failure> {
 /// Loads the weights, with a progress bar.
 pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable>, Failure> {
     let progress = Progress::bytes("loading");
-    let model = model::load(file, options, &mut |state| progress.set(state.done, Some(state.total)))?;
-    Ok(model)
+    model::load(file, options, &mut |state| progress.set(state.done, Some(state.total))).map_err(explain)
+}
+
+/// Tells why a model cannot be used, with a remedy where the library's message has none.
+pub fn explain(error: LoadError) -> Failure {
+    let remedy = match &error {
+        LoadError::UnsupportedArchitecture { .. } | LoadError::Unsupported { .. } => "use another model",
+        _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
+    };
+    Failure::from(error).or_help(remedy)
 }
 
 /// What a file holds, in short.

@@ -76,18 +76,13 @@ pub fn tell_timing(summary: &Summary) {
 
 /// Puts remedies into the words of the command line.
 pub fn explain(error: rustai::Error) -> Failure {
-    let remedy = match &error {
-        rustai::Error::Engine(EngineError::PromptTooLong { .. }) => {
-            Some("shorten the prompt, or give a larger context with --ctx")
-        }
+    let remedy = match error {
+        rustai::Error::Load(error) => return model::explain(error),
+        rustai::Error::Engine(EngineError::PromptTooLong { .. }) => "shorten the prompt, or give a larger context with --ctx",
         rustai::Error::Engine(EngineError::NoChatTemplate) => {
-            Some("give --raw to continue the text as it stands, or use an instruct model")
+            "give --raw to continue the text as it stands, or use an instruct model"
         }
-        _ => None,
+        error => return error.into(),
     };
-    let failure = Failure::from(error);
-    match remedy {
-        Some(remedy) => failure.help(remedy),
-        None => failure,
-    }
+    Failure::from(error).help(remedy)
 }
