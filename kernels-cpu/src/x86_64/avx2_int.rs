@@ -45,10 +45,8 @@ trait Format {
     const BIAS_BITS: Option<u32>;
     const MINS: bool;
     const HALVES: bool;
-    /// Columns `4j .. 4j + 4` of block `b`, eight rows.
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i;
-    /// Scale, and second scale or minimum, of block `b`.
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2];
+    /// Writes block `b` of one group as a panel block.
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8);
 }
 
 struct Q4_0;
@@ -78,6 +76,42 @@ unsafe fn nibble(packed: __m256i, high: bool) -> __m256i {
     }
 }
 
+/// Writes 16 registers of quants: half groups of step 0, of step 1, and so on.
+#[inline(always)]
+unsafe fn put(to: *mut u8, w: impl Fn(usize) -> __m256i) {
+    for i in 0..16 {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_store_si256(to.add(i * 32).cast(), w(i)) };
+    }
+}
+
+/// Writes scales, and second scales or minima, of half a group.
+#[inline(always)]
+unsafe fn put_scales(to: *mut u8, h: usize, scale: __m256, extra: __m256) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        _mm256_store_ps(to.add(512 + h * 32).cast(), scale);
+        _mm256_store_ps(to.add(576 + h * 32).cast(), extra);
+    }
+}
+
+/// Eight bytes as floats.
+#[inline(always)]
+unsafe fn widen(at: *const u8, signed: bool) -> __m256 {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let bytes = _mm_loadl_epi64(at.cast());
+        _mm256_cvtepi32_ps(if signed { _mm256_cvtepi8_epi32(bytes) } else { _mm256_cvtepu8_epi32(bytes) })
+    }
+}
+
+/// Low nibbles of eight registers, then their high nibbles (a block of Q4_0 or Q4_1).
+#[inline(always)]
+unsafe fn put_nibbles(quants: *const u8, to: *mut u8) {
+    // SAFETY: see the head of the file.
+    unsafe { put(to, |i| nibble(load(quants.add(i % 8 * 32)), i >= 8)) }
+}
+
 impl Format for Q4_0 {
     const LAYOUT: Layout = Layout::Q4_0;
     const DOT: Dot = Dot::Unsigned(8);
@@ -86,15 +120,15 @@ impl Format for Q4_0 {
     const HALVES: bool = false;
 
     #[inline(always)]
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
         // SAFETY: see the head of the file.
-        unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
-        // SAFETY: see the head of the file.
-        unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
+        unsafe {
+            put_nibbles(quants.add(b * 256), to);
+            for h in 0..2 {
+                let scale = load_halves(scales.add(b * 32 + h * 16));
+                put_scales(to, h, scale, scale);
+            }
+        }
     }
 }
 
@@ -106,15 +140,15 @@ impl Format for Q4_1 {
     const HALVES: bool = false;
 
     #[inline(always)]
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
         // SAFETY: see the head of the file.
-        unsafe { nibble(load(quants.add(b * 256 + j % 4 * 64 + h * 32)), j >= 4) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
-        // SAFETY: see the head of the file.
-        unsafe { [load_halves(scales.add(b * 64 + h * 16)), load_halves(scales.add(b * 64 + 32 + h * 16))] }
+        unsafe {
+            put_nibbles(quants.add(b * 256), to);
+            for h in 0..2 {
+                let at = scales.add(b * 64 + h * 16);
+                put_scales(to, h, load_halves(at), load_halves(at.add(32)));
+            }
+        }
     }
 }
 
@@ -126,15 +160,15 @@ impl Format for Q8_0 {
     const HALVES: bool = false;
 
     #[inline(always)]
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
         // SAFETY: see the head of the file.
-        unsafe { load(quants.add(b * 512 + j * 64 + h * 32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
-        // SAFETY: see the head of the file.
-        unsafe { [load_halves(scales.add(b * 32 + h * 16)); 2] }
+        unsafe {
+            put(to, |i| load(quants.add(b * 512 + i * 32)));
+            for h in 0..2 {
+                let scale = load_halves(scales.add(b * 32 + h * 16));
+                put_scales(to, h, scale, scale);
+            }
+        }
     }
 }
 
@@ -146,21 +180,21 @@ impl Format for Q4K {
     const HALVES: bool = false;
 
     #[inline(always)]
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
-        // SAFETY: see the head of the file.
-        unsafe { nibble(load(quants.add(b / 2 * 512 + j * 64 + h * 32)), b % 2 == 1) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
         // SAFETY: see the head of the file.
         unsafe {
-            let scales = scales.add(b / 8 * 320);
-            let widen = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())));
-            let at = b % 8 * GROUP + h * HALF;
-            let scale = _mm256_mul_ps(load_halves(scales.add(h * 16)), widen(scales.add(64 + at)));
-            let min = _mm256_mul_ps(load_halves(scales.add(32 + h * 16)), widen(scales.add(192 + at)));
-            [scale, _mm256_sub_ps(_mm256_setzero_ps(), min)]
+            let (quants, scales) = (quants.add(b / 2 * 512), scales.add(b / 8 * 320));
+            if b % 2 == 0 {
+                put(to, |i| nibble(load(quants.add(i * 32)), false));
+            } else {
+                put(to, |i| nibble(load(quants.add(i * 32)), true));
+            }
+            for h in 0..2 {
+                let at = b % 8 * GROUP + h * HALF;
+                let scale = _mm256_mul_ps(load_halves(scales.add(h * 16)), widen(scales.add(64 + at), false));
+                let min = _mm256_mul_ps(load_halves(scales.add(32 + h * 16)), widen(scales.add(192 + at), false));
+                put_scales(to, h, scale, _mm256_sub_ps(_mm256_setzero_ps(), min));
+            }
         }
     }
 }
@@ -173,32 +207,29 @@ impl Format for Q6K {
     const HALVES: bool = true;
 
     #[inline(always)]
-    unsafe fn quants(quants: *const u8, b: usize, h: usize, j: usize) -> __m256i {
+    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
         // SAFETY: see the head of the file.
         unsafe {
-            let at = quants.add(b / 4 * 1536 + h * 32 + j * 64);
-            let low = nibble(load(at.add(b % 2 * 512)), b % 4 >= 2);
-            let high = load(at.add(1024));
-            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
-            let high = match b % 4 {
-                0 => _mm256_slli_epi16::<4>(high),
-                1 => _mm256_slli_epi16::<2>(high),
-                2 => high,
-                _ => _mm256_srli_epi16::<2>(high),
+            let (quants, scales) = (quants.add(b / 4 * 1536), scales.add(b / 8 * 288));
+            let low = quants.add(b % 2 * 512);
+            let mask = _mm256_set1_epi8(0x30);
+            let high = |i: usize| load(quants.add(1024 + i * 32));
+            let join = |i: usize, upper: bool, high: __m256i| {
+                _mm256_or_si256(nibble(load(low.add(i * 32)), upper), _mm256_and_si256(high, mask))
             };
-            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let scales = scales.add(b / 8 * 288);
-            let d = load_halves(scales.add(h * 16));
-            let widen = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())));
-            let first = scales.add(32 + b % 8 * 2 * GROUP + h * HALF);
-            [_mm256_mul_ps(d, widen(first)), _mm256_mul_ps(d, widen(first.add(GROUP)))]
+            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
+            match b % 4 {
+                0 => put(to, |i| join(i, false, _mm256_slli_epi16::<4>(high(i)))),
+                1 => put(to, |i| join(i, false, _mm256_slli_epi16::<2>(high(i)))),
+                2 => put(to, |i| join(i, true, high(i))),
+                _ => put(to, |i| join(i, true, _mm256_srli_epi16::<2>(high(i)))),
+            }
+            for h in 0..2 {
+                let d = load_halves(scales.add(h * 16));
+                let first = scales.add(32 + b % 8 * 2 * GROUP + h * HALF);
+                let scale = _mm256_mul_ps(d, widen(first, true));
+                put_scales(to, h, scale, _mm256_mul_ps(d, widen(first.add(GROUP), true)));
+            }
         }
     }
 }
@@ -251,51 +282,50 @@ impl Row {
     }
 }
 
-/// Integer dot products of the columns of steps `from .. to`, for `T` tokens and `N` half groups; `w(n, j)` yields
-/// weights. Adds to `dot`.
+/// Integer dot products of the columns of steps `from .. to` of a panel block with `T` tokens. Adds to `dot`.
 #[inline(always)]
-unsafe fn dots<F: Format, const T: usize, const N: usize>(
-    dot: &mut [[__m256i; N]; T],
+unsafe fn dots<F: Format, const T: usize>(
+    dot: &mut [[__m256i; 2]; T],
     rows: &[Row; T],
     b: usize,
     from: usize,
     to: usize,
-    w: impl Fn(usize, usize) -> __m256i,
+    panel: *const u8,
 ) {
     // SAFETY: see the head of the file.
     unsafe {
         let ones = _mm256_set1_epi16(1);
+        let w = |j: usize| std::array::from_fn(|h| _mm256_load_si256(panel.add(j * 64 + h * 32).cast()));
         match F::DOT {
             Dot::Unsigned(steps) => {
                 for j in (from..to).step_by(steps) {
-                    let last = to.min(j + steps);
-                    let mut wide: [[__m256i; N]; T] = [[_mm256_setzero_si256(); N]; T];
-                    for i in j..last {
-                        let w: [__m256i; N] = std::array::from_fn(|n| w(n, i));
+                    let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+                    for i in j..j + steps {
+                        let w: [__m256i; 2] = w(i);
                         for t in 0..T {
                             let four = rows[t].four(b, i);
-                            for n in 0..N {
-                                let pairs = _mm256_maddubs_epi16(w[n], four);
-                                wide[t][n] = if i == j { pairs } else { _mm256_add_epi16(wide[t][n], pairs) };
+                            for h in 0..2 {
+                                let pair = _mm256_maddubs_epi16(w[h], four);
+                                pairs[t][h] = if i == j { pair } else { _mm256_add_epi16(pairs[t][h], pair) };
                             }
                         }
                     }
                     for t in 0..T {
-                        for n in 0..N {
-                            dot[t][n] = _mm256_add_epi32(dot[t][n], _mm256_madd_epi16(wide[t][n], ones));
+                        for h in 0..2 {
+                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pairs[t][h], ones));
                         }
                     }
                 }
             }
             Dot::Signed => {
                 for j in from..to {
-                    let w: [__m256i; N] = std::array::from_fn(|n| w(n, j));
-                    let size: [__m256i; N] = std::array::from_fn(|n| _mm256_abs_epi8(w[n]));
+                    let w: [__m256i; 2] = w(j);
+                    let size = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
                     for t in 0..T {
                         let four = rows[t].four(b, j);
-                        for n in 0..N {
-                            let pairs = _mm256_maddubs_epi16(size[n], _mm256_sign_epi8(four, w[n]));
-                            dot[t][n] = _mm256_add_epi32(dot[t][n], _mm256_madd_epi16(pairs, ones));
+                        for h in 0..2 {
+                            let pair = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(four, w[h]));
+                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pair, ones));
                         }
                     }
                 }
@@ -304,7 +334,37 @@ unsafe fn dots<F: Format, const T: usize, const N: usize>(
     }
 }
 
-/// Few tokens: weights from memory into registers, once.
+/// Adds one panel block, which is block `b` of the activations, to `acc`. The order of operations is the same for any `T`.
+#[inline(always)]
+unsafe fn block<F: Format, const T: usize>(acc: &mut [[__m256; 2]; T], rows: &[Row; T], b: usize, panel: *const u8) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let scale = |h: usize, i: usize| _mm256_load_ps(panel.add(512 + i * 64 + h * 32).cast());
+        let halves = if F::HALVES { 2 } else { 1 };
+        let steps = 8 / halves;
+        for half in 0..halves {
+            let mut dot: [[__m256i; 2]; T] = std::array::from_fn(|t| [rows[t].bias::<F>(b, half); 2]);
+            dots::<F, T>(&mut dot, rows, b, half * steps, (half + 1) * steps, panel);
+            for h in 0..2 {
+                let scale = scale(h, half);
+                for t in 0..T {
+                    let d = _mm256_set1_ps(*rows[t].scales.add(b));
+                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), _mm256_mul_ps(scale, d), acc[t][h]);
+                }
+            }
+        }
+        if F::MINS {
+            for h in 0..2 {
+                let min = scale(h, 1);
+                for t in 0..T {
+                    acc[t][h] = _mm256_fmadd_ps(min, rows[t].sum(b), acc[t][h]);
+                }
+            }
+        }
+    }
+}
+
+/// Few tokens: each block is expanded, multiplied and forgotten, so weights are read from memory once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
@@ -315,47 +375,12 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
             let mut acc = [[_mm256_setzero_ps(); 2]; T];
             for b in 0..tile.cols / 32 {
-                let scale: [[__m256; 2]; 2] = std::array::from_fn(|h| F::scales(scales, b, h));
-                block::<F, T, 2>(&mut acc, &rows, b, |h, j| F::quants(quants, b, h, j), |h, i| scale[h][i]);
+                F::expand(quants, scales, b, tile.panel);
+                block::<F, T>(&mut acc, &rows, b, tile.panel);
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 for (h, acc) in acc.into_iter().enumerate() {
-                    _mm256_storeu_ps(tile.out.add(t * TILE_ROWS + g * GROUP + h * HALF), acc);
-                }
-            }
-        }
-    }
-}
-
-/// Adds one block of 32 columns to `acc`. The order of operations is the same in every kernel.
-#[inline(always)]
-unsafe fn block<F: Format, const T: usize, const N: usize>(
-    acc: &mut [[__m256; N]; T],
-    rows: &[Row; T],
-    b: usize,
-    w: impl Fn(usize, usize) -> __m256i,
-    scale: impl Fn(usize, usize) -> __m256,
-) {
-    // SAFETY: see the head of the file.
-    unsafe {
-        let halves = if F::HALVES { 2 } else { 1 };
-        let steps = 8 / halves;
-        for half in 0..halves {
-            let mut dot: [[__m256i; N]; T] = std::array::from_fn(|t| [rows[t].bias::<F>(b, half); N]);
-            dots::<F, T, N>(&mut dot, rows, b, half * steps, (half + 1) * steps, &w);
-            for n in 0..N {
-                let scale = scale(n, half);
-                for t in 0..T {
-                    let d = _mm256_set1_ps(*rows[t].scales.add(b));
-                    acc[t][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][n]), _mm256_mul_ps(scale, d), acc[t][n]);
-                }
-            }
-        }
-        if F::MINS {
-            for n in 0..N {
-                let min = scale(n, 1);
-                for t in 0..T {
-                    acc[t][n] = _mm256_fmadd_ps(min, rows[t].sum(b), acc[t][n]);
+                    _mm256_store_ps(tile.out.add(t * TILE_ROWS + g * GROUP + h * HALF), acc);
                 }
             }
         }
@@ -374,16 +399,7 @@ unsafe fn paneled<F: Format>(tile: &Tile) {
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let count = PANEL_BLOCKS.min(blocks - first);
                 for b in 0..count {
-                    let to = tile.panel.add(b * PANEL_BLOCK_BYTES);
-                    for h in 0..2 {
-                        for j in 0..8 {
-                            let at = to.add(j * 64 + h * 32);
-                            _mm256_store_si256(at.cast(), F::quants(quants, first + b, h, j));
-                        }
-                        let scale = F::scales(scales, first + b, h);
-                        _mm256_store_ps(to.add(512 + h * 32).cast(), scale[0]);
-                        _mm256_store_ps(to.add(576 + h * 32).cast(), scale[1]);
-                    }
+                    F::expand(quants, scales, first + b, tile.panel.add(b * PANEL_BLOCK_BYTES));
                 }
                 let mut t = 0;
                 while t + 4 <= tile.tokens {
@@ -412,10 +428,7 @@ unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, 
             std::array::from_fn(|h| if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) })
         });
         for b in 0..count {
-            let panel = tile.panel.add(b * PANEL_BLOCK_BYTES);
-            let w = |h: usize, j: usize| _mm256_load_si256(panel.add(j * 64 + h * 32).cast());
-            let scale = |h: usize, i: usize| _mm256_load_ps(panel.add(512 + i * 64 + h * 32).cast());
-            block::<F, T, 2>(&mut acc, &rows, first + b, w, scale);
+            block::<F, T>(&mut acc, &rows, first + b, tile.panel.add(b * PANEL_BLOCK_BYTES));
         }
         for t in 0..T {
             for h in 0..2 {

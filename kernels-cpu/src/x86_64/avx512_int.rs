@@ -241,6 +241,49 @@ impl Row {
     }
 }
 
+/// What one token contributes to each block of a panel, apart from dot products.
+#[repr(align(64))]
+struct Sums {
+    /// Per block, or per half block if there are halves: what the bias of the quants adds, negated.
+    bias: [i32; 2 * PANEL_BLOCKS],
+    /// Per block: the sum that the minimum multiplies.
+    min: [f32; PANEL_BLOCKS],
+}
+
+impl Sums {
+    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; PANEL_BLOCKS] };
+
+    /// The same numbers as [`Row::bias`] and [`Row::sum`], for `count` blocks from `first` on.
+    #[inline(always)]
+    unsafe fn prepare<F: Format>(&mut self, row: Row, first: usize, count: usize) {
+        // SAFETY: see the head of the file; masks keep loads inside the row.
+        unsafe {
+            let lanes = |count: usize| ((1u32 << count.min(16)) - 1) as __mmask16;
+            let from = row.sums.add(first * 2);
+            let low = _mm512_maskz_loadu_epi32(lanes(count * 2), from);
+            let high = _mm512_maskz_loadu_epi32(lanes((count * 2).saturating_sub(16)), from.wrapping_add(16));
+            let negated = |sums: __m512i| {
+                let bits = _mm_cvtsi32_si128(F::BIAS_BITS.unwrap_or(0) as i32);
+                _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sums, bits))
+            };
+            if F::HALVES {
+                _mm512_store_si512(self.bias.as_mut_ptr().cast(), negated(low));
+                _mm512_store_si512(self.bias.as_mut_ptr().add(16).cast(), negated(high));
+            } else {
+                let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+                let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                let whole = _mm512_add_epi32(
+                    _mm512_permutex2var_epi32(low, even, high),
+                    _mm512_permutex2var_epi32(low, odd, high),
+                );
+                _mm512_store_si512(self.bias.as_mut_ptr().cast(), negated(whole));
+                let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
+                _mm512_store_ps(self.min.as_mut_ptr(), _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
+            }
+        }
+    }
+}
+
 /// Few tokens: weights from memory into registers, once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
@@ -326,18 +369,9 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
-        let mut bias = [[0; 2 * PANEL_BLOCKS]; T];
-        let mut sums = [[0.0; PANEL_BLOCKS]; T];
-        for (t, row) in rows.into_iter().enumerate() {
-            for b in 0..count {
-                if F::BIAS_BITS.is_some() {
-                    bias[t][b * 2] = row.bias::<F>(first + b, 0);
-                    bias[t][b * 2 + 1] = row.bias::<F>(first + b, 1);
-                }
-                if F::MINS {
-                    sums[t][b] = row.sum(first + b);
-                }
-            }
+        let mut sums = [const { Sums::ZERO }; T];
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            sums.prepare::<F>(row, first, count);
         }
         let out = |t: usize, g: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP);
         let mut acc: [[__m512; G]; T] = std::array::from_fn(|t| {
@@ -349,10 +383,9 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
             let halves = if F::HALVES { 2 } else { 1 };
             for half in 0..halves {
                 let mut dot: [[__m512i; G]; T] = std::array::from_fn(|t| {
-                    let bias = match (F::BIAS_BITS, F::HALVES) {
-                        (None, _) => _mm512_setzero_si512(),
-                        (_, true) => _mm512_set1_epi32(bias[t][b * 2 + half]),
-                        (_, false) => _mm512_set1_epi32(bias[t][b * 2] + bias[t][b * 2 + 1]),
+                    let bias = match F::BIAS_BITS {
+                        None => _mm512_setzero_si512(),
+                        Some(_) => _mm512_set1_epi32(sums[t].bias[if F::HALVES { b * 2 + half } else { b }]),
                     };
                     [bias; G]
                 });
@@ -379,7 +412,7 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
                 for g in 0..G {
                     let min = _mm512_load_ps(panel.add(g * PANEL_BLOCK_BYTES + 576).cast());
                     for t in 0..T {
-                        acc[t][g] = _mm512_fmadd_ps(min, _mm512_set1_ps(sums[t][b]), acc[t][g]);
+                        acc[t][g] = _mm512_fmadd_ps(min, _mm512_set1_ps(sums[t].min[b]), acc[t][g]);
                     }
                 }
             }
