@@ -6,7 +6,7 @@ use crate::{
     plan::{Plan, PlanOptions, Resolved},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{ActKind, Executor, Isa};
+use rustai_kernels_cpu::{ActKind, Executor, Isa, KvShape};
 use std::{collections::HashMap, num::NonZero, thread};
 
 /// How a graph is made executable.
@@ -64,7 +64,8 @@ fn compile(
     // What memory it takes is known before any is taken.
     let forms = named(graph, load::forms(graph, isa)?);
     let estimate = Plan::new(graph, sizes, &load::form_of(&forms))?;
-    refuse_if_too_large(&estimate, load::total_bytes(graph), memory::available())?;
+    let cache = cache_bytes(isa, &estimate);
+    refuse_if_too_large(cache, estimate.arena_bytes as u64, load::total_bytes(graph), memory::available())?;
 
     let weights = load::load(graph, source, isa, threads, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
@@ -97,8 +98,13 @@ fn named(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> HashMap<Str
     graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect()
 }
 
-fn refuse_if_too_large(plan: &Plan, weights: u64, available: Option<u64>) -> Result<(), BuildError> {
-    let (cache, activations) = (plan.kv_bytes() as u64, plan.arena_bytes as u64);
+/// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
+fn cache_bytes(isa: Isa, plan: &Plan) -> u64 {
+    let page = plan.kv.map(|kv| Executor::cache_bytes(isa, &KvShape { pages: 1, ..kv }));
+    page.unwrap_or(0).saturating_mul(plan.options.pages as u64)
+}
+
+fn refuse_if_too_large(cache: u64, activations: u64, weights: u64, available: Option<u64>) -> Result<(), BuildError> {
     let needed = cache.saturating_add(activations).saturating_add(weights);
     match available {
         Some(available) if needed > available => {
@@ -162,7 +168,7 @@ impl Executable for CpuModel {
 
 /// A graph of any kind on the CPU: inputs in, result out.
 ///
-/// ```no_run
+/// ```
 /// use rustai::{backend::cpu::{CpuGraph, CpuOptions}, graph::{GraphBuilder, Rows}};
 ///
 /// let mut b = GraphBuilder::new();
@@ -256,20 +262,66 @@ mod tests {
     use super::*;
     use crate::graph::{Attention, GraphBuilder};
 
-    #[test]
-    fn a_cache_that_does_not_fit_is_refused_with_its_size() {
+    fn one_layer() -> Graph {
         let mut b = GraphBuilder::new();
         let x = b.input("x", Rows::Tokens, 64).unwrap();
         let attention = Attention { layer: 0, heads: 1, kv_heads: 1, head_dim: 64, scale: 1.0, window: None };
         let a = b.attention("a", x, x, x, attention).unwrap();
-        let sizes = PlanOptions { max_tokens: 1, max_outputs: 1, pages: 1 << 20 };
-        let plan = Plan::new(&b.finish(a).unwrap(), sizes, &|_, _| ActKind::F32).unwrap();
-        let error = refuse_if_too_large(&plan, 5, Some(1 << 30)).unwrap_err();
-        let BuildError::OutOfMemory { needed, cache, .. } = error else { panic!("{error}") };
-        assert_eq!(cache, 2 * 2 * 64 * 32 << 20, "keys and values of two bytes");
-        assert_eq!(needed, cache + plan.arena_bytes as u64 + 5);
-        assert!(error.to_string().contains("--ctx"), "{error}");
-        assert!(refuse_if_too_large(&plan, 5, Some(needed)).is_ok());
-        assert!(refuse_if_too_large(&plan, 5, None).is_ok());
+        b.finish(a).unwrap()
+    }
+
+    #[test]
+    fn memory_that_does_not_suffice_is_named_part_by_part() {
+        let error = refuse_if_too_large(6 << 30, 1 << 20, 1 << 30, Some(4 << 30)).unwrap_err().to_string();
+        for part in ["7169 MiB", "6144 MiB", "1 MiB", "1024 MiB", "4096 MiB", "--ctx"] {
+            assert!(error.contains(part), "{part} is missing in: {error}");
+        }
+        assert!(refuse_if_too_large(3, 2, 1, Some(6)).is_ok());
+        assert!(refuse_if_too_large(u64::MAX, 2, 1, Some(6)).is_err());
+        assert!(refuse_if_too_large(3, 2, 1, None).is_ok());
+    }
+
+    #[test]
+    fn a_cache_of_any_size_is_refused_and_not_tried() {
+        for pages in [1 << 40, usize::MAX] {
+            let options = CpuOptions { pages, threads: 1, ..CpuOptions::default() };
+            let error = CpuGraph::new(&one_layer(), &(), &options).map(|_| ()).unwrap_err();
+            assert!(matches!(error, BuildError::OutOfMemory { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn weights_that_are_not_what_the_graph_says_are_refused() {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 64).unwrap();
+        let w = b.weight("w", rustai_abi::DType::F16, &[64, 2]).unwrap();
+        let y = b.matmul("y", x, w, None).unwrap();
+        let graph = b.finish(y).unwrap();
+        let error = CpuGraph::new(&graph, &(), &CpuOptions::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, BuildError::Weight { .. }), "{error}");
+        let model = CpuModel::new(&graph, &(), &CpuOptions::default(), 1, &mut |_, _| {}).map(|_| ()).unwrap_err();
+        assert!(matches!(model, BuildError::NotLogits), "{model}");
+    }
+
+    #[test]
+    fn inputs_keep_their_values_and_wrong_ones_are_refused() {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 2).unwrap();
+        let y = b.silu("silu", x).unwrap();
+        let y = b.add("sum", x, y).unwrap();
+        let options = CpuOptions { threads: 2, max_tokens: 3, ..CpuOptions::default() };
+        let mut graph = CpuGraph::new(&b.finish(y).unwrap(), &(), &options).unwrap();
+        graph.set_input("x", &[0.0, 100.0, 1.0, -100.0]).unwrap();
+        let silu = 1.0 / (1.0 + (-1f32).exp());
+        for _ in 0..2 {
+            let out = graph.run(2).unwrap();
+            let expected = [0.0, 200.0, 1.0 + silu, -100.0];
+            assert!(out.iter().zip(expected).all(|(out, expected)| (out - expected).abs() < 1e-4), "{out:?}");
+        }
+        assert!(matches!(graph.set_input("z", &[0.0]), Err(StepError::UnknownInput { .. })));
+        assert!(graph.set_input("x", &[0.0; 3]).is_err());
+        assert!(graph.set_input("x", &[0.0; 8]).is_err());
+        assert!(graph.run(0).is_err());
+        assert!(graph.run(4).is_err());
     }
 }

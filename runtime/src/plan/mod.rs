@@ -19,7 +19,6 @@ pub use memory::overlap;
 pub use step::{Buffer, BufferId, Form, PlannedProjection, Step};
 
 use crate::graph::{Graph, Rows, WeightId, rewrite};
-use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::{ActKind, KvShape};
 
 /// Sizes that a plan is made for.
@@ -120,16 +119,6 @@ impl Plan {
         let (arena_bytes, unshared_bytes) = memory::place(&mut draft, rows).ok_or(too_large)?;
         let fuse::Draft { steps, buffers, inputs, output } = draft;
         Ok(Self { graph, steps, buffers, inputs, output, arena_bytes, unshared_bytes, kv, options })
-    }
-
-    /// Bytes of the key/value cache, which holds `f16` values.
-    pub fn kv_bytes(&self) -> usize {
-        let bytes = |kv: &KvShape| {
-            [2, 2, kv.layers, kv.kv_heads, kv.head_dim, kv.pages, PAGE_TOKENS]
-                .into_iter()
-                .fold(1usize, |product, factor| product.saturating_mul(factor))
-        };
-        self.kv.as_ref().map_or(0, bytes)
     }
 
     /// A buffer.

@@ -22,15 +22,9 @@ impl fmt::Display for Plan {
             self.arena_bytes, self.unshared_bytes
         )?;
         match &self.kv {
-            Some(kv) => writeln!(
-                f,
-                "cache {} bytes: {} layers, {} heads of {}, {} pages",
-                self.kv_bytes(),
-                kv.layers,
-                kv.kv_heads,
-                kv.head_dim,
-                kv.pages
-            ),
+            Some(kv) => {
+                writeln!(f, "cache {} layers, {} heads of {}, {} pages", kv.layers, kv.kv_heads, kv.head_dim, kv.pages)
+            }
             None => Ok(()),
         }
     }

@@ -62,7 +62,6 @@ fn projections_of_one_input_are_one_call_and_the_norm_quantizes_for_them() {
     assert_eq!(projections.len(), 3);
     assert!(projections[0].bias.is_some());
     assert_eq!(plan.kv, Some(KvShape { layers: 1, kv_heads: 2, head_dim: 16, pages: 3 }));
-    assert_eq!(plan.kv_bytes(), 2 * 2 * 2 * 16 * 3 * PAGE_TOKENS);
 }
 
 #[test]
