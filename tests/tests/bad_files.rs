@@ -380,3 +380,39 @@ fn wrong_values_are_refused() {
     assert_refused!(Raw::new().entry(&long, 0, &[1]).error(), GgufError::NameTooLong { .. }, "65536");
     assert_refused!(Raw::new().tensor(&long, &[1], 0, 0).error(), GgufError::NameTooLong { .. }, "tensor 0");
 }
+
+/// The fuzz target's seeds: small files that reach every part of the reader, and some that it refuses late.
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let (sample, header) = sample();
+    let mut old = Raw { version: 2, ..Raw::new() }.entry("k", 12, &0.5f64.to_le_bytes());
+    old = old.tensor("w", &[2, 2, 2, 2], 0, 0).data(64);
+    let aligned = Raw::new().entry("general.alignment", 4, &64u32.to_le_bytes()).tensor("w", &[1], 0, 64).data(128);
+    let quantized = Raw::new().tensor("a", &[256], 14, 0).tensor("b", &[64, 3], 2, 224).data(352);
+    let overlap = Raw::new().tensor("u", &[16], 0, 0).tensor("v", &[8], 0, 32).data(128);
+    vec![
+        ("empty-v3", Raw::new().bytes()),
+        ("every-part", sample.clone()),
+        ("cut-in-data", sample[..header + 70].to_vec()),
+        ("cut-in-header", sample[..header / 2].to_vec()),
+        ("version-2", old.bytes()),
+        ("alignment-64", aligned.bytes()),
+        ("quantized", quantized.bytes()),
+        ("overlap", overlap.bytes()),
+    ]
+}
+
+#[test]
+fn seeds_of_the_fuzzer_are_up_to_date() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/gguf");
+    for (name, bytes) in seeds() {
+        let path = folder.join(name);
+        if std::env::var_os("RUSTAI_BLESS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap_or_default(), bytes, "{} (RUSTAI_BLESS=1 writes it)", path.display());
+    }
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        use_everything(std::fs::read(entry.unwrap().path()).unwrap());
+    }
+}

@@ -57,8 +57,7 @@ fn compile(
         0 => thread::available_parallelism().map_or(1, NonZero::get),
         threads => threads,
     };
-    let sizes =
-        PlanOptions { max_tokens: options.max_tokens, max_outputs: options.max_outputs, pages: options.pages };
+    let sizes = PlanOptions { max_tokens: options.max_tokens, max_outputs: options.max_outputs, pages: options.pages };
     let graph = &rewrite::drop_unused(graph);
     load::check(graph, source)?;
 
@@ -205,10 +204,11 @@ impl CpuGraph {
     /// # Errors
     /// If there is no such input, or the values are no whole number of rows or too many.
     pub fn set_input(&mut self, name: &str, values: &[f32]) -> Result<(), StepError> {
-        let index = self.inputs.iter().position(|input| input == name).ok_or_else(|| StepError::UnknownInput {
-            name: name.to_owned(),
-            known: self.inputs.clone(),
-        })?;
+        let index = self
+            .inputs
+            .iter()
+            .position(|input| input == name)
+            .ok_or_else(|| StepError::UnknownInput { name: name.to_owned(), known: self.inputs.clone() })?;
         let buf = self.compiled.executor.program().inputs[index];
         Ok(self.compiled.executor.write(buf, values)?)
     }
@@ -221,7 +221,9 @@ impl CpuGraph {
     pub fn run(&mut self, rows: usize) -> Result<&[f32], StepError> {
         let too_many = || {
             let most = self.tokens.len();
-            StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!("{rows} rows, where 1 to {most} are possible")))
+            StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
+                "{rows} rows, where 1 to {most} are possible"
+            )))
         };
         let len = u32::try_from(rows).ok().filter(|len| *len > 0).ok_or_else(too_many)?;
         let tokens = self.tokens.get(..rows).ok_or_else(too_many)?;

@@ -142,8 +142,8 @@ fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -
     let mut resolved = Resolved::default();
     if needs.vector {
         let values = read_floats(weight.dtype, &bytes, weight.elements());
-        let values = values
-            .ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })?;
+        let values =
+            values.ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })?;
         resolved.vector = Some(values.into());
     }
     if needs.table {

@@ -185,9 +185,11 @@ impl GraphBuilder {
             }
             self.needs_tokens(&name, &op, operand)?;
         }
-        if let Some(other) = self.nodes.iter().find(|node| {
-            matches!(&node.op, Op::Attention { attention, .. } if attention.layer == layer)
-        }) {
+        if let Some(other) = self
+            .nodes
+            .iter()
+            .find(|node| matches!(&node.op, Op::Attention { attention, .. } if attention.layer == layer))
+        {
             return Err(parameter(&name, &op, format!("cache layer {layer}, which {} has", other.name)));
         }
         let input = self.shape_of(&name, q)?;
@@ -265,7 +267,10 @@ impl GraphBuilder {
         }
         if !weight.dims[0].is_multiple_of(weight.dtype.block_len()) {
             let block = weight.dtype.block_len();
-            return fail(format!("rows of {} are no whole number of {}'s blocks of {block}", weight.dims[0], weight.dtype));
+            return fail(format!(
+                "rows of {} are no whole number of {}'s blocks of {block}",
+                weight.dims[0], weight.dtype
+            ));
         }
         // Kernels count bytes of `f32` copies, so these must fit as well.
         let elements = weight.dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
@@ -301,7 +306,9 @@ impl GraphBuilder {
     fn needs_tokens(&self, name: &str, op: &Op, x: ValueId) -> Result<(), GraphError> {
         match self.nodes[x.0].shape.rows {
             Rows::Tokens => Ok(()),
-            Rows::Outputs => Err(parameter(name, op, format!("{}, whose rows are outputs and not tokens", self.value(x)))),
+            Rows::Outputs => {
+                Err(parameter(name, op, format!("{}, whose rows are outputs and not tokens", self.value(x))))
+            }
         }
     }
 

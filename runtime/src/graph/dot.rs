@@ -9,7 +9,8 @@ pub fn dot(graph: &Graph) -> String {
     for (id, node) in graph.values() {
         let weights: Vec<String> = node.op.weights().iter().map(|&id| graph.weight(id).to_string()).collect();
         let label = format!("{}\n{} {}\n{}", node.name, node.op.name(), weights.join(", "), node.shape);
-        let line = format!("n{} [label=\"{}\", fillcolor=\"{}\"];\n", id.0, escape(&label), super::svg::colour(&node.op));
+        let line =
+            format!("n{} [label=\"{}\", fillcolor=\"{}\"];\n", id.0, escape(&label), super::svg::colour(&node.op));
         layers.entry(layer_of(&node.name)).or_default().push_str(&line);
     }
     let mut out = String::from(

@@ -220,8 +220,11 @@ fn attend(
             seen.iter().map(|(key, _)| (dot(query, &key[range.clone()]) * f64::from(scale)) as f32).collect();
         let weights = softmax(&scores);
         for column in range {
-            let sum: f64 =
-                weights.iter().zip(&seen).map(|(weight, (_, value))| f64::from(*weight) * f64::from(value[column])).sum();
+            let sum: f64 = weights
+                .iter()
+                .zip(&seen)
+                .map(|(weight, (_, value))| f64::from(*weight) * f64::from(value[column]))
+                .sum();
             out.push(sum as f32);
         }
     }

@@ -104,9 +104,11 @@ fn label(graph: &Graph, id: ValueId) -> [String; 2] {
 
 /// The frame around a layer and the words that say how often it comes.
 fn frame(group: &Group, folded: &Folded, layout: &Layout, widths: &[f64]) -> String {
-    let edges_inside = folded.edges.iter().zip(&layout.edges).filter(|((from, to), _)| {
-        group.nodes.contains(from) && group.nodes.contains(to)
-    });
+    let edges_inside = folded
+        .edges
+        .iter()
+        .zip(&layout.edges)
+        .filter(|((from, to), _)| group.nodes.contains(from) && group.nodes.contains(to));
     let lanes = edges_inside.flat_map(|(_, points)| points.iter().map(|point| point.0));
     let sides = group.nodes.iter().flat_map(|&node| {
         let (x, half) = (layout.boxes[node].0, widths[node] / 2.0);

@@ -1,5 +1,28 @@
 //! From a model file to an executable: hyper-parameters, graph, plan, weights.
-use crate::{backend::Executable, gguf::GgufFile};
+//!
+//! Each architecture is one file with one function that turns metadata into a [`Graph`](crate::graph::Graph), listed in
+//! `ARCHITECTURES`. This module checks what metadata and tensors say against each other and names what does not fit. It
+//! must never compute with weights.
+
+mod error;
+mod llama;
+mod reader;
+mod rope;
+mod source;
+
+pub use error::LoadError;
+pub use source::ModelFile;
+
+use crate::{
+    backend::{
+        Executable,
+        cpu::{CpuModel, CpuOptions},
+    },
+    gguf::GgufFile,
+    graph::Graph,
+};
+use reader::Reader;
+use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::Isa;
 
 /// How a model is loaded.
@@ -18,15 +41,13 @@ pub struct LoadOptions {
     /// Forces an instruction set; `None` lets `RUSTAI_CPU` or detection choose.
     pub isa: Option<Isa>,
 }
+
 impl Default for LoadOptions {
     fn default() -> Self {
         Self { threads: 0, context: 0, max_sequences: 1, max_batch: 512, max_outputs: 8, isa: None }
     }
 }
-/// Why a model cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {}
+
 /// How far a load has come, in bytes of weights.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadProgress {
@@ -35,5 +56,98 @@ pub struct LoadProgress {
     /// All.
     pub total: u64,
 }
-/// Loads the weights of `file` and makes them executable.
-pub fn load(file: &GgufFile, options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Box<dyn Executable>, LoadError> { todo!() }
+
+/// What a model computes, before any weight is read.
+#[derive(Clone, Debug)]
+pub struct ModelGraph {
+    /// The graph, from tokens to a row of logits per output.
+    pub graph: Graph,
+    /// Longest sequence that the model was made for, in tokens.
+    pub context: usize,
+    /// Logits per row.
+    pub vocab: usize,
+}
+
+/// An architecture and the function that builds its graph.
+struct Architecture {
+    name: &'static str,
+    build: fn(&Reader<'_>) -> Result<ModelGraph, LoadError>,
+}
+
+const ARCHITECTURES: &[Architecture] = &[Architecture { name: "llama", build: llama::build }];
+
+/// Context where neither the caller nor the file asks for less.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Names of the architectures that can be loaded, as `general.architecture` gives them.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|architecture| architecture.name)
+}
+
+/// Builds the graph of a model file. No weight is read, except RoPE's frequency factors.
+///
+/// # Errors
+/// [`LoadError`] if the architecture is not supported, or metadata or tensors are missing or do not fit each other.
+pub fn graph(file: &dyn ModelFile) -> Result<ModelGraph, LoadError> {
+    const KEY: &str = "general.architecture";
+    let name = file.str(KEY)?.ok_or_else(|| LoadError::MissingMetadata { key: KEY.into() })?;
+    let architecture = ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
+        LoadError::UnsupportedArchitecture { found: name.into(), supported: architectures().collect() }
+    })?;
+    let model = (architecture.build)(&Reader::new(file, architecture.name))?;
+    check_vocabulary(file, model.vocab)?;
+    check_all_used(file, &model.graph)?;
+    Ok(model)
+}
+
+/// Loads the weights of `file` and makes them executable. `progress` is called from this thread.
+///
+/// # Errors
+/// [`LoadError`]; what can be known without the weights, the lack of memory included, is found before they are read.
+pub fn load(
+    file: &GgufFile,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Executable>, LoadError> {
+    let model = graph(file)?;
+    let context = match options.context {
+        0 => model.context.min(DEFAULT_CONTEXT),
+        context => context,
+    };
+    if context > model.context {
+        tracing::warn!(context, trained = model.context, "the context is longer than the model was made for");
+    }
+    let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
+    let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
+    let cpu = CpuOptions {
+        isa: options.isa,
+        threads: options.threads,
+        max_tokens,
+        max_outputs: options.max_outputs.clamp(1, max_tokens),
+        pages,
+    };
+    let mut report = |done, total| progress(LoadProgress { done, total });
+    Ok(Box::new(CpuModel::new(&model.graph, file, &cpu, context, &mut report)?))
+}
+
+/// The tokenizer's tokens and the rows of logits must be as many.
+fn check_vocabulary(file: &dyn ModelFile, logits: usize) -> Result<(), LoadError> {
+    match file.count("tokenizer.ggml.tokens")? {
+        Some(tokens) if tokens != logits => Err(LoadError::Vocabulary { tokens, logits }),
+        _ => Ok(()),
+    }
+}
+
+/// A tensor that the graph does not use means that the model computes something else than the graph.
+fn check_all_used(file: &dyn ModelFile, graph: &Graph) -> Result<(), LoadError> {
+    let used: std::collections::HashSet<&str> = graph.weights().iter().map(|weight| &weight.name[..]).collect();
+    // Frequency factors are read while the graph is built; old files also hold tables of RoPE angles.
+    let known = |name: &str| used.contains(name) || name == rope::FACTORS || name.ends_with(".attn_rot_embd.weight");
+    match file.tensor_names().into_iter().find(|name| !known(name)) {
+        Some(tensor) => Err(LoadError::UnknownTensor { tensor }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

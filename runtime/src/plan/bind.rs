@@ -3,9 +3,7 @@
 use super::{BufferId, Form, Plan, Step};
 use crate::graph;
 use rustai_abi::DType;
-use rustai_kernels_cpu::{
-    Act, Buf, Call, Matrix, Program, Projection, QBuf, Rope, RopeStyle, Rows, SharedBytes,
-};
+use rustai_kernels_cpu::{Act, Buf, Call, Matrix, Program, Projection, QBuf, Rope, RopeStyle, Rows, SharedBytes};
 use std::sync::Arc;
 
 /// A weight of a graph in the forms that its readers want. A weight may need several: a tied embedding is a table and a

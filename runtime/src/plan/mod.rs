@@ -38,7 +38,9 @@ pub struct PlanOptions {
 #[non_exhaustive]
 pub enum PlanError {
     /// A rotation that does not feed an attention together with its partner.
-    #[error("{node}: no kernel rotates values outside an attention; queries and keys must share one rotation and have no other reader")]
+    #[error(
+        "{node}: no kernel rotates values outside an attention; queries and keys must share one rotation and have no other reader"
+    )]
     Rope {
         /// Name of the node.
         node: String,
@@ -114,8 +116,7 @@ impl Plan {
             Rows::Tokens => options.max_tokens,
             Rows::Outputs => options.max_outputs,
         };
-        let too_large =
-            PlanError::TooLarge { max_tokens: options.max_tokens, max_outputs: options.max_outputs };
+        let too_large = PlanError::TooLarge { max_tokens: options.max_tokens, max_outputs: options.max_outputs };
         let (arena_bytes, unshared_bytes) = memory::place(&mut draft, rows).ok_or(too_large)?;
         let fuse::Draft { steps, buffers, inputs, output } = draft;
         Ok(Self { graph, steps, buffers, inputs, output, arena_bytes, unshared_bytes, kv, options })
@@ -159,7 +160,10 @@ fn cache_shape(graph: &Graph, pages: usize) -> Result<Option<KvShape>, PlanError
             Err(PlanError::Cache { node: node.name.clone(), layer: attention.layer, found, expected })
         };
         if attention.layer >= layers {
-            return fail("a gap before it".into(), format!("{layers} attentions number their layers 0 to {}", layers - 1));
+            return fail(
+                "a gap before it".into(),
+                format!("{layers} attentions number their layers 0 to {}", layers - 1),
+            );
         }
         if (attention.kv_heads, attention.head_dim) != (first.kv_heads, first.head_dim) {
             return fail(

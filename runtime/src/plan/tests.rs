@@ -235,7 +235,9 @@ fn check(plan: &Plan) {
 /// A name for the value of an expression: equal expressions get equal numbers.
 fn hash(op: &str, operands: &[u64]) -> u64 {
     let bytes = op.bytes().map(u64::from).chain(operands.iter().copied());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, part| (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, part| {
+        (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
+    })
 }
 
 fn symmetric(op: &str, a: u64, b: u64) -> u64 {
