@@ -1,55 +1,33 @@
 //! Choosing the next token from logits: one ordered, documented chain.
+//!
+//! ```text
+//! logits ─► penalties ─► top-k ─► typical ─► top-p ─► min-p ─► temperature ─► draw
+//!              │                                                             (seed)
+//!              └─► at temperature 0: the best token (of equals the lowest id), and no other stage matters
+//! ```
+//!
+//! Each stage is a file with its paper; each sees only the tokens that the stages before kept, with probabilities that sum
+//! to one over those. All but temperature work on probabilities at temperature 1.
+//!
+//! **Same seed, same tokens.** The random numbers are ChaCha8's (RFC 8439 with 8 rounds), keyed by the seed: its first 8
+//! bytes are the seed in little endian, the other 24 are zero. A draw takes one 64-bit number, and its 53 high bits are the fraction
+//! of the probability mass at which the token is found, in the order of the stage that came last (best first, or by id
+//! where nothing was cut or only min-p was used). So a seed gives the same tokens on every machine for the same logits.
+//!
+//! **Odd logits.** NaN counts as minus infinity: such tokens are never chosen. Plus infinity counts as the largest finite
+//! number. If no token is left, the answer is token 0, so that a broken model makes nonsense and not a crash.
+//!
+//! This module never sees text or tensors, and never allocates once its buffers have grown (at the first call).
 
-/// Settings of the chain, applied in the order of the fields. The defaults change nothing but temperature.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct SamplerParams {
-    /// Tokens looked back at by the three penalties.
-    pub penalty_last_n: usize,
-    /// Divides (multiplies, if negative) the logits of seen tokens; 1 is off.
-    pub repetition_penalty: f32,
-    /// Subtracted per occurrence; 0 is off.
-    pub frequency_penalty: f32,
-    /// Subtracted once from seen tokens; 0 is off.
-    pub presence_penalty: f32,
-    /// Keeps the k best; 0 is off.
-    pub top_k: usize,
-    /// Locally typical sampling; 1 is off.
-    pub typical_p: f32,
-    /// Nucleus; 1 is off.
-    pub top_p: f32,
-    /// Least probability relative to the best; 0 is off.
-    pub min_p: f32,
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Seed; `None` draws one from the system.
-    pub seed: Option<u64>,
-}
-impl Default for SamplerParams {
-    fn default() -> Self {
-        Self { penalty_last_n: 64, repetition_penalty: 1.0, frequency_penalty: 0.0, presence_penalty: 0.0, top_k: 40, typical_p: 1.0, top_p: 0.95, min_p: 0.05, temperature: 0.8, seed: None }
-    }
-}
-/// A setting out of range.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{name} = {value} is out of range; {remedy}")]
-pub struct SamplerError {
-    /// The setting.
-    pub name: &'static str,
-    /// Its value.
-    pub value: f64,
-    /// What is allowed.
-    pub remedy: &'static str,
-}
-/// The chain with its state.
-pub struct Sampler {}
-impl Sampler {
-    /// Checks the settings.
-    pub fn new(params: SamplerParams, vocab: usize) -> Result<Self, SamplerError> { todo!() }
-    /// The seed in use.
-    pub fn seed(&self) -> u64 { todo!() }
-    /// Tells the chain a token of the prompt (for the penalties).
-    pub fn observe(&mut self, token: u32) { todo!() }
-    /// Chooses a token (and observes it). `logits` is read only; no allocation after the first call.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 { todo!() }
-}
+mod candidates;
+mod chain;
+mod min_p;
+mod params;
+mod penalties;
+mod temperature;
+mod top_k;
+mod top_p;
+mod typical;
+
+pub use chain::Sampler;
+pub use params::{SamplerError, SamplerParams};

@@ -266,13 +266,18 @@ impl fmt::Debug for Tokenizer {
 /// The tokens that end an answer, ascending. Those known by name become control tokens, as some conversions forget, so
 /// that nobody ends an answer by typing one.
 fn find_ends(vocabulary: &Vocabulary<'_>, kinds: &mut [TokenType]) -> Vec<u32> {
-    let named = |name: &str| vocabulary.tokens.iter().position(|token| token == name);
-    let mut ends: Vec<u32> = [vocabulary.eos, vocabulary.eot, vocabulary.eom].into_iter().flatten().collect();
+    let named: Vec<(usize, &str)> = vocabulary
+        .tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| (id, token.as_str()))
+        .filter(|(_, token)| token.starts_with(['<', '[', '_']) && END_NAMES.contains(token))
+        .collect();
+    let has = |name: &str| named.iter().any(|&(_, token)| token == name);
     // In the Harmony format `<|end|>` ends a message, and an answer has several.
-    let harmony =
-        named("<|call|>").or(named("<|calls|>")).is_some() && named("<|return|>").or(named("<|flush|>")).is_some();
-    for &name in END_NAMES {
-        let Some(id) = named(name) else { continue };
+    let harmony = has("<|call|>") && has("<|return|>") || has("<|calls|>") && has("<|flush|>");
+    let mut ends: Vec<u32> = [vocabulary.eos, vocabulary.eot, vocabulary.eom].into_iter().flatten().collect();
+    for (id, name) in named {
         // The SentencePiece name is ordinary text in some vocabularies that end with something else.
         if name == "</s>" && kinds[id] == TokenType::Normal || name == "<|end|>" && harmony {
             continue;
