@@ -1,6 +1,7 @@
 //! What the engine itself refuses, and how a request can fail.
 
 use crate::backend::StepError;
+use rustai_kernels_cpu::ExecutorError;
 use std::sync::Arc;
 
 /// Why the engine cannot be built, refuses a request, or ends one early.
@@ -82,4 +83,14 @@ pub enum EngineError {
     /// The last handle of the engine was dropped while the request ran.
     #[error("the engine was shut down before the request ended; keep a clone of the engine while requests run")]
     Stopped,
+}
+
+impl EngineError {
+    /// What a failed step means to the engine: after a panic in a kernel, nothing can run anymore.
+    pub(super) fn of_step(error: StepError) -> Self {
+        match error {
+            StepError::Cpu(ExecutorError::Panicked) => Self::Panicked { message: error.to_string().into() },
+            error => Self::Step(Arc::new(error)),
+        }
+    }
 }

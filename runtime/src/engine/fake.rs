@@ -10,6 +10,8 @@ use rustai_kernels_cpu::ExecutorError;
 use std::sync::{Arc, Mutex};
 
 pub(super) const VOCAB: usize = 61;
+/// A kernel panics on a batch that contains this token, and the model is broken.
+pub(super) const BREAKS: u32 = 58;
 /// The model refuses a batch that contains this token.
 pub(super) const REFUSED: u32 = 59;
 /// The model panics on a batch that contains this token.
@@ -45,6 +47,9 @@ impl Executable for FakeModel {
         pages.dedup();
         assert_eq!(pages.len(), held, "a page belongs to one sequence");
         assert!(!batch.tokens.contains(&PANICS), "token {PANICS} panics");
+        if batch.tokens.contains(&BREAKS) {
+            return Err(StepError::Cpu(ExecutorError::Panicked));
+        }
         if batch.tokens.contains(&REFUSED) {
             return Err(StepError::Cpu(ExecutorError::Batch(format!("token {REFUSED}"))));
         }
@@ -78,11 +83,11 @@ impl Executable for FakeModel {
     }
 }
 
-/// The logits behind `tokens`. The two tokens with a special meaning never win.
+/// The logits behind `tokens`. The tokens with a special meaning never win.
 pub(super) fn logits(tokens: &[u32]) -> Vec<f32> {
     let mix = |hash: u64, value: u32| (hash ^ u64::from(value)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
     let state = tokens.iter().fold(7, |hash, &token| mix(hash, token));
-    let logit = |token| if token >= REFUSED { -1.0 } else { (mix(mix(state, token), 1) >> 40) as f32 };
+    let logit = |token| if token >= BREAKS { -1.0 } else { (mix(mix(state, token), 1) >> 40) as f32 };
     (0..VOCAB as u32).map(logit).collect()
 }
 

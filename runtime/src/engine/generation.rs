@@ -161,3 +161,6 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

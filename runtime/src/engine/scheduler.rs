@@ -13,9 +13,9 @@
 //!    of admission. A long prompt is thus computed in chunks between which every other sequence advances.
 
 use super::{EngineError, pages::BlockTable, pages::PagePool};
-use crate::backend::{Executable, Limits, StepError};
+use crate::backend::{Executable, Limits};
 use rustai_abi::{Batch, BatchSequence};
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 /// What becomes of one sequence's logits. A driver leaves the scheduler exactly once, through [`Driver::finish`].
 pub(super) trait Driver {
@@ -150,12 +150,15 @@ impl<D: Driver> Scheduler<D> {
 
     /// Makes one step and hands out its logits. A step that `executable` refuses ends the sequences that were part of
     /// it; the others go on.
-    pub(super) fn step(&mut self, executable: &mut dyn Executable) {
+    ///
+    /// # Errors
+    /// If the executable cannot be used again. Nobody has been told yet: that is for [`Self::abort`].
+    pub(super) fn step(&mut self, executable: &mut dyn Executable) -> Result<(), EngineError> {
         self.sweep();
         self.admit();
         self.plan();
         if self.shares.is_empty() {
-            return;
+            return Ok(());
         }
         for share in &self.shares {
             let sequence = &mut self.running[share.sequence];
@@ -173,9 +176,10 @@ impl<D: Driver> Scheduler<D> {
 
         match result {
             Ok(logits) => self.deliver(logits),
-            Err(error) => self.refuse(error),
+            Err(error) => self.refuse(EngineError::of_step(error))?,
         }
         self.collect();
+        Ok(())
     }
 
     /// Takes out what nobody wants anymore.
@@ -276,11 +280,14 @@ impl<D: Driver> Scheduler<D> {
     }
 
     /// Marks the sequences of a step that did not run.
-    fn refuse(&mut self, error: StepError) {
-        let error = EngineError::Step(Arc::new(error));
+    fn refuse(&mut self, error: EngineError) -> Result<(), EngineError> {
+        if matches!(error, EngineError::Panicked { .. }) {
+            return Err(error);
+        }
         for share in &self.shares {
             self.running[share.sequence].end = Some(End::Failed(error.clone()));
         }
+        Ok(())
     }
 
     /// Lets the marked sequences leave.

@@ -73,7 +73,7 @@ fn main<D: Driver>(mut executable: Box<dyn Executable>, jobs: &Receiver<Job<D>>,
     let mut scheduler = Scheduler::new(executable.limits());
     let run = catch_unwind(AssertUnwindSafe(|| serve(&mut scheduler, &mut *executable, jobs)));
     let error = match run {
-        Ok(()) => EngineError::Stopped,
+        Ok(error) => error,
         Err(panic) => EngineError::Panicked { message: message(&*panic).into() },
     };
     if matches!(error, EngineError::Panicked { .. }) {
@@ -88,23 +88,29 @@ fn main<D: Driver>(mut executable: Box<dyn Executable>, jobs: &Receiver<Job<D>>,
     }
 }
 
-/// Steps until all handles are gone.
-fn serve<D: Driver>(scheduler: &mut Scheduler<D>, executable: &mut dyn Executable, jobs: &Receiver<Job<D>>) {
+/// Steps until all handles are gone or the model is broken, and returns which it was.
+fn serve<D: Driver>(
+    scheduler: &mut Scheduler<D>,
+    executable: &mut dyn Executable,
+    jobs: &Receiver<Job<D>>,
+) -> EngineError {
     loop {
         if scheduler.is_idle() {
             match jobs.recv() {
                 Ok(job) => scheduler.submit(job),
-                Err(_) => return,
+                Err(_) => return EngineError::Stopped,
             }
         }
         loop {
             match jobs.try_recv() {
                 Ok(job) => scheduler.submit(job),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Disconnected) => return EngineError::Stopped,
             }
         }
-        scheduler.step(executable);
+        if let Err(error) = scheduler.step(executable) {
+            return error;
+        }
     }
 }
 
@@ -205,6 +211,19 @@ mod tests {
         let job =
             Job { prompt: vec![1], positions: 1, rows: Rows::Last, driver: Probe { count: 1, tokens, gate: None } };
         assert!(matches!(worker.submit(job), Err(EngineError::Panicked { .. })));
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_used_again_ends_all_requests() {
+        let worker = start();
+        let running = submit(&worker, &[1, 2], 200);
+        running.recv().unwrap().unwrap();
+        let culprit = submit(&worker, &[fake::BREAKS], 1);
+        for received in [running, culprit] {
+            let error = received.iter().find_map(Result::err).expect("an end with an error");
+            assert!(error.contains("a kernel panicked"), "{error}");
+        }
+        assert!(matches!(worker.failure().get(), Some(EngineError::Panicked { .. })));
     }
 
     #[test]

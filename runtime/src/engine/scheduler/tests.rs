@@ -1,7 +1,7 @@
 //! The policy, on a model whose answers show every mistake in pages and positions. No threads.
 
 use super::*;
-use crate::engine::fake::{FakeModel, REFUSED, VOCAB, expected, greedy, logits};
+use crate::engine::fake::{BREAKS, FakeModel, REFUSED, VOCAB, expected, greedy, logits};
 use rustai_abi::PAGE_TOKENS;
 use std::{
     cell::{Cell, RefCell},
@@ -72,13 +72,13 @@ fn run_out(scheduler: &mut Scheduler<Greedy>, model: &mut FakeModel) {
         if scheduler.is_idle() {
             return;
         }
-        scheduler.step(model);
+        scheduler.step(model).unwrap();
     }
     panic!("the scheduler makes no progress");
 }
 
 fn prompt(length: usize, salt: u32) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * 7 + salt * 13) % REFUSED).collect()
+    (0..length as u32).map(|i| (i * 7 + salt * 13) % BREAKS).collect()
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn mixed_sequences_get_what_they_get_alone() {
             let (length, count) = (1 + next(90) as usize, next(60) as usize);
             jobs.push((prompt(length, salt), count, submit(&mut scheduler, &prompt(length, salt), count, Rows::Last)));
             if next(3) == 0 {
-                scheduler.step(&mut model);
+                scheduler.step(&mut model).unwrap();
             }
         }
         run_out(&mut scheduler, &mut model);
@@ -129,11 +129,11 @@ fn a_long_prompt_does_not_stop_those_who_decode() {
     let steps = model.steps.clone();
     let mut scheduler = Scheduler::new(model.limits());
     let first = submit(&mut scheduler, &[1, 2], 30, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     let long = submit(&mut scheduler, &prompt(100, 0), 2, Rows::Last);
     for step in 0..14 {
         let before = first.tokens.borrow().len();
-        scheduler.step(&mut model);
+        scheduler.step(&mut model).unwrap();
         assert_eq!(first.tokens.borrow().len(), before + 1, "step {step}");
         // One token of the eight is the decoding sequence's.
         assert_eq!(steps.lock().unwrap().last().unwrap()[1], (step * 7, 7));
@@ -149,14 +149,14 @@ fn admission_is_first_come_first_served_and_nobody_overtakes() {
     let running = submit(&mut scheduler, &prompt(10, 0), 2 * PAGE_TOKENS, Rows::Last);
     let large = submit(&mut scheduler, &prompt(10, 1), 2 * PAGE_TOKENS, Rows::Last);
     let small = submit(&mut scheduler, &prompt(10, 2), 1, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert!(running.admitted.get() && !large.admitted.get(), "three pages each, four there are");
     assert!(!small.admitted.get(), "it would fit, but is not the first");
     while !running.is_done() {
-        scheduler.step(&mut model);
+        scheduler.step(&mut model).unwrap();
         assert_eq!(small.admitted.get(), large.admitted.get());
     }
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert!(large.admitted.get() && small.admitted.get());
     run_out(&mut scheduler, &mut model);
 }
@@ -166,9 +166,9 @@ fn pages_are_taken_as_the_sequence_grows() {
     let mut model = FakeModel::new(64, 4, 8);
     let mut scheduler = Scheduler::new(model.limits());
     submit(&mut scheduler, &prompt(PAGE_TOKENS, 0), 100, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert_eq!(scheduler.pool.free(), 7);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert_eq!(scheduler.pool.free(), 6);
 }
 
@@ -180,12 +180,12 @@ fn cancelled_sequences_leave_before_the_next_step() {
     let running = submit(&mut scheduler, &[1, 2, 3], 60, Rows::Last);
     let waiting = submit(&mut scheduler, &[4, 5, 6], 60, Rows::Last);
     let patient = submit(&mut scheduler, &[7, 8, 9], 60, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     waiting.cancel.set(true);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert!(matches!(*waiting.end.borrow(), Some(End::Cancelled)) && !waiting.admitted.get());
     running.cancel.set(true);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     assert!(matches!(*running.end.borrow(), Some(End::Cancelled)));
     assert_eq!(running.tokens.borrow().len(), 2);
     assert_eq!(*steps.lock().unwrap().last().unwrap(), [(0, 3)], "the freed pages admit the next at once");
@@ -220,7 +220,7 @@ fn what_can_never_run_is_refused_and_abort_ends_everything() {
 
     let running = submit(&mut scheduler, &[1], 9, Rows::Last);
     let waiting = submit(&mut scheduler, &[2], 9, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     scheduler.abort(&EngineError::Stopped);
     for seen in [running, waiting] {
         assert!(matches!(*seen.end.borrow(), Some(End::Failed(EngineError::Stopped))));
@@ -235,7 +235,7 @@ fn buffers_of_a_step_are_reused() {
     let mut scheduler = Scheduler::new(model.limits());
     submit(&mut scheduler, &prompt(20, 0), 50, Rows::Last);
     submit(&mut scheduler, &prompt(20, 1), 50, Rows::Last);
-    scheduler.step(&mut model);
+    scheduler.step(&mut model).unwrap();
     let places = |s: &Scheduler<Greedy>| {
         let sequences: Vec<_> = s.running.iter().flat_map(|s| [s.tokens.as_ptr(), s.table.pages().as_ptr()]).collect();
         (
@@ -248,7 +248,7 @@ fn buffers_of_a_step_are_reused() {
     };
     let before = places(&scheduler);
     for _ in 0..40 {
-        scheduler.step(&mut model);
+        scheduler.step(&mut model).unwrap();
         assert_eq!(places(&scheduler), before);
     }
 }
