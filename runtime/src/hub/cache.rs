@@ -92,6 +92,9 @@ pub(super) fn check_space(folder: &Path, file: &str, needed: u64) -> Result<(), 
     }
 }
 
+/// Bytes between two reports of progress: a few reports a second.
+const REPORT_BYTES: u64 = 4 << 20;
+
 /// Copies at most `limit` bytes and returns their number and SHA-256 digest in hexadecimal. Errors of the sink come as
 /// the inner `Err`, so that a full disk is told apart from a damaged source.
 pub(super) fn copy_digest(
@@ -103,7 +106,7 @@ pub(super) fn copy_digest(
     use sha2::Digest;
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; 256 << 10];
-    let mut done = 0u64;
+    let (mut done, mut told) = (0u64, 0u64);
     while done < limit {
         let room = buffer.len().min(usize::try_from(limit - done).unwrap_or(usize::MAX));
         let read = match source.read(&mut buffer[..room]) {
@@ -117,8 +120,12 @@ pub(super) fn copy_digest(
             return Ok(Err(error));
         }
         done += read as u64;
-        progress(done);
+        if done - told >= REPORT_BYTES {
+            told = done;
+            progress(done);
+        }
     }
+    progress(done);
     let digest = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(sink.flush().map(|()| (done, digest)))
 }

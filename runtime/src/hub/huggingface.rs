@@ -44,14 +44,23 @@ pub(super) fn fetch(
     if let Some(endpoint) = &hub.hf_endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
+    let repo = Repo::with_revision(repo.to_owned(), RepoType::Model, revision);
+    let staged = staging.join(repo.folder_name());
     let pointer = builder
         .build()
         .and_then(|api| {
-            let repo = api.repo(Repo::with_revision(repo.to_owned(), RepoType::Model, revision));
+            let repo = api.repo(repo);
             let report = Report { file, size: &mut size, done: 0, progress: &mut *progress };
             repo.download_with_progress(file, report)
         })
-        .map_err(|error| explain(error, file, &target, &staging, size))?;
+        .map_err(|error| {
+            let error = explain(error, file, &target, &staged, size);
+            if matches!(error, HubError::DiskFull { .. } | HubError::BadPackage { .. }) {
+                // Nothing can go on from here, and what is there takes space.
+                let _ = fs::remove_dir_all(&staged);
+            }
+            error
+        })?;
     let io = |action| {
         let path = pointer.clone();
         move |source| HubError::Io { action, path, source }
@@ -94,11 +103,13 @@ fn token() -> Option<String> {
     env::var_os("HF_HOME").or_else(|| env::var_os("HOME")).and_then(|_| Cache::from_env().token())
 }
 
-fn explain(error: ApiError, file: &str, target: &Path, staging: &Path, size: u64) -> HubError {
+fn explain(error: ApiError, file: &str, target: &Path, staged: &Path, size: u64) -> HubError {
+    let detail = error.to_string();
     match error {
-        ApiError::IoError(source) => HubError::writing(file, staging, size, source),
-        ApiError::TooManyRetries(inner) => explain(*inner, file, target, staging, size),
-        error => HubError::HuggingFace { file: file.to_owned(), path: target.to_owned(), detail: error.to_string() },
+        ApiError::IoError(source) => HubError::writing(file, staged, size, source),
+        ApiError::TooManyRetries(inner) => explain(*inner, file, target, staged, size),
+        ApiError::InvalidResume => HubError::BadPackage { file: file.to_owned(), detail },
+        _ => HubError::HuggingFace { file: file.to_owned(), path: target.to_owned(), detail },
     }
 }
 
