@@ -14,7 +14,9 @@ pub fn threads(asked: usize) -> usize {
     let (threads, too_many) = clamp(asked, cores());
     if too_many {
         let plural = if threads == 1 { "" } else { "s" };
-        ui::warn(format_args!("{asked} threads were asked for, but there are {threads} core{plural}; {threads} will run"));
+        ui::warn(format_args!(
+            "{asked} threads were asked for, but there are {threads} core{plural}; {threads} will run"
+        ));
     }
     threads
 }

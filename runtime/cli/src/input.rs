@@ -43,9 +43,7 @@ pub fn file(path: &Path) -> Result<String, Failure> {
 
 fn standard_input() -> Result<String, Failure> {
     let mut bytes = Vec::new();
-    stdin()
-        .read_to_end(&mut bytes)
-        .map_err(|error| Failure::new(format!("standard input cannot be read: {error}")))?;
+    stdin().read_to_end(&mut bytes).map_err(|error| Failure::new(format!("standard input cannot be read: {error}")))?;
     utf8(bytes, "standard input")
 }
 

@@ -17,8 +17,9 @@ pub fn start(verbose: u8) -> Result<(), Failure> {
     };
     let directives = std::env::var(ENVIRONMENT).ok().filter(|value| !value.is_empty());
     let filter = EnvFilter::try_new(directives.as_deref().unwrap_or(level)).map_err(|error: ParseError| {
-        Failure::usage(format!("{ENVIRONMENT}={:?} is no log filter: {error}", directives.unwrap_or_default()))
-            .help(format!("use a level (error, warn, info, debug, trace) or `target=level` pairs, or unset {ENVIRONMENT}"))
+        Failure::usage(format!("{ENVIRONMENT}={:?} is no log filter: {error}", directives.unwrap_or_default())).help(
+            format!("use a level (error, warn, info, debug, trace) or `target=level` pairs, or unset {ENVIRONMENT}"),
+        )
     })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

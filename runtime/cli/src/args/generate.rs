@@ -1,8 +1,8 @@
 //! Flags of `generate` and `chat`.
 
 use super::{ComputeArgs, ModelArgs, TextArgs};
-use clap::Args;
 use crate::failure::Failure;
+use clap::Args;
 use rustai::sampler::{Sampler, SamplerParams};
 
 /// Flags of `generate`.
@@ -92,8 +92,9 @@ impl SamplerArgs {
         let params = self.params();
         match Sampler::new(params.clone(), 1) {
             Ok(_) => Ok(params),
-            Err(error) => Err(Failure::usage(format!("{} = {} is out of range", error.name, error.value))
-                .help(error.remedy)),
+            Err(error) => {
+                Err(Failure::usage(format!("{} = {} is out of range", error.name, error.value)).help(error.remedy))
+            }
         }
     }
 

@@ -73,9 +73,10 @@ pub fn run(args: ChatArgs, global: GlobalArgs) -> Result<(), Failure> {
         }
     }
     if let Some(path) = history
-        && let Err(error) = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
-            editor.save_history(&path).map_err(std::io::Error::other)
-        })
+        && let Err(error) = path
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| editor.save_history(&path).map_err(std::io::Error::other))
     {
         ui::warn(format_args!("the history was not saved to {}: {error}", path.display()));
     }
@@ -141,7 +142,9 @@ impl Chat {
                 self.turns.pop();
                 let (error, help) = (style::ERROR, style::HELP);
                 anstream::eprintln!("{error}error:{error:#} {message}");
-                anstream::eprintln!("{help}help:{help:#} /clear forgets the conversation; a larger --ctx holds more of it");
+                anstream::eprintln!(
+                    "{help}help:{help:#} /clear forgets the conversation; a larger --ctx holds more of it"
+                );
                 Ok(())
             }
             Err(other) => Err(other),

@@ -139,7 +139,12 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
     ))?;
     let mut table = Table::new(&["type", ">tensors", ">size", "kernel"]);
     for row in &report.types {
-        table.row(vec![row.r#type.into(), row.tensors.to_string(), ui::bytes(row.bytes), row.kernel.unwrap_or("none").into()]);
+        table.row(vec![
+            row.r#type.into(),
+            row.tensors.to_string(),
+            ui::bytes(row.bytes),
+            row.kernel.unwrap_or("none").into(),
+        ]);
     }
     out.line("")?;
     out.piece(&table.text())?;

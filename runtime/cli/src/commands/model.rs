@@ -1,9 +1,6 @@
 //! From the word on the command line to an open file and a loaded model.
 
-use crate::{
-    failure::Failure,
-    ui::Progress,
-};
+use crate::{failure::Failure, ui::Progress};
 use rustai::{
     DType,
     backend::Executable,

@@ -30,8 +30,11 @@ struct Report {
 /// Scores a text and prints the running estimate and the final one.
 pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     if args.ctx < 4 || args.batch_size == 0 {
-        return Err(Failure::usage(format!("--ctx {} --batch-size {} leaves nothing to score", args.ctx, args.batch_size))
-            .help("give --ctx at least 4 and --batch-size at least 1"));
+        return Err(Failure::usage(format!(
+            "--ctx {} --batch-size {} leaves nothing to score",
+            args.ctx, args.batch_size
+        ))
+        .help("give --ctx at least 4 and --batch-size at least 1"));
     }
     let text = input::file(&args.file)?;
     let file = model::open(&model::find(&args.model.model)?)?;

@@ -78,7 +78,9 @@ pub fn tell_timing(summary: &Summary) {
 pub fn explain(error: rustai::Error) -> Failure {
     let remedy = match error {
         rustai::Error::Load(error) => return model::explain(error),
-        rustai::Error::Engine(EngineError::PromptTooLong { .. }) => "shorten the prompt, or give a larger context with --ctx",
+        rustai::Error::Engine(EngineError::PromptTooLong { .. }) => {
+            "shorten the prompt, or give a larger context with --ctx"
+        }
         rustai::Error::Engine(EngineError::NoChatTemplate) => {
             "give --raw to continue the text as it stands, or use an instruct model"
         }

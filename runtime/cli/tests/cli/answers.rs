@@ -14,18 +14,23 @@ fn ask(flags: &str) -> Rustai {
 
 #[test]
 fn json_holds_what_the_documentation_says() {
-    let answer = ask("generate --json -n 8").arg("What is the capital of France?").json();
-    assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
-    assert_eq!(answer["tokens"].as_array().unwrap().len(), 8);
+    let answer = ask("generate --raw --json -n 4").arg("The capital of France is").json();
+    assert_eq!(answer["text"], " Paris.\n\n");
+    assert_eq!(answer["prompt_tokens"], serde_json::json!([504, 3575, 282, 4649, 314]));
+    assert_eq!(answer["tokens"], serde_json::json!([7042, 30, 198, 198]));
     assert_eq!(answer["finish"], "length");
     assert!(answer["seed"].is_u64());
-    // The template's system turn, the question and the head of the answer; 1 is <|im_start|>.
-    let prompt = answer["prompt_tokens"].as_array().unwrap();
-    assert_eq!(prompt[0], 1);
-    assert!(prompt.len() > 20, "{prompt:?}");
     for field in ["load_s", "first_token_s", "prompt_s", "generation_s", "prompt_tokens_per_s", "tokens_per_s"] {
         assert!(answer["timing"][field].as_f64().unwrap() > 0.0, "{field}");
     }
+}
+
+#[test]
+fn the_files_template_is_applied() {
+    let prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
+    let written = ask("generate --raw --json -n 1").input(prompt).json();
+    let applied = ask("generate --json -n 1 Hello").arg("--system").arg("Be brief.").json();
+    assert_eq!(applied["prompt_tokens"], written["prompt_tokens"]);
 }
 
 #[test]
@@ -71,7 +76,8 @@ fn the_same_seed_gives_the_same_tokens() {
 
 #[test]
 fn stop_strings_end_the_answer_before_they_appear() {
-    let whole = ask("generate --json -n 24 --raw").arg("The quick brown fox").json()["text"].as_str().unwrap().to_owned();
+    let whole =
+        ask("generate --json -n 24 --raw").arg("The quick brown fox").json()["text"].as_str().unwrap().to_owned();
     let word = whole.split_whitespace().nth(3).expect("a few words").to_owned();
     let cut = ask("generate --json -n 24 --raw").arg("--stop").arg(&word).arg("The quick brown fox").json();
     assert_eq!(cut["finish"], "stop_string");
@@ -113,7 +119,8 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn chat_remembers_its_turns_and_obeys_commands() {
-    let ended = ask("chat -n 6").input("My name is Ada.\n/system Be brief.\n/system\n/fly\n/help\nHello\n/exit\nnever\n").run();
+    let ended =
+        ask("chat -n 6").input("My name is Ada.\n/system Be brief.\n/system\n/fly\n/help\nHello\n/exit\nnever\n").run();
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     assert!(ended.out.contains("Be brief.\n") && ended.out.contains("/clear"), "{}", ended.out);
     assert!(ended.err.contains("there is no command /fly"), "{}", ended.err);

@@ -32,12 +32,7 @@ pub fn run(args: &BenchArgs, global: GlobalArgs) -> Result<(), Failure> {
     finished
 }
 
-fn measure_all(
-    args: &BenchArgs,
-    global: GlobalArgs,
-    tests: &[Test],
-    rows: &mut Vec<Row>,
-) -> Result<(), Failure> {
+fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut Vec<Row>) -> Result<(), Failure> {
     let longest = tests.iter().map(Test::context).max().unwrap_or(0);
     for spec in &args.models {
         let path = model::find(spec)?;
@@ -77,7 +72,9 @@ fn tests(args: &BenchArgs) -> Result<Vec<Test>, Failure> {
     }
     tests.retain(|test| test.prompt + test.generate > 0);
     if tests.is_empty() {
-        return Err(Failure::usage("there is nothing to measure: -p and -n are both 0").help("give one of them a number"));
+        return Err(
+            Failure::usage("there is nothing to measure: -p and -n are both 0").help("give one of them a number")
+        );
     }
     if args.batch_size.contains(&0) {
         return Err(Failure::usage("a batch of 0 tokens computes nothing").help("give --batch-size at least 1"));

@@ -142,8 +142,22 @@ fn markdown(rows: &[Row]) -> String {
 
 fn csv(rows: &[Row]) -> String {
     let mut table = Table::new(&[
-        "build_version", "cpu_info", "isa", "model_filename", "model_type", "model_size", "model_n_params", "n_batch",
-        "n_threads", "n_prompt", "n_gen", "n_depth", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts",
+        "build_version",
+        "cpu_info",
+        "isa",
+        "model_filename",
+        "model_type",
+        "model_size",
+        "model_n_params",
+        "n_batch",
+        "n_threads",
+        "n_prompt",
+        "n_gen",
+        "n_depth",
+        "avg_ns",
+        "stddev_ns",
+        "avg_ts",
+        "stddev_ts",
     ]);
     for row in rows {
         let Row { setup, n_prompt, n_gen, n_depth, avg_ns, stddev_ns, avg_ts, stddev_ts, .. } = row;
