@@ -17,8 +17,6 @@ pub struct GenerateArgs {
     /// Most tokens to generate; without it, until the model ends its answer or the context is full.
     #[arg(short = 'n', long, value_name = "N")]
     pub max_tokens: Option<usize>,
-    #[command(flatten)]
-    pub sampler: SamplerArgs,
     /// Ends the answer before this text appears; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
@@ -31,6 +29,9 @@ pub struct GenerateArgs {
     /// Prints one JSON object at the end instead of the text as it comes.
     #[arg(long)]
     pub json: bool,
+    // Last, because its heading holds for all flags that follow.
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
 }
 
 /// Flags of `chat`.
@@ -43,11 +44,11 @@ pub struct ChatArgs {
     /// Most tokens of one answer.
     #[arg(short = 'n', long, value_name = "N")]
     pub max_tokens: Option<usize>,
-    #[command(flatten)]
-    pub sampler: SamplerArgs,
     /// Instruction at the start of the conversation.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
 }
 
 /// How tokens are chosen. What is not given keeps the library's default.

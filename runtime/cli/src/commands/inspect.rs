@@ -94,7 +94,7 @@ fn json(value: &Value) -> Json {
         Value::I16(n) => (*n).into(),
         Value::U32(n) => (*n).into(),
         Value::I32(n) => (*n).into(),
-        Value::F32(x) => (*x).into(),
+        Value::F32(x) => real(*x),
         Value::Bool(b) => (*b).into(),
         Value::String(text) => text.clone().into(),
         Value::U64(n) => (*n).into(),
@@ -102,6 +102,11 @@ fn json(value: &Value) -> Json {
         Value::F64(x) => (*x).into(),
         Value::Array(array) => items(array),
     }
+}
+
+/// The shortest number that means the same `f32`: 1e-5, not 9.999999747378752e-6. `null` if it is not finite.
+fn real(x: f32) -> Json {
+    x.to_string().parse::<f64>().map_or(Json::Null, Json::from)
 }
 
 fn items(array: &Array) -> Json {
@@ -115,7 +120,7 @@ fn items(array: &Array) -> Json {
         Array::I16(items) => items.as_slice().into(),
         Array::U32(items) => items.as_slice().into(),
         Array::I32(items) => items.as_slice().into(),
-        Array::F32(items) => items.as_slice().into(),
+        Array::F32(items) => items.iter().copied().map(real).collect(),
         Array::Bool(items) => items.as_slice().into(),
         Array::String(items) => items.as_slice().into(),
         Array::Array(inner) => inner.iter().map(self::items).collect(),

@@ -88,6 +88,7 @@ fn inspect_tells_metadata_tensors_and_kernels() {
     assert_eq!(report["architecture"], "llama");
     assert_eq!(report["name"], "tiny random llama");
     assert_eq!(report["metadata"]["llama.block_count"], 2);
+    assert_eq!(report["metadata"]["llama.attention.layer_norm_rms_epsilon"], 1e-5);
     assert_eq!(report["metadata"]["tokenizer.ggml.tokens"]["array_of"], "string");
     let tensors = report["tensors"].as_array().unwrap();
     let bytes: u64 = tensors.iter().map(|tensor| tensor["bytes"].as_u64().unwrap()).sum();
