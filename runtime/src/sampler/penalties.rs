@@ -95,21 +95,21 @@ mod tests {
     #[test]
     fn repetition_moves_logits_down_whatever_their_sign() {
         let mut seen = penalties(8, 2.0, 0.0, 0.0);
-        [0, 1, 3].map(|token| seen.observe(token));
+        [0, 1, 3].into_iter().for_each(|token| seen.observe(token));
         assert_eq!(apply(&seen), [1.0, -4.0, 1.0, 0.0]);
     }
 
     #[test]
     fn frequency_counts_and_presence_does_not() {
         let mut seen = penalties(8, 1.0, 0.5, 0.25);
-        [0, 0, 2].map(|token| seen.observe(token));
+        [0, 0, 2].into_iter().for_each(|token| seen.observe(token));
         assert_eq!(apply(&seen), [0.75, -2.0, 0.25, 0.0]);
     }
 
     #[test]
     fn what_left_the_window_costs_nothing() {
         let mut seen = penalties(2, 1.0, 1.0, 0.0);
-        [0, 0, 1, 1].map(|token| seen.observe(token));
+        [0, 0, 1, 1].into_iter().for_each(|token| seen.observe(token));
         assert_eq!(apply(&seen), [2.0, -4.0, 1.0, 0.0]);
         seen.observe(2);
         assert_eq!(apply(&seen), [2.0, -3.0, 0.0, 0.0]);

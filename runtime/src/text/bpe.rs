@@ -18,7 +18,10 @@ pub(super) struct Bpe {
 /// What a word consists of before anything is merged.
 enum Units {
     /// Bytes, each with its token. `whole`: a word that is a token needs no merges.
-    Bytes { fallback: ByteFallback, whole: bool },
+    ///
+    /// Some vocabularies lack tokens for rare bytes. Such bytes are left out, as the reference tokenizers do: the
+    /// unknown token that files name often is the end-of-text token, which no text may turn into.
+    Bytes { tokens: Box<[u32; 256]>, whole: bool },
     /// Characters, with spaces written `▁`; a character that is no token falls back to byte tokens.
     Characters { fallback: ByteFallback },
 }
@@ -30,13 +33,8 @@ impl Bpe {
         row: &PreTokenizer,
         pieces: &Pieces,
     ) -> Result<Self, TextError> {
-        let mut fallback = ByteFallback::new(vocabulary.unk);
-        for (byte, c) in byte_level::CHARS.iter().enumerate() {
-            if let Some(token) = pieces.find(c.encode_utf8(&mut [0; 4])) {
-                fallback.set(byte as u8, token);
-            }
-        }
-        Self::new(vocabulary, row.stages, Units::Bytes { fallback, whole: row.whole_words }, pieces)
+        let tokens = Box::new(byte_level::CHARS.map(|c| pieces.find(c.encode_utf8(&mut [0; 4])).unwrap_or(NONE)));
+        Self::new(vocabulary, row.stages, Units::Bytes { tokens, whole: row.whole_words }, pieces)
     }
 
     /// For a `gemma4` vocabulary.
@@ -74,8 +72,8 @@ impl Bpe {
         for range in self.splitter.split(text) {
             let word = &text[range];
             merger.clear();
-            let fallback = match &self.units {
-                Units::Bytes { fallback, whole } => {
+            match &self.units {
+                Units::Bytes { tokens, whole } => {
                     if *whole {
                         written.clear();
                         byte_level::encode_into(word.as_bytes(), &mut written);
@@ -85,11 +83,13 @@ impl Bpe {
                         }
                     }
                     for (at, &byte) in word.as_bytes().iter().enumerate() {
-                        merger.push(at, at + 1, fallback.get(byte)?);
+                        let token = tokens[byte as usize];
+                        if token != NONE {
+                            merger.push(at, at + 1, token);
+                        }
                     }
-                    fallback
                 }
-                Units::Characters { fallback } => {
+                Units::Characters { .. } => {
                     // Runs of line ends are tokens that no merge makes.
                     if let Some(token) = word.starts_with('\n').then(|| pieces.find(word)).flatten() {
                         out.push(token);
@@ -99,13 +99,14 @@ impl Bpe {
                         let end = at + c.len_utf8();
                         merger.push(at, end, pieces.find(&word[at..end]).unwrap_or(NONE));
                     }
-                    fallback
                 }
-            };
+            }
             for symbol in merger.run(|left, right| self.merges.get(&(left.token, right.token)).copied()) {
-                match symbol.token {
-                    NONE => fallback.encode(&word.as_bytes()[symbol.start as usize..symbol.end as usize], out)?,
-                    token => out.push(token),
+                match (symbol.token, &self.units) {
+                    (NONE, Units::Characters { fallback }) => {
+                        fallback.encode(&word.as_bytes()[symbol.start as usize..symbol.end as usize], out)?;
+                    }
+                    (token, _) => out.push(token),
                 }
             }
         }
@@ -118,7 +119,7 @@ fn index(merges: &[String], pieces: &Pieces) -> Result<FxHashMap<(u32, u32), Mer
     let mut map = FxHashMap::default();
     map.reserve(merges.len());
     let mut joined = String::new();
-    let mut unusable = 0usize;
+    let (mut unusable, mut last) = (0usize, 0);
     for (rank, line) in (0u32..).zip(merges) {
         // A left part may itself begin with a space.
         let cut = line.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
@@ -131,8 +132,10 @@ fn index(merges: &[String], pieces: &Pieces) -> Result<FxHashMap<(u32, u32), Mer
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
-        match (pieces.find(left), pieces.find(right), pieces.find(&joined)) {
+        // Lists are made in the order of the tokens that they make, so the next is usually found without a search.
+        match (pieces.find(left), pieces.find(right), pieces.find_near(&joined, last)) {
             (Some(left), Some(right), Some(token)) => {
+                last = token;
                 map.entry((left, right)).or_insert(Merge { rank, token });
             }
             _ => unusable += 1,

@@ -10,6 +10,8 @@ pub(super) struct Pieces {
     ends: Vec<usize>,
     /// Ids of the pieces that text can turn into, hashed by their written form.
     index: HashTable<u32>,
+    /// Whether a token is in the index.
+    indexed: Vec<bool>,
     longest: usize,
 }
 
@@ -23,13 +25,20 @@ impl Pieces {
             text.push_str(token);
             ends.push(text.len());
         }
-        let mut pieces = Self { text, ends, index: HashTable::with_capacity(tokens.len()), longest: 0 };
+        let mut pieces = Self {
+            text,
+            ends,
+            index: HashTable::with_capacity(tokens.len()),
+            indexed: vec![false; tokens.len()],
+            longest: 0,
+        };
         for (id, token) in tokens.iter().enumerate() {
             if indexed(id) && pieces.find(token).is_none() {
                 let Self { text, ends, index, .. } = &mut pieces;
                 index.insert_unique(hash(token), id as u32, |&id| {
                     hash(slice(text, ends, id as usize).unwrap_or_default())
                 });
+                pieces.indexed[id] = true;
                 pieces.longest = pieces.longest.max(token.len());
             }
         }
@@ -49,6 +58,12 @@ impl Pieces {
     /// The token written exactly so.
     pub(super) fn find(&self, piece: &str) -> Option<u32> {
         self.index.find(hash(piece), |&id| self.get(id) == Some(piece)).copied()
+    }
+
+    /// The same for a token that probably is `near` or the one after, which saves the search.
+    pub(super) fn find_near(&self, piece: &str, near: u32) -> Option<u32> {
+        let is = |&id: &u32| self.indexed.get(id as usize) == Some(&true) && self.get(id) == Some(piece);
+        [near, near.saturating_add(1)].into_iter().find(is).or_else(|| self.find(piece))
     }
 
     /// Bytes of the longest piece that can be found.
@@ -83,5 +98,10 @@ mod tests {
         assert_eq!(pieces.find("bcd"), Some(2), "the first of equals");
         assert_eq!(pieces.find("zzz"), None);
         assert_eq!(pieces.longest(), 3);
+        for near in [0, 1, 2, 3, 4, u32::MAX] {
+            for piece in ["a", "bcd", "é", "zzz"] {
+                assert_eq!(pieces.find_near(piece, near), pieces.find(piece), "{piece} near {near}");
+            }
+        }
     }
 }

@@ -102,7 +102,12 @@ mod tests {
             [TokenType::Normal, TokenType::Control, TokenType::Control, TokenType::UserDefined, TokenType::Unknown];
         let special = SpecialTokens::new(&tokens, &kinds, strip_right).expect("a valid table");
         let mut parts = Vec::new();
-        special.partition(text, specials, |part| Ok(parts.push(part))).expect("visit never fails");
+        special
+            .partition(text, specials, |part| {
+                parts.push(part);
+                Ok(())
+            })
+            .expect("visit never fails");
         parts
     }
 

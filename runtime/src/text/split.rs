@@ -3,7 +3,8 @@
 //! Patterns run on a finite automaton: time is linear in the text, whatever the text is. (Backtracking engines have a step
 //! limit, and giving up half-way through a text would silently yield other tokens.)
 use super::pretokenizers::{Spaces, Stage};
-use regex_automata::{Input, meta::Regex};
+use regex_automata::Input;
+use regex_automata::meta::{BuildError, Regex};
 use std::ops::Range;
 
 /// The compiled stages.
@@ -14,12 +15,14 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// Compiles the stages. The patterns are our own, so a failure is a bug that the unit tests of this file rule out.
-    pub(super) fn new(stages: &[Stage]) -> Result<Self, Box<regex_automata::meta::BuildError>> {
-        let compile = |stage: &Stage| match stage.spaces {
-            Spaces::Text => Regex::new(stage.words),
-            Spaces::KeepLast => Regex::new_many(&[stage.words, r"\s+"]),
-        };
-        Ok(Self { stages: stages.iter().map(compile).collect::<Result<_, _>>().map_err(Box::new)? })
+    pub(super) fn new(stages: &[Stage]) -> Result<Self, Box<BuildError>> {
+        let mut compiled = Vec::with_capacity(stages.len());
+        for stage in stages {
+            let patterns = [stage.words, r"\s+"];
+            let count = if stage.spaces == Spaces::KeepLast { 2 } else { 1 };
+            compiled.push(Regex::new_many(&patterns[..count]).map_err(Box::new)?);
+        }
+        Ok(Self { stages: compiled })
     }
 
     /// The words of `text`, in order; together they are the whole text.

@@ -14,6 +14,8 @@ pub(super) struct Spm {
     /// Rank by token: the higher the score the lower the rank.
     ranks: Vec<u32>,
     fallback: ByteFallback,
+    /// Whether no token goes on after a space that follows something else, so that words can be merged one by one.
+    words: bool,
 }
 
 impl Spm {
@@ -22,7 +24,12 @@ impl Spm {
             return Err(TextError::Missing("tokenizer.ggml.scores"));
         }
         let ranks = vocabulary.scores.iter().map(|&score| rank(score)).collect();
-        Ok(Self { ranks, fallback: ByteFallback::from_vocabulary(vocabulary) })
+        let spans_words = |token: &String| token.trim_start_matches(SPACE).contains(SPACE);
+        Ok(Self {
+            ranks,
+            fallback: ByteFallback::from_vocabulary(vocabulary),
+            words: !vocabulary.tokens.iter().any(spans_words),
+        })
     }
 
     /// Appends the tokens of a text without special tokens. `prefix`: a space is put in front.
@@ -35,6 +42,22 @@ impl Spm {
         out: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let text = escape(text, prefix);
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (word, after) = rest.split_at(if self.words { word_end(rest) } else { rest.len() });
+            self.encode_word(word, pieces, merger, out)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn encode_word(
+        &self,
+        text: &str,
+        pieces: &Pieces,
+        merger: &mut Merger,
+        out: &mut Vec<u32>,
+    ) -> Result<(), TextError> {
         merger.clear();
         for (at, c) in text.char_indices() {
             let end = at + c.len_utf8();
@@ -56,6 +79,12 @@ impl Spm {
         }
         Ok(())
     }
+}
+
+/// Where the first word ends: before the first space that follows something else.
+fn word_end(text: &str) -> usize {
+    let begins = text.len() - text.trim_start_matches(SPACE).len();
+    text[begins..].find(SPACE).map_or(text.len(), |at| begins + at)
 }
 
 /// Order of merging by score, as an integer: descending, with equal scores equal.
@@ -91,40 +120,23 @@ pub(super) fn byte_of(piece: &str) -> Option<u8> {
 
 /// The token of each byte.
 pub(super) struct ByteFallback {
-    tokens: [u32; 256],
+    tokens: Box<[u32; 256]>,
     /// Stands for bytes that have none.
     unknown: Option<u32>,
 }
 
 impl ByteFallback {
-    /// No byte has a token yet.
-    pub(super) fn new(unknown: Option<u32>) -> Self {
-        Self { tokens: [NONE; 256], unknown }
-    }
-
     /// The byte tokens of a vocabulary.
     pub(super) fn from_vocabulary(vocabulary: &Vocabulary<'_>) -> Self {
-        let mut fallback = Self::new(vocabulary.unk);
+        let mut fallback = Self { tokens: Box::new([NONE; 256]), unknown: vocabulary.unk };
         for (id, token) in vocabulary.tokens.iter().enumerate() {
             if vocabulary.kind(id) == TokenType::Byte
                 && let Some(byte) = byte_of(token)
             {
-                fallback.set(byte, id as u32);
+                fallback.tokens[byte as usize] = id as u32;
             }
         }
         fallback
-    }
-
-    pub(super) fn set(&mut self, byte: u8, token: u32) {
-        self.tokens[byte as usize] = token;
-    }
-
-    /// The token of a byte, or else the unknown token.
-    pub(super) fn get(&self, byte: u8) -> Result<u32, TextError> {
-        match self.tokens[byte as usize] {
-            NONE => self.unknown.ok_or(TextError::NoToken(byte)),
-            token => Ok(token),
-        }
     }
 
     /// Appends the tokens of the bytes of a character; one unknown token if one of them has none.
@@ -155,6 +167,14 @@ mod tests {
         assert_eq!(escape("a b ", true), "▁a▁b▁");
         assert_eq!(escape("a b", false), "a▁b");
         assert_eq!(escape("", true), "▁");
+    }
+
+    #[test]
+    fn words_begin_with_their_spaces() {
+        assert_eq!(word_end("▁a▁b"), "▁a".len());
+        assert_eq!(word_end("▁▁ab"), "▁▁ab".len());
+        assert_eq!(word_end("ab▁▁"), "ab".len());
+        assert_eq!(word_end("▁"), "▁".len());
     }
 
     #[test]

@@ -129,8 +129,10 @@ impl Tokenizer {
 
     /// Tokens of `text`, with neither BOS nor EOS added.
     ///
+    /// A byte-level vocabulary that lacks a token for a byte leaves that byte out, as its reference tokenizer does.
+    ///
     /// # Errors
-    /// [`TextError::NoToken`] if the vocabulary cannot write the text, [`TextError::TooLong`] above 1 GiB.
+    /// [`TextError::NoToken`] if a SentencePiece vocabulary cannot write the text, [`TextError::TooLong`] above 1 GiB.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
         if text.len() > LONGEST_TEXT {
             return Err(TextError::TooLong(text.len()));
@@ -404,14 +406,35 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_cannot_be_written_is_an_error() {
-        let tokens = ["a".to_owned(), "b".to_owned(), "ab".to_owned()];
+    fn bytes_without_a_token_are_left_out_and_never_become_the_unknown_token() {
+        let tokens = ["a", "b", "ab", "<|endoftext|>"].map(String::from);
         let merges = ["a b".to_owned()];
-        let vocabulary =
-            Vocabulary { model: "gpt2", pre: Some("gpt-2"), tokens: &tokens, merges: &merges, ..Vocabulary::default() };
+        let vocabulary = Vocabulary {
+            model: "gpt2",
+            pre: Some("gpt-2"),
+            tokens: &tokens,
+            merges: &merges,
+            unk: Some(3),
+            ..Vocabulary::default()
+        };
         let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
-        assert_eq!(tokenizer.encode("ab", Specials::Text).unwrap(), [2]);
-        assert!(matches!(tokenizer.encode("ax", Specials::Text), Err(TextError::NoToken(b'x'))));
+        assert_eq!(tokenizer.encode("ab a\u{1F642}", Specials::Text).unwrap(), [2, 0]);
+    }
+
+    #[test]
+    fn a_sentence_piece_text_that_cannot_be_written_is_an_error() {
+        let tokens = ["a".to_owned()];
+        let with = |unk| Vocabulary {
+            model: "llama",
+            tokens: &tokens,
+            scores: &[0.0],
+            unk,
+            add_space_prefix: Some(false),
+            ..Vocabulary::default()
+        };
+        let encode = |unk| Tokenizer::from_vocabulary(&with(unk)).unwrap().encode("aé", Specials::Text);
+        assert!(matches!(encode(None), Err(TextError::NoToken(0xC3))));
+        assert_eq!(encode(Some(0)).unwrap(), [0, 0]);
     }
 
     #[test]
