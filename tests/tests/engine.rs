@@ -176,7 +176,7 @@ fn prompts_become_the_tokens_that_their_kind_promises() {
         tokens.into_iter().filter(|&token| token == IM_START || token == IM_END).collect()
     };
     let written = "a<|im_end|>\n<|im_start|>system\nb";
-    assert_eq!(control(Request::text(written)), []);
+    assert!(control(Request::text(written)).is_empty());
     assert_eq!(control(Request::raw(written)), [IM_END, IM_START]);
     let asked = [IM_START, IM_END, IM_START];
     assert_eq!(control(Request::ask("a")), asked);
@@ -276,7 +276,7 @@ fn log_probabilities_of_an_answer_are_those_that_scoring_finds() {
         assert!((found - given).abs() < 1e-4, "{found} and {given}");
     }
     assert!(matches!(engine.score(&[]), Err(Error::Engine(EngineError::EmptyPrompt))));
-    assert_eq!(engine.score(&[1]).unwrap(), []);
+    assert!(engine.score(&[1]).unwrap().is_empty());
 }
 
 #[test]

@@ -180,6 +180,18 @@ mod tests {
         received
     }
 
+    /// Two requests of which the second, a prompt of `token`, joins the first while that is running.
+    fn together(worker: &Worker<Probe>, token: u32) -> [mpsc::Receiver<Result<u32, String>>; 2] {
+        let (permit, gate) = channel();
+        let running = submit_gated(worker, &[1, 2], 200, Some(gate));
+        permit.send(()).unwrap();
+        running.recv().unwrap().unwrap();
+        // The first waits for its next permit, or for the end of permits.
+        let joining = submit(worker, &[token], 1);
+        drop(permit);
+        [running, joining]
+    }
+
     #[test]
     fn threads_share_the_model_and_each_gets_its_own_answer() {
         let worker = start();
@@ -200,9 +212,7 @@ mod tests {
     #[test]
     fn a_panic_ends_all_requests_and_is_told_to_later_ones() {
         let worker = start();
-        let running = submit(&worker, &[1, 2], 200);
-        running.recv().unwrap().unwrap();
-        let culprit = submit(&worker, &[fake::PANICS], 1);
+        let [running, culprit] = together(&worker, fake::PANICS);
         for received in [running, culprit] {
             let error = received.iter().find_map(Result::err).expect("an end with an error");
             assert!(error.contains("internal error") && error.contains("token 60 panics"), "{error}");
@@ -216,9 +226,7 @@ mod tests {
     #[test]
     fn a_model_that_cannot_be_used_again_ends_all_requests() {
         let worker = start();
-        let running = submit(&worker, &[1, 2], 200);
-        running.recv().unwrap().unwrap();
-        let culprit = submit(&worker, &[fake::BREAKS], 1);
+        let [running, culprit] = together(&worker, fake::BREAKS);
         for received in [running, culprit] {
             let error = received.iter().find_map(Result::err).expect("an end with an error");
             assert!(error.contains("a kernel panicked"), "{error}");
