@@ -1,0 +1,101 @@
+//! The command line. Each flag is defined once, here; help texts, completions and the manual page come from it.
+
+mod bench;
+mod generate;
+mod shared;
+mod tools;
+
+pub use bench::{BenchArgs, BenchFormat};
+pub use generate::{ChatArgs, GenerateArgs};
+pub use shared::{ComputeArgs, ModelArgs, TextArgs};
+pub use tools::{
+    CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
+};
+
+use crate::ui::style;
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Runs quantized language models on this computer's processor.
+#[derive(Debug, Parser)]
+#[command(name = "rustai", version, styles = style::CLAP, propagate_version = true, after_help = AFTER)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Flags of every subcommand.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+}
+
+const AFTER: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
+Environment: RUSTAI_CPU (reference, avx2, avx512), RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
+
+/// Flags of every subcommand.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct GlobalArgs {
+    /// Says more on standard error: -v timing and progress, -vv details, -vvv everything.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answers a prompt.
+    Generate(GenerateArgs),
+    /// Talks with a model, turn by turn.
+    Chat(ChatArgs),
+    /// Measures tokens per second, after llama-bench's conventions.
+    Bench(BenchArgs),
+    /// Measures how well a model predicts a text, after llama-perplexity's method.
+    Perplexity(PerplexityArgs),
+    /// Shows the tokens of a text.
+    Tokenize(TokenizeArgs),
+    /// Shows a model file's metadata and tensors.
+    Inspect(InspectArgs),
+    /// Shows the processor, the kernels chosen and why, memory and folders.
+    Info(InfoArgs),
+    /// Fetches a model into the cache.
+    Pull(PullArgs),
+    /// Prints a model's computation graph.
+    Graph(GraphArgs),
+    /// Prints a completion script for a shell.
+    Completions(CompletionsArgs),
+    /// Prints the manual page (roff).
+    #[command(hide = true)]
+    Man,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_of_a_benchmark_are_lists() {
+        let cli = Cli::try_parse_from(["rustai", "bench", "-p", "64,512", "-n", "0", "-t", "1,2", "-r", "3"]).unwrap();
+        let Command::Bench(args) = cli.command else { panic!("not bench") };
+        assert_eq!((args.n_prompt, args.n_gen, args.threads), (vec![64, 512], vec![0], vec![1, 2]));
+        assert_eq!(args.repetitions, 3);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for line in [
+            &["rustai", "generate", "--temperature", "warm", "x"][..],
+            &["rustai", "generate", "--file", "a", "x"],
+            &["rustai", "generate", "--raw", "--system", "a", "x"],
+            &["rustai", "bench", "-o", "xml"],
+            &["rustai", "fly"],
+        ] {
+            assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Flags that several subcommands take.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// Which model.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// A path to a GGUF file, `hf:owner/repo/file.gguf`, or `default` (SmolLM2-135M-Instruct, fetched on first use).
+    #[arg(short, long, value_name = "MODEL", default_value = "default")]
+    pub model: String,
+}
+
+/// How much of the computer to use.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ComputeArgs {
+    /// Threads; 0 means one per core. More than there are cores is lowered to that, with a warning.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Longest sequence in tokens, prompt and answer together; 0 means what the file says, but at most 4096.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub ctx: usize,
+}
+
+/// A text, from one of three places.
+#[derive(Clone, Debug, Args)]
+pub struct TextArgs {
+    /// The text; `-` or nothing reads standard input.
+    #[arg(value_name = "PROMPT")]
+    pub text: Option<String>,
+    /// Reads the text from a file; `-` is standard input.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "text")]
+    pub file: Option<PathBuf>,
+}

@@ -1,0 +1,224 @@
+//! Rows of results and their printed forms. The names in JSON and CSV are llama-bench's where it has one.
+
+use super::{
+    measure::Test,
+    statistics::{deviation, mean},
+};
+use crate::{
+    args::BenchFormat,
+    commands::{info, model},
+    failure::Failure,
+    ui::{self, Printer, Table},
+};
+use rustai::{Isa, gguf::GgufFile, model::LoadOptions};
+use serde::Serialize;
+use std::{path::Path, time::Duration};
+
+/// What is the same for all rows of one loaded model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Setup {
+    /// This program's version.
+    build_version: &'static str,
+    /// Processor.
+    cpu_info: String,
+    /// Instruction set of the kernels.
+    isa: &'static str,
+    /// The backend's own words.
+    backend: String,
+    /// Path of the file.
+    model_filename: String,
+    /// Architecture and main type, such as `llama Q4_1`.
+    model_type: String,
+    /// Bytes of all tensors.
+    model_size: u64,
+    /// Elements of all tensors.
+    model_n_params: u64,
+    /// Most tokens in a step.
+    n_batch: usize,
+    /// Threads.
+    n_threads: usize,
+    /// Time to load.
+    load_ns: u64,
+}
+
+impl Setup {
+    /// Collects it.
+    pub fn new(
+        path: &Path,
+        file: &GgufFile,
+        options: &LoadOptions,
+        backend: String,
+        load: Duration,
+    ) -> Result<Self, Failure> {
+        let summary = model::Summary::of(file)?;
+        Ok(Self {
+            build_version: env!("CARGO_PKG_VERSION"),
+            cpu_info: info::processor(),
+            isa: Isa::select()?.isa.name(),
+            backend,
+            model_filename: path.display().to_string(),
+            model_type: summary.description(),
+            model_size: summary.bytes,
+            model_n_params: summary.parameters,
+            n_batch: options.max_batch,
+            n_threads: options.threads,
+            load_ns: load.as_nanos() as u64,
+        })
+    }
+}
+
+/// One row.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    #[serde(flatten)]
+    setup: Setup,
+    test: String,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    avg_ns: f64,
+    stddev_ns: f64,
+    avg_ts: f64,
+    stddev_ts: f64,
+    samples_ns: Vec<u64>,
+    samples_ts: Vec<f64>,
+    /// Largest resident set of the process so far; `null` if the system does not tell.
+    peak_rss_bytes: Option<u64>,
+}
+
+impl Row {
+    /// Works out the figures.
+    pub fn new(setup: Setup, test: Test, samples: Vec<Duration>) -> Self {
+        let nanoseconds: Vec<f64> = samples.iter().map(|sample| sample.as_nanos().max(1) as f64).collect();
+        let rates: Vec<f64> = nanoseconds.iter().map(|ns| test.tokens() as f64 * 1e9 / ns).collect();
+        Self {
+            setup,
+            test: test.name(),
+            n_prompt: test.prompt,
+            n_gen: test.generate,
+            n_depth: test.depth,
+            avg_ns: mean(&nanoseconds),
+            stddev_ns: deviation(&nanoseconds),
+            avg_ts: mean(&rates),
+            stddev_ts: deviation(&rates),
+            samples_ns: samples.iter().map(|sample| sample.as_nanos() as u64).collect(),
+            samples_ts: rates,
+            peak_rss_bytes: info::peak_rss(),
+        }
+    }
+}
+
+/// Prints all rows.
+pub fn print(rows: &[Row], format: BenchFormat) -> Result<(), Failure> {
+    match format {
+        BenchFormat::Json => ui::json(&rows),
+        BenchFormat::Md => {
+            let mut out = Printer::default();
+            out.piece(&markdown(rows))?;
+            if let Some(Row { setup, .. }) = rows.first() {
+                out.line(format_args!("\n{}; rustai {}; {}", setup.cpu_info, setup.build_version, setup.backend))?;
+            }
+            Ok(())
+        }
+        BenchFormat::Csv => Printer::default().piece(&csv(rows)),
+    }
+}
+
+fn markdown(rows: &[Row]) -> String {
+    let mut table = Table::new(&["model", ">size", ">params", "kernels", ">threads", ">test", ">t/s"]);
+    for row in rows {
+        table.row(vec![
+            row.setup.model_type.clone(),
+            ui::bytes(row.setup.model_size),
+            ui::count(row.setup.model_n_params),
+            row.setup.isa.to_owned(),
+            row.setup.n_threads.to_string(),
+            row.test.clone(),
+            format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts),
+        ]);
+    }
+    table.markdown()
+}
+
+fn csv(rows: &[Row]) -> String {
+    let mut table = Table::new(&[
+        "build_version",
+        "cpu_info",
+        "isa",
+        "model_filename",
+        "model_type",
+        "model_size",
+        "model_n_params",
+        "n_batch",
+        "n_threads",
+        "n_prompt",
+        "n_gen",
+        "n_depth",
+        "avg_ns",
+        "stddev_ns",
+        "avg_ts",
+        "stddev_ts",
+    ]);
+    for row in rows {
+        let Row { setup, n_prompt, n_gen, n_depth, avg_ns, stddev_ns, avg_ts, stddev_ts, .. } = row;
+        table.row(vec![
+            setup.build_version.to_owned(),
+            setup.cpu_info.clone(),
+            setup.isa.to_owned(),
+            setup.model_filename.clone(),
+            setup.model_type.clone(),
+            setup.model_size.to_string(),
+            setup.model_n_params.to_string(),
+            setup.n_batch.to_string(),
+            setup.n_threads.to_string(),
+            n_prompt.to_string(),
+            n_gen.to_string(),
+            n_depth.to_string(),
+            format!("{avg_ns:.0}"),
+            format!("{stddev_ns:.0}"),
+            format!("{avg_ts:.6}"),
+            format!("{stddev_ts:.6}"),
+        ]);
+    }
+    table.csv()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        let setup = Setup {
+            build_version: "0",
+            cpu_info: "a, b".into(),
+            isa: "avx2",
+            backend: "cpu".into(),
+            model_filename: "m.gguf".into(),
+            model_type: "llama Q4_1".into(),
+            model_size: 96_576_768,
+            model_n_params: 134_515_008,
+            n_batch: 512,
+            n_threads: 2,
+            load_ns: 1,
+        };
+        let samples = vec![Duration::from_secs(1), Duration::from_secs(2)];
+        Row::new(setup, Test { prompt: 512, generate: 0, depth: 0 }, samples)
+    }
+
+    #[test]
+    fn rates_are_averaged_not_times() {
+        let row = row();
+        assert_eq!(row.avg_ts, 384.0);
+        assert!((row.stddev_ts - 181.019_335_983_756_18).abs() < 1e-9);
+        assert!(markdown(&[row]).contains("| pp512 | 384.00 ± 181.02 |"));
+    }
+
+    #[test]
+    fn json_keeps_its_names() {
+        let value = serde_json::to_value(row()).unwrap();
+        for name in ["model_type", "model_size", "model_n_params", "n_threads", "n_prompt", "n_gen", "avg_ts", "isa"] {
+            assert!(value.get(name).is_some(), "{name}");
+        }
+        assert!(csv(&[row()]).lines().nth(1).unwrap().starts_with("0,\"a, b\",avx2,m.gguf,"));
+    }
+}

@@ -1,0 +1,150 @@
+//! `info`: what this computer offers and what rustai makes of it.
+
+use crate::{
+    args::InfoArgs,
+    compute,
+    failure::Failure,
+    ui::{self, Printer, Table},
+};
+use rustai::Isa;
+use serde::Serialize;
+use std::fs;
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    processor: String,
+    features: Vec<&'static str>,
+    isa: &'static str,
+    isa_reason: String,
+    instruction_sets: Vec<IsaReport>,
+    cores: usize,
+    memory_bytes: Option<u64>,
+    memory_available_bytes: Option<u64>,
+    devices: Vec<String>,
+    cache: Option<String>,
+    system: String,
+}
+
+#[derive(Serialize)]
+struct IsaReport {
+    name: &'static str,
+    available: bool,
+    missing: Option<&'static str>,
+}
+
+/// Prints it.
+pub fn run(args: &InfoArgs) -> Result<(), Failure> {
+    let selection = Isa::select()?;
+    let instruction_sets = Isa::ALL.map(|isa| {
+        let missing = isa.missing_feature();
+        IsaReport { name: isa.name(), available: missing.is_none(), missing }
+    });
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        processor: processor(),
+        features: features(),
+        isa: selection.isa.name(),
+        isa_reason: selection.reason,
+        instruction_sets: instruction_sets.into(),
+        cores: compute::cores(),
+        memory_bytes: meminfo("MemTotal"),
+        memory_available_bytes: meminfo("MemAvailable"),
+        devices: Vec::new(),
+        cache: cache(),
+        system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+    };
+    if args.json { ui::json(&report) } else { print(&report) }
+}
+
+fn print(report: &Report) -> Result<(), Failure> {
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), ui::bytes);
+    let others = report.instruction_sets.iter().map(|isa| match isa.missing {
+        None => format!("{} (available)", isa.name),
+        Some(feature) => format!("{} (this processor lacks {feature})", isa.name),
+    });
+    let devices = if report.devices.is_empty() {
+        "CPU only (no GPU backend in this build)".to_owned()
+    } else {
+        report.devices.join(", ")
+    };
+    let mut table = Table::new(&["", ""]);
+    for (name, value) in [
+        ("version", format!("rustai {}, {}", report.version, report.system)),
+        ("processor", report.processor.clone()),
+        ("features", report.features.join(" ")),
+        ("kernels", format!("{}: {}", report.isa, report.isa_reason)),
+        ("instruction sets", others.collect::<Vec<_>>().join(", ")),
+        ("cores", format!("{} (threads by default)", report.cores)),
+        ("memory", format!("{}, {} available", size(report.memory_bytes), size(report.memory_available_bytes))),
+        ("devices", devices),
+        ("cache folder", report.cache.clone().unwrap_or_else(|| "none".to_owned())),
+    ] {
+        table.row(vec![name.to_owned(), value]);
+    }
+    let text = table.text();
+    Printer::default().piece(text.trim_start_matches('\n'))
+}
+
+/// The processor's name.
+pub fn processor() -> String {
+    let name = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// Largest resident set of this process so far, in bytes.
+pub fn peak_rss() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
+}
+
+fn meminfo(field: &str) -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, field)
+}
+
+/// A `Name:   123 kB` line of a file under `/proc`, in bytes.
+fn kibibytes(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The folder of fetched models; `None` if the environment names none.
+fn cache() -> Option<String> {
+    rustai::hub::cache_dir().ok().map(|path| path.display().to_string())
+}
+
+/// Features of the processor that kernels use, or may come to use.
+fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! detected {
+            ($($name:tt)*) => {{
+                let mut list = Vec::new();
+                $(if std::arch::is_x86_feature_detected!($name) { list.push($name); })*
+                list
+            }};
+        }
+        detected!(
+            "sse4.2" "avx" "avx2" "fma" "f16c" "bmi2" "avxvnni" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
+            "avx512bf16" "avx512fp16" "avx512vbmi" "gfni"
+        )
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_lines_are_read_by_their_whole_name() {
+        let text = "MemTotalX: 1 kB\nMemTotal:  2048 kB\nOdd: 3\n";
+        assert_eq!(kibibytes(text, "MemTotal"), Some(2048 * 1024));
+        assert_eq!(kibibytes(text, "Odd"), None);
+        assert_eq!(kibibytes(text, "Mem"), None);
+        assert!(peak_rss().is_none_or(|bytes| bytes > 0));
+    }
+}

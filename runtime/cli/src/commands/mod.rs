@@ -1,0 +1,36 @@
+//! One module per subcommand.
+
+mod bench;
+mod chat;
+mod completions;
+mod generate;
+mod graph;
+mod info;
+mod inspect;
+mod model;
+mod perplexity;
+mod pull;
+mod session;
+mod tokenize;
+
+use crate::{
+    args::{Command, GlobalArgs},
+    failure::Failure,
+};
+
+/// Runs a subcommand.
+pub fn run(command: Command, global: GlobalArgs) -> Result<(), Failure> {
+    match command {
+        Command::Generate(args) => generate::run(&args, global),
+        Command::Chat(args) => chat::run(args, global),
+        Command::Bench(args) => bench::run(&args, global),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Graph(args) => graph::run(&args),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man => completions::manual(),
+    }
+}

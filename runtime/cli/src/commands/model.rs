@@ -1,0 +1,82 @@
+//! From the word on the command line to an open file and a loaded model.
+
+use crate::{failure::Failure, ui::Progress};
+use rustai::{
+    DType,
+    backend::Executable,
+    gguf::GgufFile,
+    model::{self, LoadError, LoadOptions},
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Where the model's file lies; fetches it if it is not there yet.
+pub fn find(spec: &str) -> Result<PathBuf, Failure> {
+    super::pull::fetch(spec)
+}
+
+/// Opens a file and checks its header.
+pub fn open(path: &Path) -> Result<GgufFile, Failure> {
+    GgufFile::open(path).map_err(|error| Failure::from(error).within(path.display()))
+}
+
+/// Loads the weights, with a progress bar.
+pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable>, Failure> {
+    let progress = Progress::bytes("loading");
+    model::load(file, options, &mut |state| progress.set(state.done, Some(state.total))).map_err(explain)
+}
+
+/// Tells why a model cannot be used, with a remedy where the library's message has none.
+pub fn explain(error: LoadError) -> Failure {
+    let remedy = match &error {
+        LoadError::UnsupportedArchitecture { .. } | LoadError::Unsupported { .. } => "use another model",
+        _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
+    };
+    Failure::from(error).or_help(remedy)
+}
+
+/// What a file holds, in short.
+pub struct Summary {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, if the file has one.
+    pub name: Option<String>,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Tensors and bytes of each type, in the order of the type identifiers.
+    pub types: BTreeMap<DType, (usize, u64)>,
+}
+
+impl Summary {
+    /// Adds up a file's tensors.
+    pub fn of(file: &GgufFile) -> Result<Self, Failure> {
+        let text = |key| file.metadata().str(key).map(|text| text.map(str::to_owned));
+        let mut summary = Self {
+            architecture: text("general.architecture")?.unwrap_or_else(|| "unknown".to_owned()),
+            name: text("general.name")?,
+            parameters: 0,
+            bytes: 0,
+            types: BTreeMap::new(),
+        };
+        for tensor in file.tensors() {
+            let entry = summary.types.entry(tensor.dtype).or_default();
+            entry.0 += 1;
+            entry.1 += tensor.bytes as u64;
+            summary.bytes += tensor.bytes as u64;
+            summary.parameters += tensor.dims.iter().map(|&dim| dim as u64).product::<u64>();
+        }
+        Ok(summary)
+    }
+
+    /// Architecture and the type that most bytes have, such as `llama Q4_1`.
+    pub fn description(&self) -> String {
+        match self.types.iter().max_by_key(|(_, (_, bytes))| *bytes) {
+            Some((dtype, _)) => format!("{} {dtype}", self.architecture),
+            None => self.architecture.clone(),
+        }
+    }
+}

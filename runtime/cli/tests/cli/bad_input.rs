@@ -1,0 +1,145 @@
+//! What is refused: each time with the right exit code, the value that is wrong, and what to do about it.
+
+use super::program::{Rustai, Tiny};
+use rustai::DType;
+use rustai_tests::TinyLlama;
+use tempfile::TempDir;
+
+#[test]
+fn a_missing_model_is_named() {
+    for command in ["generate x", "chat", "bench", "tokenize x", "inspect", "graph", "perplexity -f Cargo.toml"] {
+        Rustai::line(command).arg("-m").arg("no/such.gguf").refuses(1, &["no/such.gguf", "check the path"]);
+    }
+    Rustai::line("pull no/such.gguf").refuses(1, &["no/such.gguf"]);
+}
+
+#[test]
+fn a_spec_that_names_no_file_is_a_usage_error() {
+    Rustai::line("pull hf:owner").refuses(2, &["hf:owner", "hf:owner/repo/file.gguf"]);
+}
+
+#[test]
+fn no_network_is_told_with_what_to_do() {
+    let cache = TempDir::new().unwrap();
+    // Nothing listens on the discard port.
+    let run = Rustai::line("generate hello")
+        .env("RUSTAI_CACHE", cache.path())
+        .env("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        .env("PIP_EXTRA_INDEX_URL", "")
+        .env("PIP_FIND_LINKS", "")
+        .env("PIP_CONFIG_FILE", "/dev/null");
+    run.refuses(1, &["SmolLM2", "network", "connection"]);
+}
+
+#[test]
+fn no_pip_client_is_told_with_what_to_do() {
+    let cache = TempDir::new().unwrap();
+    let run = Rustai::line("pull").env("RUSTAI_CACHE", cache.path()).env("RUSTAI_PIP", "no-such-pip");
+    run.refuses(1, &["no-such-pip", "install"]);
+}
+
+#[test]
+fn invalid_utf8_is_placed() {
+    let tiny = Tiny::new();
+    for command in ["generate", "tokenize", "generate -"] {
+        tiny.run(command).input(b"ab\xffc").refuses(1, &["standard input", "0xff", "position 2", "UTF-8"]);
+    }
+    let file = tiny.file("latin1.txt", b"gr\xfc\xdfe");
+    tiny.run("generate").arg("-f").arg(&file).refuses(1, &["latin1.txt", "0xfc", "position 2"]);
+}
+
+#[test]
+fn an_empty_prompt_is_refused() {
+    let tiny = Tiny::new();
+    tiny.run("generate").refuses(2, &["the prompt is empty"]);
+    tiny.run("generate").input("\n").refuses(2, &["the prompt is empty"]);
+    tiny.run("generate --raw").arg("").refuses(2, &["the prompt is empty"]);
+}
+
+#[test]
+fn a_missing_prompt_file_is_named() {
+    Rustai::line("generate -f no/such.txt").refuses(1, &["no/such.txt"]);
+}
+
+#[test]
+fn sampler_values_out_of_range_are_named_before_the_model_is_loaded() {
+    for (flag, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "1.5"),
+        ("--min-p", "-0.1"),
+        ("--typical", "0"),
+        ("--repeat-penalty", "0"),
+        ("--frequency-penalty", "inf"),
+    ] {
+        Rustai::new(["generate", "x", "-m", "no/such.gguf", flag, value]).refuses(2, &["out of range"]);
+    }
+    let ended = Rustai::line("generate x --temperature warm").run();
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.err.contains("'warm'") && ended.err.contains("--temperature"), "{}", ended.err);
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_with_both_lengths() {
+    let tiny = Tiny::new();
+    let long = "word ".repeat(200);
+    tiny.run("generate --raw -c 64").input(long).refuses(1, &["64", "tokens", "--ctx"]);
+}
+
+#[test]
+fn more_threads_than_cores_are_lowered_with_a_warning() {
+    let tiny = Tiny::new();
+    let ended = tiny.run("generate --raw hello -n 1 -t 10000").run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let cores = std::thread::available_parallelism().unwrap().to_string();
+    assert!(ended.err.starts_with("warning: 10000 threads"), "{}", ended.err);
+    assert!(ended.err.contains(&format!("there are {cores} core")), "{}", ended.err);
+}
+
+#[test]
+fn what_is_not_gguf_is_refused() {
+    let tiny = Tiny::new();
+    let text = tiny.file("notes.gguf", "just some text, no model at all");
+    for command in ["generate x", "inspect", "bench -r 1"] {
+        Rustai::line(command).arg("-m").arg(&text).refuses(1, &["notes.gguf", "not a GGUF file"]);
+    }
+    let whole = std::fs::read(&tiny.model).unwrap();
+    let cut = tiny.file("cut.gguf", &whole[..whole.len() / 2]);
+    Rustai::line("generate x").arg("-m").arg(&cut).refuses(1, &["cut.gguf", "truncated"]);
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let metadata = vec![("general.architecture".to_owned(), "mamba9".into())];
+    let tiny = Tiny::of(&TinyLlama { metadata, ..TinyLlama::default() });
+    tiny.run("generate x").refuses(1, &["mamba9", "llama"]);
+}
+
+#[test]
+fn a_type_without_kernels_is_named_with_its_tensor() {
+    let tiny = Tiny::of(&TinyLlama::of(DType::IQ4_NL));
+    tiny.run("generate x").refuses(1, &["IQ4_NL", "token_embd.weight"]);
+    assert!(tiny.run("inspect").ok().contains("IQ4_NL"));
+}
+
+#[test]
+fn an_unknown_instruction_set_is_refused() {
+    Rustai::line("info").env("RUSTAI_CPU", "sse9").refuses(1, &["sse9", "avx2"]);
+}
+
+#[test]
+fn a_wrong_log_filter_is_refused() {
+    Rustai::line("info").env("RUSTAI_LOG", "a=b=c").refuses(2, &["RUSTAI_LOG", "a=b=c"]);
+}
+
+#[test]
+fn a_benchmark_of_nothing_is_refused() {
+    Rustai::line("bench -p 0 -n 0").refuses(2, &["nothing to measure"]);
+}
+
+#[test]
+fn a_text_shorter_than_a_chunk_is_refused() {
+    let tiny = Tiny::new();
+    let text = tiny.file("short.txt", "A short text.");
+    tiny.run("perplexity --ctx 128").arg("-f").arg(text).refuses(1, &["128", "--ctx"]);
+}

@@ -1,0 +1,8 @@
+//! The program as its users meet it: each test starts the built binary.
+
+mod answers;
+mod bad_input;
+mod help;
+mod interrupt;
+mod program;
+mod tools;

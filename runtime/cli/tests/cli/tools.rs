@@ -1,0 +1,145 @@
+//! The smaller commands, and the shapes of their JSON.
+
+use super::program::{Rustai, Tiny};
+use rustai::{DType, Isa};
+use rustai_tests::TinyLlama;
+
+#[test]
+fn bench_prints_rows_as_llama_bench_does() {
+    let tiny = Tiny::new();
+    let table = tiny.run("bench -p 16,40 -n 4 -d 0,8 -r 2 -t 1").ok();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| llama F32 ")).collect();
+    for (row, name) in rows.iter().zip(["pp16", "pp40", "tg4", "pp16 @ d8", "pp40 @ d8", "tg4 @ d8"]) {
+        assert!(row.contains(&format!(" {name} |")) && row.contains(" ± "), "{row}");
+    }
+    assert_eq!(rows.len(), 6, "{table}");
+    assert!(table.starts_with("| model "), "{table}");
+}
+
+#[test]
+fn bench_speaks_json_and_csv() {
+    let tiny = Tiny::new();
+    let rows = tiny.run("bench -p 8 -n 2 -r 3 -t 1 --json").env("RUSTAI_CPU", "reference").json();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!((&rows[0]["n_prompt"], &rows[0]["n_gen"]), (&8.into(), &0.into()));
+    assert_eq!((&rows[1]["n_prompt"], &rows[1]["n_gen"]), (&0.into(), &2.into()));
+    for row in rows {
+        assert_eq!(row["isa"], "reference");
+        assert_eq!(row["n_threads"], 1);
+        assert_eq!(row["samples_ns"].as_array().unwrap().len(), 3);
+        assert!(row["avg_ts"].as_f64().unwrap() > 0.0);
+        assert!(row["model_n_params"].as_u64().unwrap() > 1000);
+    }
+    let csv = tiny.run("bench -p 8 -n 0 -r 1 -t 1 -o csv").ok();
+    assert_eq!(csv.lines().count(), 2);
+    assert!(csv.starts_with("build_version,cpu_info,isa,"));
+}
+
+#[test]
+fn perplexity_of_a_random_model_is_about_its_vocabulary() {
+    let tiny = Tiny::new();
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(40));
+    let report = tiny.run("perplexity --ctx 64 --chunks 3 --json").arg("-f").arg(&text).json();
+    assert_eq!((&report["chunks"], &report["ctx"]), (&3.into(), &64.into()));
+    assert_eq!(report["scored_tokens"], 3 * 31);
+    let perplexity = report["perplexity"].as_f64().unwrap();
+    assert!(perplexity > 2.0 && perplexity < 1e6, "{perplexity}");
+
+    let printed = tiny.run("perplexity --ctx 64 --chunks 3").arg("-f").arg(&text).ok();
+    assert!(printed.starts_with("[1]") && printed.contains(",[3]"), "{printed}");
+    assert!(printed.contains(&format!("Final estimate: PPL = {perplexity:.4} +/- ")), "{printed}");
+    // Cutting the chunk into several steps changes nothing but rounding.
+    let cut = tiny.run("perplexity --ctx 64 --chunks 3 --batch-size 10 --json").arg("-f").arg(&text).json();
+    let difference = cut["perplexity"].as_f64().unwrap() / perplexity - 1.0;
+    assert!(difference.abs() < 1e-3, "{difference}");
+}
+
+#[test]
+fn tokenize_lists_ids_and_pieces() {
+    let tiny = Tiny::new();
+    let report = tiny.run("tokenize --json").arg("<|im_start|>hello").json();
+    let tokens: Vec<u64> = report["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
+    assert_eq!(tokens[0], 1);
+    assert_eq!(report["count"], tokens.len());
+    let pieces: String = report["pieces"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap()).collect();
+    assert_eq!(pieces, "<|im_start|>hello");
+
+    let ids = tokens.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(tiny.run("tokenize --ids").arg("<|im_start|>hello").ok(), ids + "\n");
+    let lines = tiny.run("tokenize").arg("<|im_start|>hello").ok();
+    assert_eq!(lines.lines().next().unwrap(), "      1  \"<|im_start|>\"");
+    let plain = tiny.run("tokenize --no-special --json").arg("<|im_start|>hello").json();
+    assert!(plain["tokens"].as_array().unwrap().iter().all(|token| token != 1), "{plain}");
+}
+
+#[test]
+fn tokenize_puts_bos_in_front_if_the_file_asks() {
+    let vocab = rustai_tests::vocab::Vocab::SentencePiece;
+    let tiny = Tiny::of(&TinyLlama { vocab, ..TinyLlama::default() });
+    assert_eq!(tiny.run("tokenize --json").arg("hello").json()["tokens"][0], 1);
+    assert_ne!(tiny.run("tokenize --json --no-bos").arg("hello").json()["tokens"][0], 1);
+}
+
+#[test]
+fn inspect_tells_metadata_tensors_and_kernels() {
+    let tiny = Tiny::of(&TinyLlama::of(DType::Q8_0));
+    let report = tiny.run("inspect --json").json();
+    assert_eq!(report["architecture"], "llama");
+    assert_eq!(report["name"], "tiny random llama");
+    assert_eq!(report["metadata"]["llama.block_count"], 2);
+    assert_eq!(report["metadata"]["llama.attention.layer_norm_rms_epsilon"], 1e-5);
+    assert_eq!(report["metadata"]["tokenizer.ggml.tokens"]["array_of"], "string");
+    let tensors = report["tensors"].as_array().unwrap();
+    let bytes: u64 = tensors.iter().map(|tensor| tensor["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(report["bytes"], bytes);
+    let q8 = report["types"].as_array().unwrap().iter().find(|row| row["type"] == "Q8_0").unwrap();
+    assert_eq!(q8["kernel"], Isa::best().name());
+
+    let text = Rustai::new(["inspect".as_ref(), tiny.model.as_os_str()]).ok();
+    for word in ["general.architecture", "blk.1.ffn_down.weight", "Q8_0", "tiny random llama"] {
+        assert!(text.contains(word), "{word}");
+    }
+    assert!(!tiny.run("inspect --no-tensors").ok().contains("blk.1."));
+}
+
+#[test]
+fn info_tells_what_was_chosen_and_why() {
+    let info = Rustai::line("info --json").env("RUSTAI_CACHE", "/a/cache").json();
+    assert_eq!(info["isa"], Isa::best().name());
+    assert!(!info["isa_reason"].as_str().unwrap().is_empty());
+    assert_eq!(info["cache"], "/a/cache");
+    assert_eq!(info["devices"], serde_json::json!([]));
+    assert_eq!(info["instruction_sets"].as_array().unwrap().len(), Isa::ALL.len());
+    let forced = Rustai::line("info").env("RUSTAI_CPU", "reference").ok();
+    assert!(forced.contains("reference: ") && forced.contains("no GPU backend in this build"), "{forced}");
+}
+
+#[test]
+fn graph_prints_text_dot_and_svg() {
+    let tiny = Tiny::new();
+    assert!(tiny.run("graph").ok().contains("attention"));
+    assert!(tiny.run("graph --format dot").ok().starts_with("digraph"));
+    let path = tiny.file("graph.svg", "");
+    assert_eq!(tiny.run("graph --format svg").arg("-o").arg(&path).ok(), "");
+    assert!(std::fs::read_to_string(path).unwrap().contains("<svg"));
+    assert!(!tiny.run("graph --plan").ok().is_empty());
+}
+
+#[test]
+fn pull_prints_where_the_file_lies() {
+    let path = rustai_tests::fixtures::smollm2();
+    assert_eq!(Rustai::line("pull").ok(), format!("{}\n", path.display()));
+}
+
+#[test]
+fn output_into_a_closed_pipe_is_quiet() {
+    use std::process::Stdio;
+    let tiny = Tiny::new();
+    let mut command = tiny.run("inspect").command();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}

@@ -1,0 +1,166 @@
+//! How an engine is set up.
+
+use super::{Engine, EngineError, Info};
+use crate::{
+    Error,
+    gguf::GgufFile,
+    model::{self, LoadOptions, LoadProgress},
+    text::{ChatTemplate, Tokenizer},
+};
+use rustai_kernels_cpu::Isa;
+use std::path::{Path, PathBuf};
+
+/// Where a model comes from: a path, or a file that is open already.
+pub enum ModelSource {
+    /// A GGUF file on disk.
+    Path(PathBuf),
+    /// A checked file.
+    File(Box<GgufFile>),
+}
+
+impl From<GgufFile> for ModelSource {
+    fn from(file: GgufFile) -> Self {
+        Self::File(Box::new(file))
+    }
+}
+
+macro_rules! from_path {
+    ($($path:ty),+) => {
+        $(impl From<$path> for ModelSource {
+            fn from(path: $path) -> Self {
+                Self::Path(PathBuf::from(path))
+            }
+        })+
+    };
+}
+from_path!(&str, String, &Path, PathBuf, &PathBuf);
+
+/// Settings of an [`Engine`]. Every one has a default that suits one user on one machine.
+#[must_use = "nothing is loaded before `build`"]
+pub struct EngineBuilder {
+    source: ModelSource,
+    options: LoadOptions,
+    queue: usize,
+    progress: Option<Box<dyn FnMut(LoadProgress)>>,
+}
+
+impl EngineBuilder {
+    pub(super) fn new(source: ModelSource) -> Self {
+        Self { source, options: LoadOptions::default(), queue: 1024, progress: None }
+    }
+
+    /// Threads that compute. 0, the default, takes one per core that this process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.options.threads = threads;
+        self
+    }
+
+    /// Most tokens of prompt and answer together. 0, the default, takes what the model was made for, but at most 4096.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.options.context = tokens;
+        self
+    }
+
+    /// Sizes the key/value cache for this many sequences of full length; 1 by default. Shorter sequences share it, so
+    /// more than these can run at once: as many as fit, and at most [`max_outputs`](Self::max_outputs).
+    pub fn max_sequences(mut self, sequences: usize) -> Self {
+        self.options.max_sequences = sequences;
+        self
+    }
+
+    /// Most tokens in one step, 512 by default. Longer prompts are computed in chunks of this size, between which other
+    /// sequences advance: a smaller number makes their tokens come more evenly, a larger one makes prompts faster.
+    pub fn max_batch(mut self, tokens: usize) -> Self {
+        self.options.max_batch = tokens;
+        self
+    }
+
+    /// Most rows of logits in one step, and so most sequences that run at once; 8 by default, and never less than
+    /// [`max_sequences`](Self::max_sequences). [`Engine::score`] gets through a text in chunks of this size, so raise it
+    /// to [`max_batch`](Self::max_batch) for scoring; each row costs four bytes per token of the vocabulary.
+    pub fn max_outputs(mut self, rows: usize) -> Self {
+        self.options.max_outputs = rows;
+        self
+    }
+
+    /// Forces an instruction set. By default the environment variable `RUSTAI_CPU` or else detection chooses.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.options.isa = Some(isa);
+        self
+    }
+
+    /// Most requests that may wait for their admission, 1024 by default; at least 1, since every request passes the
+    /// queue. Further ones are refused with [`EngineError::QueueFull`].
+    pub fn queue(mut self, requests: usize) -> Self {
+        self.queue = requests;
+        self
+    }
+
+    /// Called while the weights are loaded, on the thread that calls [`build`](Self::build).
+    pub fn on_progress(mut self, callback: impl FnMut(LoadProgress) + 'static) -> Self {
+        self.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Opens the file, loads the weights and starts the scheduler.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`], [`Error::Load`] or [`Error::Text`] if the file cannot be used, [`Error::Engine`] if a setting is
+    /// out of range or the file does not fit together.
+    pub fn build(mut self) -> Result<Engine, Error> {
+        self.check()?;
+        let file = match self.source {
+            ModelSource::Path(path) => GgufFile::open(&path)?,
+            ModelSource::File(file) => *file,
+        };
+        // The small parts first: a file without a usable tokenizer is refused before its weights are read.
+        let info = Info::of_file(&file)?;
+        let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+        let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer)?;
+        let mut ignore = |_: LoadProgress| {};
+        let progress: &mut dyn FnMut(LoadProgress) = match &mut self.progress {
+            Some(callback) => callback,
+            None => &mut ignore,
+        };
+        let executable = model::load(&file, &self.options, progress)?;
+        Ok(Engine::start(executable, tokenizer, template, info, self.queue)?)
+    }
+
+    fn check(&mut self) -> Result<(), EngineError> {
+        let options = &mut self.options;
+        for (name, value) in [
+            ("max_sequences", options.max_sequences),
+            ("max_batch", options.max_batch),
+            ("max_outputs", options.max_outputs),
+            ("queue", self.queue),
+        ] {
+            if value == 0 {
+                return Err(EngineError::Setting { name, value, remedy: "give at least 1" });
+            }
+        }
+        // Each running sequence takes a token and a row of logits of every step.
+        options.max_outputs = options.max_outputs.max(options.max_sequences).min(options.max_batch);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_zero_are_refused_by_name() {
+        let error = EngineBuilder::new("missing.gguf".into()).max_batch(0).build().unwrap_err();
+        assert!(matches!(error, Error::Engine(EngineError::Setting { name: "max_batch", value: 0, .. })), "{error}");
+    }
+
+    #[test]
+    fn rows_of_logits_follow_the_sequences() {
+        let mut builder = EngineBuilder::new("missing.gguf".into()).max_sequences(32);
+        builder.check().unwrap();
+        assert_eq!(builder.options.max_outputs, 32);
+        let mut builder = EngineBuilder::new("missing.gguf".into()).max_batch(4);
+        builder.check().unwrap();
+        assert_eq!(builder.options.max_outputs, 4);
+    }
+}

@@ -1,0 +1,254 @@
+//! The policy, on a model whose answers show every mistake in pages and positions. No threads.
+
+use super::*;
+use crate::engine::fake::{BREAKS, FakeModel, REFUSED, VOCAB, expected, greedy, logits};
+use rustai_abi::PAGE_TOKENS;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+/// What a test sees of one sequence.
+#[derive(Default)]
+struct Seen {
+    admitted: Cell<bool>,
+    cancel: Cell<bool>,
+    tokens: RefCell<Vec<u32>>,
+    positions: RefCell<Vec<usize>>,
+    end: RefCell<Option<End>>,
+}
+
+struct Greedy {
+    seen: Rc<Seen>,
+    count: usize,
+    rows: Rows,
+}
+
+impl Driver for Greedy {
+    fn is_cancelled(&self) -> bool {
+        self.seen.cancel.get()
+    }
+
+    fn admitted(&mut self) {
+        assert!(!self.seen.admitted.replace(true), "admitted once");
+    }
+
+    fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32> {
+        assert_eq!(logits.len(), VOCAB);
+        self.seen.positions.borrow_mut().push(position);
+        if self.rows == Rows::All {
+            self.seen.tokens.borrow_mut().push(greedy(logits));
+            return None;
+        }
+        if self.count == 0 {
+            return None;
+        }
+        self.seen.tokens.borrow_mut().push(greedy(logits));
+        self.count -= 1;
+        (self.count > 0).then(|| greedy(logits))
+    }
+
+    fn finish(self, end: End) {
+        assert!(self.seen.end.replace(Some(end)).is_none(), "a sequence leaves once");
+    }
+}
+
+impl Seen {
+    fn is_done(&self) -> bool {
+        matches!(*self.end.borrow(), Some(End::Done))
+    }
+}
+
+fn submit(scheduler: &mut Scheduler<Greedy>, prompt: &[u32], count: usize, rows: Rows) -> Rc<Seen> {
+    let seen = Rc::<Seen>::default();
+    let positions = prompt.len() + count.saturating_sub(1);
+    let driver = Greedy { seen: seen.clone(), count, rows };
+    scheduler.submit(Job { prompt: prompt.to_vec(), positions, rows, driver });
+    seen
+}
+
+fn run_out(scheduler: &mut Scheduler<Greedy>, model: &mut FakeModel) {
+    for _ in 0..10_000 {
+        if scheduler.is_idle() {
+            return;
+        }
+        scheduler.step(model).unwrap();
+    }
+    panic!("the scheduler makes no progress");
+}
+
+fn prompt(length: usize, salt: u32) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * 7 + salt * 13) % BREAKS).collect()
+}
+
+#[test]
+fn mixed_sequences_get_what_they_get_alone() {
+    // From roomy to so tight that most sequences wait, that chunks are one token, and that rows of logits are few.
+    for (max_tokens, max_outputs, pages) in [(512, 16, 64), (40, 4, 7), (3, 3, 6), (2, 8, 6), (1, 1, 6), (64, 2, 9)] {
+        let mut model = FakeModel::new(max_tokens, max_outputs, pages);
+        let mut scheduler = Scheduler::new(model.limits());
+        let mut random = 12345u32;
+        let mut next = move |below: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 16) % below
+        };
+        let mut jobs = Vec::new();
+        for salt in 0..40 {
+            let (length, count) = (1 + next(90) as usize, next(60) as usize);
+            jobs.push((prompt(length, salt), count, submit(&mut scheduler, &prompt(length, salt), count, Rows::Last)));
+            if next(3) == 0 {
+                scheduler.step(&mut model).unwrap();
+            }
+        }
+        run_out(&mut scheduler, &mut model);
+        for (prompt, count, seen) in jobs {
+            assert!(seen.is_done());
+            assert_eq!(*seen.tokens.borrow(), expected(&prompt, count), "{} tokens of prompt", prompt.len());
+        }
+        assert_eq!(scheduler.pool.free(), pages, "all pages came back");
+    }
+}
+
+#[test]
+fn scoring_sees_every_row_in_order_between_decoding_sequences() {
+    let mut model = FakeModel::new(16, 4, 16);
+    let mut scheduler = Scheduler::new(model.limits());
+    let text = prompt(45, 3);
+    let decoding = submit(&mut scheduler, &prompt(5, 1), 40, Rows::Last);
+    let scored = submit(&mut scheduler, &text, 0, Rows::All);
+    run_out(&mut scheduler, &mut model);
+    let rows: Vec<u32> = (1..=text.len()).map(|length| greedy(&logits(&text[..length]))).collect();
+    assert_eq!(*scored.tokens.borrow(), rows);
+    assert_eq!(*scored.positions.borrow(), (0..text.len()).collect::<Vec<_>>());
+    assert_eq!(*decoding.tokens.borrow(), expected(&prompt(5, 1), 40));
+}
+
+#[test]
+fn a_long_prompt_does_not_stop_those_who_decode() {
+    let mut model = FakeModel::new(8, 4, 16);
+    let steps = model.steps.clone();
+    let mut scheduler = Scheduler::new(model.limits());
+    let first = submit(&mut scheduler, &[1, 2], 30, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    let long = submit(&mut scheduler, &prompt(100, 0), 2, Rows::Last);
+    for step in 0..14 {
+        let before = first.tokens.borrow().len();
+        scheduler.step(&mut model).unwrap();
+        assert_eq!(first.tokens.borrow().len(), before + 1, "step {step}");
+        // One token of the eight is the decoding sequence's.
+        assert_eq!(steps.lock().unwrap().last().unwrap()[1], (step * 7, 7));
+    }
+    run_out(&mut scheduler, &mut model);
+    assert!(first.is_done() && long.is_done());
+}
+
+#[test]
+fn admission_is_first_come_first_served_and_nobody_overtakes() {
+    let mut model = FakeModel::new(64, 4, 4);
+    let mut scheduler = Scheduler::new(model.limits());
+    let running = submit(&mut scheduler, &prompt(10, 0), 2 * PAGE_TOKENS, Rows::Last);
+    let large = submit(&mut scheduler, &prompt(10, 1), 2 * PAGE_TOKENS, Rows::Last);
+    let small = submit(&mut scheduler, &prompt(10, 2), 1, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    assert!(running.admitted.get() && !large.admitted.get(), "three pages each, four there are");
+    assert!(!small.admitted.get(), "it would fit, but is not the first");
+    while !running.is_done() {
+        scheduler.step(&mut model).unwrap();
+        assert_eq!(small.admitted.get(), large.admitted.get());
+    }
+    scheduler.step(&mut model).unwrap();
+    assert!(large.admitted.get() && small.admitted.get());
+    run_out(&mut scheduler, &mut model);
+}
+
+#[test]
+fn pages_are_taken_as_the_sequence_grows() {
+    let mut model = FakeModel::new(64, 4, 8);
+    let mut scheduler = Scheduler::new(model.limits());
+    submit(&mut scheduler, &prompt(PAGE_TOKENS, 0), 100, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    assert_eq!(scheduler.pool.free(), 7);
+    scheduler.step(&mut model).unwrap();
+    assert_eq!(scheduler.pool.free(), 6);
+}
+
+#[test]
+fn cancelled_sequences_leave_before_the_next_step() {
+    let mut model = FakeModel::new(16, 4, 2);
+    let steps = model.steps.clone();
+    let mut scheduler = Scheduler::new(model.limits());
+    let running = submit(&mut scheduler, &[1, 2, 3], 60, Rows::Last);
+    let waiting = submit(&mut scheduler, &[4, 5, 6], 60, Rows::Last);
+    let patient = submit(&mut scheduler, &[7, 8, 9], 60, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    waiting.cancel.set(true);
+    scheduler.step(&mut model).unwrap();
+    assert!(matches!(*waiting.end.borrow(), Some(End::Cancelled)) && !waiting.admitted.get());
+    running.cancel.set(true);
+    scheduler.step(&mut model).unwrap();
+    assert!(matches!(*running.end.borrow(), Some(End::Cancelled)));
+    assert_eq!(running.tokens.borrow().len(), 2);
+    assert_eq!(*steps.lock().unwrap().last().unwrap(), [(0, 3)], "the freed pages admit the next at once");
+    run_out(&mut scheduler, &mut model);
+    assert_eq!(*patient.tokens.borrow(), expected(&[7, 8, 9], 60));
+    assert_eq!(scheduler.pool.free(), 2);
+}
+
+#[test]
+fn a_refused_step_ends_only_its_own_sequences() {
+    let mut model = FakeModel::new(4, 4, 8);
+    let mut scheduler = Scheduler::new(model.limits());
+    let bad = submit(&mut scheduler, &[1, 2, 3, REFUSED], 5, Rows::Last);
+    // The first fills the step, so this one is not part of it.
+    let good = submit(&mut scheduler, &[5, 6], 5, Rows::Last);
+    run_out(&mut scheduler, &mut model);
+    let end = bad.end.borrow();
+    let Some(End::Failed(error)) = &*end else { panic!("{end:?}") };
+    assert!(matches!(error, EngineError::Step(_)) && error.to_string().contains("token 59"), "{error}");
+    assert_eq!(*good.tokens.borrow(), expected(&[5, 6], 5));
+    assert_eq!(scheduler.pool.free(), 8);
+}
+
+#[test]
+fn what_can_never_run_is_refused_and_abort_ends_everything() {
+    let mut model = FakeModel::new(4, 1, 2);
+    let mut scheduler = Scheduler::new(model.limits());
+    let huge = submit(&mut scheduler, &prompt(2 * PAGE_TOKENS + 1, 0), 0, Rows::Last);
+    let empty = submit(&mut scheduler, &[], 1, Rows::Last);
+    assert!(matches!(*huge.end.borrow(), Some(End::Failed(EngineError::PromptTooLong { tokens: 65, context: 64 }))));
+    assert!(matches!(*empty.end.borrow(), Some(End::Failed(EngineError::EmptyPrompt))));
+
+    let running = submit(&mut scheduler, &[1], 9, Rows::Last);
+    let waiting = submit(&mut scheduler, &[2], 9, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    scheduler.abort(&EngineError::Stopped);
+    for seen in [running, waiting] {
+        assert!(matches!(*seen.end.borrow(), Some(End::Failed(EngineError::Stopped))));
+    }
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.pool.free(), 2);
+}
+
+#[test]
+fn buffers_of_a_step_are_reused() {
+    let mut model = FakeModel::new(64, 4, 8);
+    let mut scheduler = Scheduler::new(model.limits());
+    submit(&mut scheduler, &prompt(20, 0), 50, Rows::Last);
+    submit(&mut scheduler, &prompt(20, 1), 50, Rows::Last);
+    scheduler.step(&mut model).unwrap();
+    let places = |s: &Scheduler<Greedy>| {
+        let sequences: Vec<_> = s.running.iter().flat_map(|s| [s.tokens.as_ptr(), s.table.pages().as_ptr()]).collect();
+        (
+            s.views.as_ptr().cast::<u8>(),
+            s.tokens.as_ptr(),
+            s.outputs.as_ptr(),
+            s.shares.as_ptr().cast::<u8>(),
+            sequences,
+        )
+    };
+    let before = places(&scheduler);
+    for _ in 0..40 {
+        scheduler.step(&mut model).unwrap();
+        assert_eq!(places(&scheduler), before);
+    }
+}

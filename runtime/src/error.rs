@@ -1,0 +1,36 @@
+//! The one error type that the library's front door returns.
+
+use crate::{
+    backend::StepError, engine::EngineError, gguf::GgufError, graph::GraphError, hub::HubError, model::LoadError,
+    sampler::SamplerError, text::TextError,
+};
+
+/// What went wrong, by the part that found it. Each message names the value and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file cannot be read or is damaged.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The model cannot be found or fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The model cannot be made ready.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The vocabulary, the chat template or a text is not usable.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A sampling setting is out of range.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// A request was refused or ended early, or a setting of the engine is out of range.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A graph was put together wrongly.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A step that was run without an engine failed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}
