@@ -8,7 +8,7 @@
 use super::TextError;
 use super::tokenizer::Tokenizer;
 use crate::gguf::Metadata;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context, syntax::SyntaxConfig};
 use serde::Serialize;
 use std::fmt;
@@ -82,6 +82,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        environment.add_test("iterable", is_iterable);
         environment.add_template_owned(name.to_owned(), without_generation_marks(source)).map_err(failed)?;
         let written = |token: Option<u32>| token.and_then(|id| tokenizer.piece(id)).unwrap_or_default().to_owned();
         Ok(Self { environment, name: name.to_owned(), bos: written(tokenizer.bos()), eos: written(tokenizer.eos()) })
@@ -150,6 +151,11 @@ fn without_generation_marks(source: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// As in Python, where none has no elements, and templates ask this before they count them.
+fn is_iterable(value: &Value) -> bool {
+    !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
@@ -243,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_absent_is_none_or_undefined() {
         let source = "{{ tools is none }},{{ tools is defined }},{{ messages[0].tool_calls is defined }}\
-            {% if messages[0]['tool_calls'] %}x{% endif %}";
+            {% if messages[0]['tool_calls'] %}x{% endif %}{% if tools is iterable and tools | length > 0 %}x{% endif %}";
         assert_eq!(render(source, &[("user", "")]).unwrap().to_lowercase(), "true,true,false");
     }
 
