@@ -1,8 +1,14 @@
 //! The one error type that the library's front door returns.
 
 use crate::{
-    backend::StepError, engine::EngineError, gguf::GgufError, graph::GraphError, hub::HubError, model::LoadError,
-    sampler::SamplerError, text::TextError,
+    backend::{BuildError, StepError},
+    engine::EngineError,
+    gguf::GgufError,
+    graph::GraphError,
+    hub::HubError,
+    model::LoadError,
+    sampler::SamplerError,
+    text::TextError,
 };
 
 /// What went wrong, by the part that found it. Each message names the value and what to do about it.
@@ -30,6 +36,9 @@ pub enum Error {
     /// A graph was put together wrongly.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// A graph of one's own cannot be made executable.
+    #[error(transparent)]
+    Build(#[from] BuildError),
     /// A step that was run without an engine failed.
     #[error(transparent)]
     Step(#[from] StepError),

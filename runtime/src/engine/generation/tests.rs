@@ -47,9 +47,7 @@ impl Script {
     fn new(stops: &[&str], max_tokens: usize) -> Self {
         let tokenizer = tokenizer();
         let (sender, events) = async_channel::unbounded();
-        let mut params = SamplerParams::default();
-        params.temperature = 0.0;
-        params.seed = Some(5);
+        let params = SamplerParams { temperature: 0.0, seed: Some(5), ..SamplerParams::default() };
         let mut generation = Generation {
             sampler: Sampler::new(params, tokenizer.vocab_size()).unwrap(),
             detokenizer: tokenizer.detokenizer_after(&[byte(b'x')], false),
