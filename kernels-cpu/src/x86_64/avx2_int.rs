@@ -433,12 +433,16 @@ unsafe fn block<F: Format, const T: usize>(
     }
 }
 
+/// How far ahead of its use a weight is fetched, in bytes, so that waiting and arithmetic overlap.
+const PREFETCH: usize = 4096;
+
 /// Few tokens: each block is expanded, multiplied and forgotten, so weights are read from memory once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        let block_bytes = F::LAYOUT.quant_bytes(256) / 8;
         for g in 0..tile.groups {
             let quants = tile.group.add(g * tile.stride);
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
@@ -449,6 +453,9 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
                     for (sums, row) in sums.iter_mut().zip(rows) {
                         sums.prepare::<F>(row, b, PANEL_BLOCKS.min(tile.cols / 32 - b));
                     }
+                }
+                for line in (0..block_bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
                 }
                 F::expand(quants, scales, b, tile.panel);
                 block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
