@@ -442,7 +442,7 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
-        let block_bytes = F::LAYOUT.quant_bytes(256) / 8;
+        let (block_bytes, scale_bytes) = (F::LAYOUT.quant_bytes(256) / 8, F::LAYOUT.scale_bytes(256) / 8);
         for g in 0..tile.groups {
             let quants = tile.group.add(g * tile.stride);
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
@@ -457,6 +457,7 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
                 for line in (0..block_bytes).step_by(64) {
                     _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
                 }
+                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
                 F::expand(quants, scales, b, tile.panel);
                 block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
             }
