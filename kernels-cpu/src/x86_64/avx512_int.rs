@@ -11,6 +11,7 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
+use super::act::Row;
 use crate::{
     pack::{GROUP, Layout},
     tile::{TILE_ROWS, Tile},
@@ -196,34 +197,6 @@ impl Format for Q6K {
     }
 }
 
-/// One token's `q8a` row.
-#[derive(Clone, Copy)]
-struct Row {
-    quants: *const u8,
-    scales: *const f32,
-    /// Sums of the quants of the first and last 16 columns of each block.
-    sums: *const i32,
-}
-
-impl Row {
-    #[inline(always)]
-    unsafe fn of(tile: &Tile, t: usize) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let quants = tile.x.add(t * tile.x_stride);
-            let scales = quants.add(tile.cols);
-            Self { quants, scales: scales.cast(), sums: scales.add(tile.cols / 32 * 4).cast() }
-        }
-    }
-
-    /// Columns `4j .. 4j + 4` of block `b` in every lane.
-    #[inline(always)]
-    unsafe fn four(self, b: usize, j: usize) -> __m512i {
-        // SAFETY: see the head of the file.
-        unsafe { _mm512_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
-    }
-}
-
 /// What one token contributes to each block of a panel, apart from dot products.
 #[repr(align(64))]
 struct Sums {
@@ -319,7 +292,7 @@ unsafe fn accumulate<F: Format>(acc: &mut __m512, block: &Block, row: Row, sums:
             for (half, scale) in [block.scale, block.extra].into_iter().enumerate() {
                 let mut dot = bias(s * 2 + half);
                 for j in half * 4..half * 4 + 4 {
-                    dot = _mm512_dpbusd_epi32(dot, block.w[j], row.four(b, j));
+                    dot = _mm512_dpbusd_epi32(dot, block.w[j], _mm512_set1_epi32(row.four(b, j)));
                 }
                 *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), *acc);
             }
@@ -328,7 +301,7 @@ unsafe fn accumulate<F: Format>(acc: &mut __m512, block: &Block, row: Row, sums:
         // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
         let mut dot = [bias(s), _mm512_setzero_si512()];
         for j in 0..8 {
-            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], row.four(b, j));
+            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], _mm512_set1_epi32(row.four(b, j)));
         }
         let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
         *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(block.scale, d), *acc);
@@ -405,7 +378,7 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
                     let w: [__m512i; G] =
                         std::array::from_fn(|g| _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast()));
                     for t in 0..T {
-                        let four = rows[t].four(first + b, j);
+                        let four = _mm512_set1_epi32(rows[t].four(first + b, j));
                         for g in 0..G {
                             dot[t][g] = _mm512_dpbusd_epi32(dot[t][g], w[g], four);
                         }
