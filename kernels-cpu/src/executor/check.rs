@@ -74,7 +74,8 @@ impl Examiner<'_> {
     /// `out` is `input` itself or does not touch it.
     fn in_place(&self, input: Buf, out: Buf) -> Reason {
         self.same_shape(input, out)?;
-        if input == out { Ok(()) } else { self.apart(&self.buf(input)?, &self.buf(out)?) }
+        let (from, to) = (self.buf(input)?, self.buf(out)?);
+        if input == out { Ok(()) } else { self.apart(&from, &to) }
     }
 
     /// `weight` multiplies `x` into `out`.
