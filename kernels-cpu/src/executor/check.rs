@@ -153,10 +153,13 @@ impl Examiner<'_> {
                 ensure(rope.as_ref().is_none_or(|rope| rope.inv_freq.len() * 2 <= kv.head_dim), || {
                     format!("more pairs to rotate than a head of {} has", kv.head_dim)
                 })?;
-                let (q, k, v) = (self.buf(*q)?, self.buf(*k)?, self.buf(*v)?);
-                self.apart(&q, &k)?;
-                self.apart(&q, &v)?;
-                self.apart(&k, &v)
+                let (q, k, v, turned) = (self.buf(*q)?, self.buf(*k)?, self.buf(*v)?, rope.is_some());
+                if turned {
+                    facts.max_width = facts.max_width.max(width);
+                    self.apart(&q, &k)?;
+                    self.apart(&q, &v)?;
+                }
+                Ok(())
             }
             Call::Attention { q, out, layer, .. } => {
                 let kv = self.layer(*layer)?;
