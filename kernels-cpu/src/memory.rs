@@ -9,6 +9,11 @@ use std::ptr::NonNull;
 /// A huge page of x86-64 and of AArch64 with 4 KiB granules. Regions at least this large ask for them.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// `bytes` rounded up to the 64 that every part of a region is aligned to; `usize::MAX`, which no region has, on overflow.
+pub(crate) fn align(bytes: usize) -> usize {
+    bytes.checked_next_multiple_of(64).unwrap_or(usize::MAX)
+}
+
 /// An anonymous mapping, zeroed, owned, page-aligned; large ones begin on a huge page.
 #[derive(Debug)]
 pub(crate) struct Region {

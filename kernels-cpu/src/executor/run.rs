@@ -157,12 +157,16 @@ impl Step<'_> {
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
                     let (place, cache) = (self.rows[task], self.layer(*layer));
-                    let (queries, keys) = (self.row_mut(*q, task), self.row_mut(*k, task));
+                    let mut keys = self.row(*k, task);
                     if let (Some(rope), Some(table)) = (rope, self.rope_of_call[index]) {
                         let turns = self.ropes[table].row(task);
-                        for head in queries.chunks_exact_mut(kv.head_dim).chain(keys.chunks_exact_mut(kv.head_dim)) {
+                        let (queries, turned) = (self.row_mut(*q, task), self.scratch_row(scratch, k.width));
+                        // Others may read the keys as they are.
+                        turned.copy_from_slice(keys);
+                        for head in queries.chunks_exact_mut(kv.head_dim).chain(turned.chunks_exact_mut(kv.head_dim)) {
                             rotate(head, rope.style, turns);
                         }
+                        keys = turned;
                     }
                     let pages = self.batch.sequences[place.sequence as usize].pages;
                     let position = place.position as usize;

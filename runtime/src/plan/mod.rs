@@ -39,7 +39,8 @@ pub struct PlanOptions {
 pub enum PlanError {
     /// A rotation that does not feed an attention together with its partner.
     #[error(
-        "{node}: no kernel rotates values outside an attention; queries and keys must share one rotation and have no other reader"
+        "{node}: no kernel rotates values outside an attention; queries and keys must share one rotation of the \
+         attention's heads, and queries have no other reader"
     )]
     Rope {
         /// Name of the node.
