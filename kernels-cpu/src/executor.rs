@@ -142,7 +142,8 @@ impl Executor {
             bytes = bytes.saturating_add(align(values.saturating_mul(4)));
             at
         };
-        let result = program.max_tokens.max(program.max_outputs).saturating_mul(TILE_ROWS);
+        // Narrow activations have two planes, and so have their products.
+        let result = program.max_tokens.max(program.max_outputs).saturating_mul(2 * TILE_ROWS);
         let query_tile_tokens = (QUERY_ROWS / facts.max_group.max(1)).max(1);
         let head_dim = shape.map_or(0, |kv| kv.head_dim);
         let query_rows = query_tile_tokens.saturating_mul(facts.max_group);

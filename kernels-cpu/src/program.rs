@@ -47,9 +47,9 @@ pub struct QBuf {
 impl QBuf {
     /// Bytes that the buffer takes for `rows` rows; `usize::MAX` if there are more than can be counted.
     pub fn bytes(width: usize, rows: usize) -> usize {
-        // A row takes less than twice its values and 64 bytes more.
+        // A row takes less than twice its values and 64 bytes more; only narrow ones have two planes.
         match width.checked_mul(2).and_then(|bytes| bytes.checked_add(64)) {
-            Some(_) => q8a::row_bytes(width).saturating_mul(rows),
+            Some(_) => (q8a::row_bytes(width) * q8a::planes(width)).saturating_mul(rows),
             None => usize::MAX,
         }
     }

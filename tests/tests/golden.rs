@@ -161,7 +161,7 @@ fn logits_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn perplexity_is_llama_cpps_within_half_a_percent() {
     /// `llama-perplexity -c 512 --chunks 40` (b11434, AVX-512 build) on the same text and file.
-    const LLAMA_CPP: f64 = 0.0;
+    const LLAMA_CPP: f64 = 22.3961;
     let file = file();
     let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
     assert_eq!(tokenizer.prefix(), None, "chunks of this model begin without BOS");

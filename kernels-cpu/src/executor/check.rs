@@ -119,6 +119,7 @@ impl Examiner<'_> {
                 if *out == Act::F32(*x) { self.buf(*x).map(drop) } else { self.apart(&self.buf(*x)?, &self.act(*out)?) }
             }
             Call::Quantize { x, out } => {
+                facts.max_width = facts.max_width.max(x.width);
                 ensure(x.width == out.width && x.rows == out.rows, || format!("{x:?} and {out:?} differ in shape"))?;
                 self.apart(&self.buf(*x)?, &self.qbuf(*out)?)
             }
