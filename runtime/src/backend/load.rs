@@ -99,19 +99,21 @@ pub(super) fn load(
 ) -> Result<Vec<Resolved>, BuildError> {
     let (weights, needs, total) = (graph.weights(), needs(graph), total_bytes(graph));
     let next = AtomicUsize::new(0);
+    // The largest first: while a weight is packed, its pages of the file are in memory too, which costs least at the start.
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(weights[index].bytes()));
     let mut resolved = vec![Resolved::default(); weights.len()];
     let mut done = 0;
     progress(done, total);
     thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         for worker in 0..threads.clamp(1, weights.len().max(1)) {
-            let (send, next, needs) = (send.clone(), &next, &needs);
+            let (send, next, needs, order) = (send.clone(), &next, &needs, &order);
             let work = move || {
                 loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(weight) = weights.get(index) else { break };
+                    let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                     // The receiver hangs up at the first failure.
-                    if send.send((index, resolve(weight, needs[index], source, isa))).is_err() {
+                    if send.send((index, resolve(&weights[index], needs[index], source, isa))).is_err() {
                         break;
                     }
                 }
