@@ -6,6 +6,7 @@
 //! out and encoded as ordinary text. A conversation without them is encoded in one piece, as any other runtime does it.
 
 use crate::text::{ChatTemplate, Message, Specials, TextError, Tokenizer};
+use std::collections::HashSet;
 
 /// The tokens of a conversation that is ready to be answered, BOS in front if the file asks for it.
 pub(super) fn encode(
@@ -17,9 +18,10 @@ pub(super) fn encode(
     for message in messages {
         for token in tokenizer.encode(&message.content, Specials::Parse)? {
             let is_control = tokenizer.bytes(token, false).is_none_or(|bytes| bytes.is_empty());
+            // A form that is known is not searched again, so that a message full of them costs no more than a long one.
             if let Some(form) = tokenizer.piece(token).filter(|form| is_control && !form.is_empty())
-                && message.content.contains(form)
                 && !forms.contains(&form)
+                && message.content.contains(form)
             {
                 forms.push(form);
             }
@@ -44,9 +46,9 @@ pub(super) fn encode(
 
 /// A character that none of the contents contains: one of Unicode's noncharacters, or of the private use area.
 fn marker(messages: &[Message]) -> char {
+    let used: HashSet<char> = messages.iter().flat_map(|message| message.content.chars()).collect();
     let mut candidates = ('\u{FDD0}'..='\u{FDEF}').chain('\u{F0000}'..='\u{FFFFD}');
-    let free = |candidate: &char| messages.iter().all(|message| !message.content.contains(*candidate));
-    candidates.find(free).unwrap_or('\u{FDD0}')
+    candidates.find(|candidate| !used.contains(candidate)).unwrap_or('\u{FDD0}')
 }
 
 /// The longest written form that `text` begins with.

@@ -38,7 +38,7 @@
 //! # Threads, ends and failures
 //! [`Engine`] is a cheap handle: clone it into every thread. [`Stream::cancel`], a [`CancelHandle`] or dropping the stream
 //! ends a request between two steps. When the last handle of the engine is dropped, the scheduler stops after its
-//! current step and running streams end with [`EngineError::Stopped`]. A step that the model refuses ends the requests
+//! current step, for which the drop waits, and running streams end with [`EngineError::Stopped`]. A step that the model refuses ends the requests
 //! in it with [`EngineError::Step`]; a panic while computing ends all requests with [`EngineError::Panicked`], and
 //! later ones are refused with the same error. No caller is left waiting, and no lock can be poisoned.
 //!

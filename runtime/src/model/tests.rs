@@ -326,5 +326,8 @@ fn drawings_fold_equal_layers_and_show_every_node() {
     assert!(svg.contains(">blk.0.attn_q<") && !svg.contains(">blk.1.attn_q<"));
     let dot = crate::graph::dot(&model.graph);
     assert!(dot.contains("cluster_1") && dot.contains("blk.1.ffn_down"));
-    assert_eq!(dot.matches(" -> ").count(), model.graph.nodes().iter().map(|node| node.op.inputs().len()).sum::<usize>());
+    assert_eq!(
+        dot.matches(" -> ").count(),
+        model.graph.nodes().iter().map(|node| node.op.inputs().len()).sum::<usize>()
+    );
 }
