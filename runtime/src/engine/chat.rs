@@ -31,8 +31,7 @@ pub(super) fn encode(
         return tokenizer.encode_prompt(&template.render(messages, true)?, Specials::Parse);
     }
     let marker = marker(messages);
-    let marked =
-        |message: &Message| Message { role: message.role.clone(), content: mark(&message.content, &forms, marker) };
+    let marked = |message: &Message| Message::new(message.role.as_str(), mark(&message.content, &forms, marker));
     let marked: Vec<Message> = messages.iter().map(marked).collect();
     let mut tokens = Vec::new();
     for (place, (part, specials)) in split(&template.render(&marked, true)?, &forms, marker).into_iter().enumerate() {
@@ -135,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_marker_is_in_no_message() {
-        let message = |content: &str| Message { role: "user".into(), content: content.into() };
+        let message = |content: &str| Message::new("user", content);
         assert_eq!(marker(&[message("plain")]), '\u{FDD0}');
         assert_eq!(marker(&[message("\u{FDD0}"), message("\u{FDD1}")]), '\u{FDD2}');
     }

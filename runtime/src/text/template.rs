@@ -36,6 +36,13 @@ pub struct Message {
     pub content: String,
 }
 
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
 /// A chat template (Jinja, from the file). Usable from many threads.
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -299,8 +306,7 @@ mod tests {
     use crate::text::samples::{byte_level, sentence_piece};
 
     fn render(source: &str, turns: &[(&str, &str)]) -> Result<String, TextError> {
-        let messages: Vec<Message> =
-            turns.iter().map(|&(role, content)| Message { role: role.into(), content: content.into() }).collect();
+        let messages: Vec<Message> = turns.iter().map(|&(role, content)| Message::new(role, content)).collect();
         ChatTemplate::new(source, &byte_level())?.render(&messages, true)
     }
 
