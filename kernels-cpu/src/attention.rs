@@ -40,9 +40,10 @@ impl LayerCache {
         PAGE_TOKENS * self.head_dim
     }
 
-    /// Bytes of a page of one layer.
+    /// Bytes of a page of one layer; they saturate.
     pub(crate) fn page_bytes(shape: &KvShape, element: KvElement) -> usize {
-        2 * shape.kv_heads * shape.head_dim * PAGE_TOKENS * element.bytes()
+        let values = shape.kv_heads.saturating_mul(shape.head_dim).saturating_mul(PAGE_TOKENS);
+        values.saturating_mul(2 * element.bytes())
     }
 
     /// First byte of the keys and of the values of head `head` in page `page`.
@@ -117,9 +118,9 @@ pub(crate) struct AttentionTask<'a> {
 }
 
 impl AttentionTask<'_> {
-    /// Scratch for `rows` = tokens times group.
+    /// Scratch for `rows` = tokens times group; it saturates.
     pub(crate) const fn scratch_values(rows: usize, head_dim: usize) -> usize {
-        rows * (2 * head_dim + PAGE_TOKENS + 2)
+        head_dim.saturating_mul(2).saturating_add(PAGE_TOKENS + 2).saturating_mul(rows)
     }
 
     /// First position that token `token` of the task sees.
@@ -153,7 +154,7 @@ pub(crate) unsafe fn reference(task: &AttentionTask) {
 }
 
 /// # Safety
-/// As [`reference`], with a cache of `T`.
+/// As [`reference()`], with a cache of `T`.
 unsafe fn gather<T: Copy + Into<f64>>(task: &AttentionTask) {
     let dim = task.head_dim;
     for token in 0..task.tokens {

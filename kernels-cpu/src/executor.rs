@@ -9,7 +9,7 @@ mod run;
 use crate::{
     Buf, Call, Isa, KvShape, Program, Rope, Rows,
     attention::{AttentionTask, LayerCache},
-    memory::Region,
+    memory::{Region, align},
     ops::Ops,
     team::{Poisoned, Team},
     tile::{PANEL_BYTES, TILE_ROWS},
@@ -135,39 +135,31 @@ impl Executor {
         let ops = Ops::new(isa, shape.map_or(16, |kv| kv.head_dim));
         let threads = threads.max(1);
 
-        let align = |bytes: usize| bytes.next_multiple_of(64);
-        let mut bytes = 0;
-        let mut take = |amount: usize| {
+        // Sizes saturate: no region is so large, so one that overflows is refused below.
+        let mut bytes = 0usize;
+        let mut take = |values: usize| {
             let at = bytes;
-            bytes += align(amount);
+            bytes = bytes.saturating_add(align(values.saturating_mul(4)));
             at
         };
-        let result = program.max_tokens.max(program.max_outputs) * TILE_ROWS * 4;
+        // Narrow activations have two planes, and so have their products.
+        let result = program.max_tokens.max(program.max_outputs).saturating_mul(2 * TILE_ROWS);
         let query_tile_tokens = (QUERY_ROWS / facts.max_group.max(1)).max(1);
         let head_dim = shape.map_or(0, |kv| kv.head_dim);
-        let query_rows = query_tile_tokens * facts.max_group;
+        let query_rows = query_tile_tokens.saturating_mul(facts.max_group);
         let layout = Scratch {
             results: [take(result), take(result)],
-            row: take(facts.max_width * 4),
-            panel: take(PANEL_BYTES),
-            dequantized: take(facts.dequantized_values * 4),
-            attention: take(AttentionTask::scratch_values(query_rows, head_dim) * 4),
+            row: take(facts.max_width),
+            panel: take(PANEL_BYTES / 4),
+            dequantized: take(facts.dequantized_values),
+            attention: take(AttentionTask::scratch_values(query_rows, head_dim)),
             bytes: 0,
         };
         // Threads' shares lie a page apart at least, so that none disturbs another's cache lines.
-        let layout = Scratch { bytes: bytes.next_multiple_of(4096), ..layout };
+        let layout = Scratch { bytes: bytes.checked_next_multiple_of(4096).unwrap_or(usize::MAX), ..layout };
 
-        let cache_bytes = match shape {
-            Some(kv) => LayerCache::page_bytes(&kv, ops.kv)
-                .checked_mul(kv.pages)
-                .and_then(|bytes| bytes.checked_mul(kv.layers))
-                .ok_or_else(|| ExecutorError::OutOfMemory {
-                    what: "the key/value cache",
-                    bytes: usize::MAX,
-                    reason: "its size overflows".into(),
-                })?,
-            None => 0,
-        };
+        let cache_bytes = shape
+            .map_or(0, |kv| LayerCache::page_bytes(&kv, ops.kv).saturating_mul(kv.pages).saturating_mul(kv.layers));
         let mut ropes: Vec<RopeTable> = Vec::new();
         let mut rope_of_call = Vec::with_capacity(program.calls.len());
         for call in &program.calls {
@@ -180,7 +172,7 @@ impl Executor {
             let index = match ropes.iter().position(same) {
                 Some(index) => index,
                 None => {
-                    let len = program.max_tokens * rope.inv_freq.len() * 8;
+                    let len = program.max_tokens.saturating_mul(rope.inv_freq.len()).saturating_mul(8);
                     ropes.push(RopeTable { rope: rope.clone(), values: Region::new("rotation tables", len)? });
                     ropes.len() - 1
                 }
@@ -193,22 +185,22 @@ impl Executor {
             team,
             arena: Region::new("activations", program.arena_bytes)?,
             cache: Region::new("the key/value cache", cache_bytes)?,
-            scratch: Region::new("scratch", layout.bytes * threads)?,
+            scratch: Region::new("scratch", layout.bytes.saturating_mul(threads))?,
             layout,
             ropes,
             rope_of_call,
             counters: (0..=program.calls.len()).map(|_| AtomicUsize::new(0)).collect(),
-            rows: Vec::with_capacity(program.max_tokens),
-            query_tiles: Vec::with_capacity(program.max_tokens),
+            rows: reserved(program.max_tokens)?,
+            query_tiles: reserved(program.max_tokens)?,
             query_tile_tokens,
             program,
         })
     }
 
-    /// Bytes of key/value cache that `isa` takes for `shape`.
+    /// Bytes of key/value cache that `isa` takes for `shape`; they saturate.
     pub fn cache_bytes(isa: Isa, shape: &KvShape) -> u64 {
         let page = LayerCache::page_bytes(shape, Ops::new(isa, shape.head_dim).kv);
-        page as u64 * shape.layers as u64 * shape.pages as u64
+        (page as u64).saturating_mul(shape.layers as u64).saturating_mul(shape.pages as u64)
     }
 
     /// Fills the first rows of an input buffer; `values` is row-major.
@@ -295,4 +287,15 @@ impl Executor {
     pub fn threads(&self) -> usize {
         self.team.threads()
     }
+}
+
+/// An empty list with room for `rows` entries, so that steps need not allocate.
+fn reserved<T>(rows: usize) -> Result<Vec<T>, ExecutorError> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(rows).map_err(|error| ExecutorError::OutOfMemory {
+        what: "the list of a batch's rows",
+        bytes: rows.saturating_mul(size_of::<T>()),
+        reason: error.to_string(),
+    })?;
+    Ok(list)
 }

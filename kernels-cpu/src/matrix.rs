@@ -49,6 +49,22 @@ pub enum MatrixError {
         /// Bytes given.
         found: usize,
     },
+    /// The processor cannot run the kernels that were asked for.
+    #[error("{isa} kernels need {missing}, which this processor lacks")]
+    Isa {
+        /// The instruction set.
+        isa: &'static str,
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// A matrix without values.
+    #[error("a {rows} x {cols} matrix holds nothing")]
+    Empty {
+        /// Rows.
+        rows: usize,
+        /// Values per row.
+        cols: usize,
+    },
     /// Memory for the packed weights could not be had.
     #[error("{bytes} bytes of packed weights: {reason}")]
     OutOfMemory {
@@ -99,8 +115,15 @@ impl Matrix {
     /// given are then no longer needed), kept as they are where the reference does the work.
     ///
     /// # Errors
-    /// [`MatrixError`] if the type has no kernel, the bytes do not fit the shape, or memory is refused.
+    /// [`MatrixError`] if this processor lacks `isa`, the type has no kernel, the bytes do not fit the shape, the shape
+    /// is empty, or memory is refused.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
+        if let Some(missing) = isa.missing_feature() {
+            return Err(MatrixError::Isa { isa: isa.name(), missing });
+        }
+        if rows == 0 || cols == 0 {
+            return Err(MatrixError::Empty { rows, cols });
+        }
         let format = formats::of(dtype).filter(|_| dtype != DType::Q8_K).ok_or(MatrixError::Unsupported(dtype))?;
         let Some(row_bytes) = dtype.bytes_for(cols) else {
             return Err(MatrixError::RowLength { cols, dtype, block: dtype.block_len() });
@@ -184,8 +207,8 @@ impl Matrix {
     /// matrix's last row are unspecified.
     ///
     /// # Safety
-    /// `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, `out` and `scratch` are valid and
-    /// this thread's alone, and the processor has the instruction set that the matrix was made for.
+    /// The matrix has the tile, `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, and `out` and
+    /// `scratch` are valid and this thread's alone.
     pub(crate) unsafe fn tile(&self, tile: usize, x: ActRows, out: *mut f32, scratch: TileScratch) {
         let first = tile * TILE_ROWS;
         let count = TILE_ROWS.min(self.rows - first);
@@ -205,7 +228,8 @@ impl Matrix {
         match &self.storage {
             Storage::Packed { region, layout, kernel } => {
                 let stride = layout.group_bytes(cols);
-                // SAFETY: the region holds all groups of the matrix; the rest is the caller's promise.
+                // SAFETY: the region holds all groups of the matrix, and `new` has found the processor to have the kernel's
+                // features; the rest is the caller's promise.
                 unsafe { kernel(&args(region.as_ptr().add(tile * 2 * stride), stride)) }
             }
             Storage::Rows { bytes, format } => {
@@ -238,7 +262,8 @@ impl Matrix {
                         }
                     }
                 }
-                // SAFETY: the packed values were just written; the rest is the caller's promise.
+                // SAFETY: the packed values were just written, and `new` has found the processor to have the kernel's
+                // features; the rest is the caller's promise.
                 unsafe { kernel(&args(packed.as_ptr().cast(), Layout::F32.group_bytes(cols))) }
             }
         }

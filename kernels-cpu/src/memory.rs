@@ -6,14 +6,21 @@
 use crate::ExecutorError;
 use std::ptr::NonNull;
 
-/// Regions at least this large ask for huge pages.
-const HUGE_FROM: usize = 4 << 20;
+/// A huge page of x86-64 and of AArch64 with 4 KiB granules. Regions at least this large ask for them.
+const HUGE_PAGE: usize = 2 << 20;
 
-/// An anonymous mapping, zeroed, owned, page-aligned.
+/// `bytes` rounded up to the 64 that every part of a region is aligned to; `usize::MAX`, which no region has, on overflow.
+pub(crate) fn align(bytes: usize) -> usize {
+    bytes.checked_next_multiple_of(64).unwrap_or(usize::MAX)
+}
+
+/// An anonymous mapping, zeroed, owned, page-aligned; large ones begin on a huge page.
 #[derive(Debug)]
 pub(crate) struct Region {
     start: NonNull<u8>,
     len: usize,
+    /// What was mapped; `start .. start + len` lies in it.
+    mapping: (*mut libc::c_void, usize),
 }
 
 // SAFETY: a region is plain memory without thread affinity; who may access which bytes is decided by its users.
@@ -25,31 +32,36 @@ impl Region {
     /// Maps `len` zeroed bytes; `what` names them in the error.
     pub(crate) fn new(what: &'static str, len: usize) -> Result<Self, ExecutorError> {
         if len == 0 {
-            return Ok(Self { start: NonNull::<Aligned>::dangling().cast(), len });
+            let mapping = (std::ptr::null_mut(), 0);
+            return Ok(Self { start: NonNull::<Aligned>::dangling().cast(), len, mapping });
         }
+        // Room to move the start to a huge page; what is never touched takes no memory.
+        let mapped = if len >= HUGE_PAGE { len.saturating_add(HUGE_PAGE) } else { len };
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                len,
+                mapped,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
             )
         };
-        let start = match NonNull::new(start.cast::<u8>()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => start,
-            _ => {
-                let reason = std::io::Error::last_os_error().to_string();
-                return Err(ExecutorError::OutOfMemory { what, bytes: len, reason });
-            }
-        };
-        if len >= HUGE_FROM {
-            // SAFETY: the range was just mapped by us; the advice changes no contents, and its failure is harmless.
-            unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        if start == libc::MAP_FAILED {
+            let reason = std::io::Error::last_os_error().to_string();
+            return Err(ExecutorError::OutOfMemory { what, bytes: len, reason });
         }
-        Ok(Self { start, len })
+        let mapping = (start, mapped);
+        let mut start = start.cast::<u8>();
+        if mapped > len {
+            start = start.wrapping_add(start.align_offset(HUGE_PAGE));
+            // SAFETY: the range lies in what was just mapped; the advice changes no contents, and its failure is harmless.
+            unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+        }
+        // PANIC: `mmap` without a wanted address never returns null.
+        let start = NonNull::new(start).expect("a mapping is not at address zero");
+        Ok(Self { start, len, mapping })
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -66,7 +78,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         if self.len > 0 {
             // SAFETY: the range is the one that `new` mapped, and nobody can hold it any more.
-            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+            unsafe { libc::munmap(self.mapping.0, self.mapping.1) };
         }
     }
 }

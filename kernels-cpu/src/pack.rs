@@ -74,7 +74,8 @@ impl Layout {
         }
     }
 
-    const fn scale_bytes(self, cols: usize) -> usize {
+    /// Bytes of a group's scales.
+    pub(crate) const fn scale_bytes(self, cols: usize) -> usize {
         match self {
             Self::Q4_0 | Self::Q8_0 => cols / 32 * 32,
             Self::Q4_1 => cols / 32 * 64,

@@ -1,8 +1,8 @@
-//! A flat list of kernel calls over one arena, run by a [`Team`](crate::Team) in lock step.
+//! A flat list of kernel calls over one arena, run by an [`Executor`](crate::Executor) in lock step.
 //!
 //! A program is made once, when a model is loaded; every offset is checked then. Running it allocates nothing.
 
-use crate::{Matrix, SharedBytes};
+use crate::{Matrix, SharedBytes, formats::q8a, memory::align};
 use rustai_abi::DType;
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// Bytes that the buffer takes for `rows` rows.
+    /// Bytes that the buffer takes for `rows` rows; `usize::MAX` if there are more than can be counted.
     pub fn bytes(width: usize, rows: usize) -> usize {
-        (width * rows * 4).next_multiple_of(64)
+        align(width.saturating_mul(rows).saturating_mul(4))
     }
 }
 
@@ -45,9 +45,13 @@ pub struct QBuf {
 }
 
 impl QBuf {
-    /// Bytes that the buffer takes for `rows` rows.
+    /// Bytes that the buffer takes for `rows` rows; `usize::MAX` if there are more than can be counted.
     pub fn bytes(width: usize, rows: usize) -> usize {
-        rows * (width + width / 32 * 12).next_multiple_of(64)
+        // A row takes less than twice its values and 64 bytes more; only narrow ones have two planes.
+        match width.checked_mul(2).and_then(|bytes| bytes.checked_add(64)) {
+            Some(_) => (q8a::row_bytes(width) * q8a::planes(width)).saturating_mul(rows),
+            None => usize::MAX,
+        }
     }
 }
 

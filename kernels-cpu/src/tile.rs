@@ -1,7 +1,7 @@
 //! The unit of matrix multiplication: two groups of weight rows times all tokens of a batch.
 //!
 //! A tile kernel leaves plain sums in a small scratch block `[tokens][TILE_ROWS]`; what happens to them then (bias,
-//! residual, SwiGLU) is the same code for all formats and instruction sets, in [`crate::matmul`].
+//! residual, SwiGLU) is the same code for all formats and instruction sets, in `executor::run`.
 //!
 //! Every kernel adds up the blocks of a row in the order of its columns with the same operations, whatever the number
 //! of tokens, threads or tiles, so a result never depends on how work was cut or batched.

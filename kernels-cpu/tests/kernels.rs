@@ -115,26 +115,43 @@ impl Bench {
     }
 }
 
+/// Rows of `width` values as `q8a` stands for them, plane by plane.
+fn quantized_planes(x: &[f32], width: usize) -> Vec<Vec<f32>> {
+    let mut rest = x.to_vec();
+    let mut row = vec![0; q8a::row_bytes(width)];
+    (0..q8a::planes(width))
+        .map(|_| {
+            let mut plane = vec![0.0; x.len()];
+            for (rest, plane) in rest.chunks_exact_mut(width).zip(plane.chunks_exact_mut(width)) {
+                q8a::quantize_row(rest, &mut row);
+                q8a::Row::new(&row, width).dequantize(plane);
+                q8a::subtract(rest, &row);
+            }
+            plane
+        })
+        .collect()
+}
+
 /// What a matrix that wants `kind` should give, and the sum of magnitudes that rounding errors scale with.
 fn expected(kind: ActKind, dtype: DType, rows: usize, cols: usize, weights: &[u8], x: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let format = formats::of(dtype).unwrap();
     let tokens = x.len() / cols;
     let mut plain = vec![0.0; rows * cols];
     (format.dequantize)(weights, &mut plain);
-    let mut seen = x.to_vec();
-    if kind == ActKind::Q8 {
-        let mut row = vec![0; q8a::row_bytes(cols)];
-        for x in seen.chunks_exact_mut(cols) {
-            q8a::quantize_row(x, &mut row);
-            q8a::Row::new(&row, cols).dequantize(x);
+    // What the kernel sees of the activations: all of it, or one or two planes of quantized values.
+    let planes = if kind == ActKind::Q8 { quantized_planes(x, cols) } else { vec![x.to_vec()] };
+    let mut out = vec![0.0; tokens * rows];
+    let mut product = vec![0.0; tokens * rows];
+    for plane in &planes {
+        reference::matmul(format, rows, cols, weights, plane, &mut product);
+        for (out, product) in out.iter_mut().zip(&product) {
+            *out += product;
         }
     }
-    let mut out = vec![0.0; tokens * rows];
-    reference::matmul(format, rows, cols, weights, &seen, &mut out);
     let mut size = vec![0.0; tokens * rows];
     for (t, size) in size.chunks_exact_mut(rows).enumerate() {
         for (r, size) in size.iter_mut().enumerate() {
-            let terms = seen[t * cols..][..cols].iter().zip(&plain[r * cols..]);
+            let terms = x[t * cols..][..cols].iter().zip(&plain[r * cols..]);
             *size = terms.map(|(x, w)| (x * w).abs()).sum();
         }
     }
@@ -159,7 +176,7 @@ fn matmul_agrees_with_the_reference_at_awkward_shapes() {
                 (64, 33, 13),
             ] {
                 let blocks_per_row = if block == 256 {
-                    blocks_per_row.min(3)
+                    blocks_per_row.min(5)
                 } else if block == 1 {
                     blocks_per_row * 13
                 } else {
@@ -345,15 +362,13 @@ fn activation_quantization_is_the_reference_bit_for_bit() {
         }
         let weight = Matrix::new(isa, DType::Q8_0, width, width, identity.into()).unwrap();
         let got = Bench { isa, threads: 1, tokens: 6 }.matmul(weight, &x);
-        for (got, x) in got.chunks_exact(width).zip(x.chunks_exact(width)) {
-            let (mut row, mut expected) = (vec![0; q8a::row_bytes(width)], vec![0.0; width]);
-            q8a::quantize_row(x, &mut row);
-            q8a::Row::new(&row, width).dequantize(&mut expected);
-            if expected.iter().any(|x| x.is_nan()) {
-                assert!(got.iter().any(|x| x.is_nan()));
-            } else {
-                assert_eq!(got, expected, "{isa:?}");
-            }
+        let planes = quantized_planes(&x, width);
+        assert_eq!(planes.len(), 2);
+        for (i, got) in got.iter().enumerate() {
+            let expected = planes[0][i] + planes[1][i];
+            // A value that is not finite spoils its block, and by the zeros of the identity all columns of its row.
+            let spoiled = planes[0][i / width * width..][..width].iter().any(|x| x.is_nan());
+            assert!(if spoiled { got.is_nan() } else { *got == expected }, "{isa:?} {i}: {got} for {expected}");
         }
     }
 }
@@ -526,10 +541,18 @@ fn unsound_programs_and_batches_are_refused() {
     assert!(refused(vec![Call::Silu { x, out: far }], 192).contains("overlap"));
     assert!(refused(vec![Call::Silu { x, out: Buf { offset: 128, ..x } }], 192).contains("arena"));
     assert!(refused(vec![Call::Silu { x, out: Buf { width: 4, ..x } }], 128).contains("differ in shape"));
-    assert!(refused(vec![Call::RopeAppend { q: x, k: x, v: x, layer: 0, rope: None }], 128).contains("overlap"));
+    let rope = Some(Rope { style: RopeStyle::Neox, inv_freq: [1.0].into(), magnitude: 1.0 });
+    assert!(refused(vec![Call::RopeAppend { q: x, k: x, v: x, layer: 0, rope }], 128).contains("overlap"));
     assert!(
         refused(vec![Call::Attention { q: x, out: x, layer: 1, scale: 1.0, window: None }], 128).contains("layer 1")
     );
+
+    // In place as well, a buffer must lie in the arena.
+    let outside = Buf { offset: 1 << 20, ..x };
+    assert!(refused(vec![Call::Silu { x: outside, out: outside }], 128).contains("arena"));
+    assert!(refused(vec![Call::Add { a: outside, b: outside, out: outside }], 128).contains("arena"));
+    let call = Call::Attention { q: outside, out: outside, layer: 0, scale: 1.0, window: None };
+    assert!(refused(vec![call], 128).contains("arena"));
 
     let mut executor = Executor::new(Isa::Reference, 1, program(vec![], 128)).unwrap();
     let mut refused = |tokens: &[u32], outputs: &[u32], sequences: &[(u32, u32, &[u32])]| {
@@ -546,6 +569,129 @@ fn unsound_programs_and_batches_are_refused() {
     assert!(refused(&[0; 2], &[], &[(2, 0, &[2])]).contains("page 2 of 2"));
     assert!(refused(&[0; 2], &[], &[(1, 0, &[1]), (1, 5, &[1])]).contains("one page"));
     assert!(refused(&[0; 2], &[], &[(2, 31, &[1, 1])]).contains("one page"));
+    assert!(refused(&[0; 2], &[], &[(2, u32::MAX, &[0])]).contains("position 4294967295"));
     assert!(executor.write(far, &[0.0; 8]).is_err());
     assert!(executor.write(x, &[0.0; 40]).is_err());
+}
+
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let x = Buf { offset: 0, width: 8, rows: Rows::Tokens };
+    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2 };
+    let small = Program {
+        calls: vec![],
+        arena_bytes: 128,
+        max_tokens: 4,
+        max_outputs: 2,
+        kv: Some(kv),
+        inputs: vec![x],
+        output: x,
+    };
+    let refused = |program: Program| Executor::new(Isa::Reference, 2, program).err().unwrap();
+    // Bytes that come out as 0 when they wrap around.
+    let wide = Buf { width: 1 << 62, ..x };
+    refused(Program { inputs: vec![wide], ..small.clone() });
+    refused(Program { calls: vec![Call::Silu { x: wide, out: wide }], ..small.clone() });
+    let quantized = QBuf { offset: 0, width: 1 << 63, rows: Rows::Tokens };
+    refused(Program {
+        calls: vec![Call::Quantize { x: Buf { width: 1 << 63, ..x }, out: quantized }],
+        ..small.clone()
+    });
+    let outputs = Buf { rows: Rows::Outputs, ..x };
+    refused(Program { max_tokens: 1 << 57, inputs: vec![], output: outputs, ..small.clone() });
+    for kv in [
+        KvShape { kv_heads: 1 << 32, head_dim: 1 << 32, ..kv },
+        KvShape { head_dim: 1 << 58, ..kv },
+        KvShape { pages: 1 << 55, ..kv },
+        KvShape { layers: 1 << 54, ..kv },
+    ] {
+        refused(Program { kv: Some(kv), ..small.clone() });
+        assert!(Executor::cache_bytes(Isa::Reference, &kv) > 1 << 50);
+    }
+    Executor::new(Isa::Reference, 2, small).unwrap();
+}
+
+#[test]
+fn matrices_that_cannot_be_used_are_refused() {
+    use rustai_kernels_cpu::MatrixError;
+    for isa in Isa::ALL {
+        let matrix = |rows, cols| Matrix::new(isa, DType::F32, rows, cols, vec![0; rows * cols * 4].into());
+        if isa.missing_feature().is_some() {
+            assert!(matches!(matrix(1, 1), Err(MatrixError::Isa { .. })));
+            continue;
+        }
+        for (rows, cols) in [(0, 0), (0, 3), (3, 0)] {
+            assert!(matches!(matrix(rows, cols), Err(MatrixError::Empty { .. })));
+        }
+        matrix(1, 1).unwrap();
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_show_as_in_the_reference() {
+    for isa in isas() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN, f32::MAX] {
+            let mut x = vec![0.5; 40];
+            x[3] = bad;
+            let bench = Bench { isa, threads: 1, tokens: 1 };
+            let same = |name: &str, got: Vec<f32>, expected: Vec<f32>| {
+                for (got, expected) in got.iter().zip(&expected) {
+                    let same = got == expected || got.is_nan() && expected.is_nan() || (got - expected).abs() < 1e-6;
+                    assert!(same, "{isa:?} {name} {bad}: {got} for {expected}");
+                }
+            };
+            let got = bench.run(&x, 40, 40, |x, _, out| vec![Call::Silu { x, out }]);
+            same("silu", got, x.iter().map(|x| reference::silu(*x)).collect());
+            let got = bench.run(&x, 40, 40, |x, _, out| vec![Call::Softmax { x, out }]);
+            let mut expected = vec![0.0; 40];
+            reference::softmax(&x, &mut expected);
+            same("softmax", got, expected);
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_not_finite_spoils_its_own_head_only_and_shows() {
+    let case = AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, window: None };
+    let width = (2 + 2) * 16;
+    let mut data = [40, 3].map(|len| Random(11).values(len * width));
+    data[0][38 * width] = f32::NAN;
+    for isa in isas() {
+        let [first, second] = case.run(isa, 2, [40, 3], 1, &data);
+        for (i, head) in first.chunks_exact(16).enumerate() {
+            assert!(head.iter().all(|x| x.is_nan() == (i == 2 * 38)), "{isa:?}, head {i}: {head:?}");
+        }
+        assert!(second.iter().all(|x| x.is_finite()), "{isa:?}");
+    }
+}
+
+#[test]
+fn what_an_earlier_sequence_left_in_a_page_does_not_show() {
+    let (width, buf) = (16, |offset| Buf { offset, width: 16, rows: Rows::Tokens });
+    let (x, out) = (buf(0), buf(Buf::bytes(width, PAGE_TOKENS)));
+    let program = Program {
+        calls: vec![
+            Call::RopeAppend { q: x, k: x, v: x, layer: 0, rope: None },
+            Call::Attention { q: x, out, layer: 0, scale: 0.3, window: None },
+        ],
+        arena_bytes: 2 * Buf::bytes(width, PAGE_TOKENS),
+        max_tokens: PAGE_TOKENS,
+        max_outputs: 1,
+        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: width, pages: 1 }),
+        inputs: vec![x],
+        output: out,
+    };
+    let fresh = Random(12).values(3 * width);
+    for isa in isas() {
+        let mut executor = Executor::new(isa, 1, program.clone()).unwrap();
+        let mut run = |input: &[f32]| {
+            executor.write(x, input).unwrap();
+            let tokens = vec![0; input.len() / width];
+            let sequences = [BatchSequence { len: tokens.len() as u32, start: 0, pages: &[0] }];
+            executor.run(&Batch { tokens: &tokens, sequences: &sequences, outputs: &[] }).unwrap().to_vec()
+        };
+        let expected = run(&fresh);
+        assert!(run(&[f32::NAN; 32 * 16]).iter().all(|x| x.is_nan()), "{isa:?}");
+        assert_eq!(run(&fresh), expected, "{isa:?}");
+    }
 }

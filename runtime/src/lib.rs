@@ -79,6 +79,7 @@ pub mod gguf;
 pub mod graph;
 pub mod hub;
 pub mod model;
+pub mod perplexity;
 pub mod plan;
 pub mod sampler;
 mod sys;

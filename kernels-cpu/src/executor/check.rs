@@ -10,7 +10,7 @@ pub(super) struct Facts {
     pub(super) max_group: usize,
     /// Most values that a tile needs for dequantized rows.
     pub(super) dequantized_values: usize,
-    /// Columns of the widest buffer that is normalized or worked on in place.
+    /// Columns of the widest buffer that a call copies a row of: normalized, rotated or worked on in place.
     pub(super) max_width: usize,
 }
 
@@ -74,7 +74,8 @@ impl Examiner<'_> {
     /// `out` is `input` itself or does not touch it.
     fn in_place(&self, input: Buf, out: Buf) -> Reason {
         self.same_shape(input, out)?;
-        if input == out { Ok(()) } else { self.apart(&self.buf(input)?, &self.buf(out)?) }
+        let (from, to) = (self.buf(input)?, self.buf(out)?);
+        if input == out { Ok(()) } else { self.apart(&from, &to) }
     }
 
     /// `weight` multiplies `x` into `out`.
@@ -118,6 +119,7 @@ impl Examiner<'_> {
                 if *out == Act::F32(*x) { self.buf(*x).map(drop) } else { self.apart(&self.buf(*x)?, &self.act(*out)?) }
             }
             Call::Quantize { x, out } => {
+                facts.max_width = facts.max_width.max(x.width);
                 ensure(x.width == out.width && x.rows == out.rows, || format!("{x:?} and {out:?} differ in shape"))?;
                 self.apart(&self.buf(*x)?, &self.qbuf(*out)?)
             }
@@ -152,10 +154,13 @@ impl Examiner<'_> {
                 ensure(rope.as_ref().is_none_or(|rope| rope.inv_freq.len() * 2 <= kv.head_dim), || {
                     format!("more pairs to rotate than a head of {} has", kv.head_dim)
                 })?;
-                let (q, k, v) = (self.buf(*q)?, self.buf(*k)?, self.buf(*v)?);
-                self.apart(&q, &k)?;
-                self.apart(&q, &v)?;
-                self.apart(&k, &v)
+                let (q, k, v, turned) = (self.buf(*q)?, self.buf(*k)?, self.buf(*v)?, rope.is_some());
+                if turned {
+                    facts.max_width = facts.max_width.max(width);
+                    self.apart(&q, &k)?;
+                    self.apart(&q, &v)?;
+                }
+                Ok(())
             }
             Call::Attention { q, out, layer, .. } => {
                 let kv = self.layer(*layer)?;
@@ -189,7 +194,7 @@ pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
     let examiner = Examiner { program };
     let refuse = |index: usize| move |reason: String| ExecutorError::Program { index, reason };
     if let Some(kv) = program.kv {
-        let sound = kv.layers > 0 && kv.kv_heads > 0 && kv.head_dim > 0;
+        let sound = kv.layers > 0 && kv.kv_heads.checked_mul(kv.head_dim).is_some_and(|width| width > 0);
         ensure(sound, || format!("{kv:?} is no key/value cache")).map_err(refuse(0))?;
     }
     for (index, call) in program.calls.iter().enumerate() {
@@ -226,10 +231,13 @@ pub(super) fn batch(program: &Program, batch: &Batch<'_>) -> Result<(), Executor
     let mut sum = 0usize;
     for sequence in batch.sequences {
         sum += sequence.len as usize;
-        let needed = (sequence.start as usize + sequence.len as usize).div_ceil(PAGE_TOKENS);
         if sequence.len == 0 {
             return refuse("a sequence without tokens".into());
         }
+        let Some(end) = sequence.start.checked_add(sequence.len) else {
+            return refuse(format!("{} tokens from position {} on", sequence.len, sequence.start));
+        };
+        let needed = (end as usize).div_ceil(PAGE_TOKENS);
         let Some(kv) = program.kv else { continue };
         let Some(pages) = sequence.pages.get(..needed) else {
             return refuse(format!("{} pages for {needed} pages of positions", sequence.pages.len()));

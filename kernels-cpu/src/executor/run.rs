@@ -131,10 +131,14 @@ impl Step<'_> {
                     Act::Q8(out) => {
                         let normalized = self.scratch_row(scratch, x.width);
                         (self.ops.rms_norm)(self.row(*x, task), weight, *eps, normalized);
-                        (self.ops.quantize)(normalized, self.qrow_mut(*out, task));
+                        self.quantize(normalized, *out, task);
                     }
                 },
-                Call::Quantize { x, out } => (self.ops.quantize)(self.row(*x, task), self.qrow_mut(*out, task)),
+                Call::Quantize { x, out } => {
+                    let copy = self.scratch_row(scratch, x.width);
+                    copy.copy_from_slice(self.row(*x, task));
+                    self.quantize(copy, *out, task);
+                }
                 Call::MatMul { x, projections } => {
                     let mut tile = task;
                     for projection in projections {
@@ -157,12 +161,16 @@ impl Step<'_> {
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
                     let (place, cache) = (self.rows[task], self.layer(*layer));
-                    let (queries, keys) = (self.row_mut(*q, task), self.row_mut(*k, task));
+                    let mut keys = self.row(*k, task);
                     if let (Some(rope), Some(table)) = (rope, self.rope_of_call[index]) {
                         let turns = self.ropes[table].row(task);
-                        for head in queries.chunks_exact_mut(kv.head_dim).chain(keys.chunks_exact_mut(kv.head_dim)) {
+                        let (queries, turned) = (self.row_mut(*q, task), self.scratch_row(scratch, k.width));
+                        // Others may read the keys as they are.
+                        turned.copy_from_slice(keys);
+                        for head in queries.chunks_exact_mut(kv.head_dim).chain(turned.chunks_exact_mut(kv.head_dim)) {
                             rotate(head, rope.style, turns);
                         }
+                        keys = turned;
                     }
                     let pages = self.batch.sequences[place.sequence as usize].pages;
                     let position = place.position as usize;
@@ -243,18 +251,28 @@ impl Step<'_> {
     /// # Safety
     /// See the head of the file; `result` is this thread's own.
     unsafe fn tile(&self, weight: &Matrix, x: Act, tile: usize, result: *mut f32, scratch: *mut u8) -> usize {
-        let (offset, stride, rows) = match x {
-            Act::F32(x) => (x.offset, x.width * 4, x.rows),
-            Act::Q8(x) => (x.offset, q8a::row_bytes(x.width), x.rows),
+        let (offset, stride, rows, planes) = match x {
+            Act::F32(x) => (x.offset, x.width * 4, x.rows, 1),
+            Act::Q8(x) => (x.offset, q8a::row_bytes(x.width), x.rows, q8a::planes(x.width)),
         };
+        let rows = self.row_count(rows);
         // SAFETY: the input was written by an earlier call, before a barrier; scratch is this thread's own.
         unsafe {
-            let x = ActRows { start: self.arena.add(offset), stride, rows: self.row_count(rows) };
+            let x = ActRows { start: self.arena.add(offset), stride, rows: rows * planes };
             let scratch = TileScratch {
                 panel: scratch.add(self.layout.panel),
                 dequantized: scratch.add(self.layout.dequantized).cast(),
             };
             weight.tile(tile, x, result, scratch);
+            if planes == 2 {
+                // Products of the two planes of each row become one.
+                for t in 0..rows {
+                    for i in 0..TILE_ROWS {
+                        let (first, second) = (2 * t * TILE_ROWS + i, (2 * t + 1) * TILE_ROWS + i);
+                        *result.add(t * TILE_ROWS + i) = *result.add(first) + *result.add(second);
+                    }
+                }
+            }
         }
         TILE_ROWS.min(weight.rows() - tile * TILE_ROWS)
     }
@@ -307,13 +325,23 @@ impl Step<'_> {
         unsafe { std::slice::from_raw_parts_mut(self.at(buf, row).add(first), count) }
     }
 
+    /// Quantizes `values` into row `row`, plane by plane; `values` are the remainders then.
+    ///
     /// # Safety
     /// The buffer has the row, and nobody else uses it meanwhile.
-    #[expect(clippy::mut_from_ref, reason = "the arena is shared through a raw pointer; see the head of the file")]
-    unsafe fn qrow_mut(&self, buf: QBuf, row: usize) -> &mut [u8] {
-        let bytes = q8a::row_bytes(buf.width);
-        // SAFETY: promised by the caller and `check`; the arena is initialised.
-        unsafe { std::slice::from_raw_parts_mut(self.arena.add(buf.offset + row * bytes), bytes) }
+    unsafe fn quantize(&self, values: &mut [f32], out: QBuf, row: usize) {
+        let (bytes, planes) = (q8a::row_bytes(out.width), q8a::planes(out.width));
+        for plane in 0..planes {
+            // SAFETY: promised by the caller and `check`; the arena is initialised.
+            unsafe {
+                let at = self.arena.add(out.offset + (row * planes + plane) * bytes);
+                let to = std::slice::from_raw_parts_mut(at, bytes);
+                (self.ops.quantize)(values, to);
+                if plane + 1 < planes {
+                    q8a::subtract(values, to);
+                }
+            }
+        }
     }
 
     /// # Safety

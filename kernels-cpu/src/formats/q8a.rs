@@ -47,6 +47,33 @@ pub const fn row_bytes(width: usize) -> usize {
     (sums_offset(width) + width / BLOCK * size_of::<[i32; 2]>()).next_multiple_of(ALIGN)
 }
 
+/// Rows narrower than this are kept in two planes.
+///
+/// Rounding errors of a dot product average out over its terms, so narrow models are the noisiest, and they are cheap.
+/// On SmolLM2-135M (576 wide), a second plane lowers the mean KL divergence from the `f32` path from 0.0051 to 0.0010 with
+/// AVX2 and from 0.0037 to 0.0010 with AVX-512 (six prompts, `tests/tests/golden.rs`).
+const TWO_PLANES_BELOW: usize = 1024;
+
+/// Rows that a vector of `width` values takes: one, or two for a narrow one. The second row is the quantized remainder that
+/// the first leaves, so that the sum of the two stands for the values with about 15 bits.
+pub const fn planes(width: usize) -> usize {
+    if width < TWO_PLANES_BELOW { 2 } else { 1 }
+}
+
+/// Subtracts from `values` what `row` stands for. A scale that is NaN makes all values of its block NaN.
+///
+/// # Panics
+/// If `row` is too short for `values`.
+pub fn subtract(values: &mut [f32], row: &[u8]) {
+    let row = Row::new(row, values.len());
+    for (b, values) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        let scale = row.scale(b);
+        for (value, quant) in values.iter_mut().zip(row.quants(b)) {
+            *value -= scale * f32::from(quant);
+        }
+    }
+}
+
 /// Quantizes one row; see the module for the rule.
 ///
 /// # Panics

@@ -13,6 +13,7 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
+use super::act::Row;
 use crate::{
     pack::{GROUP, Layout},
     tile::{TILE_ROWS, Tile},
@@ -234,34 +235,6 @@ impl Format for Q6K {
     }
 }
 
-/// One token's `q8a` row.
-#[derive(Clone, Copy)]
-struct Row {
-    quants: *const u8,
-    scales: *const f32,
-    /// Sums of the quants of the first and last 16 columns of each block.
-    sums: *const i32,
-}
-
-impl Row {
-    #[inline(always)]
-    unsafe fn of(tile: &Tile, t: usize) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let quants = tile.x.add(t * tile.x_stride);
-            let scales = quants.add(tile.cols);
-            Self { quants, scales: scales.cast(), sums: scales.add(tile.cols / 32 * 4).cast() }
-        }
-    }
-
-    /// Columns `4j .. 4j + 4` of block `b` in every lane.
-    #[inline(always)]
-    unsafe fn four(self, b: usize, j: usize) -> __m256i {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
-    }
-}
-
 /// What one token contributes to each block of a panel, apart from dot products.
 struct Sums {
     /// Per block, or per half block if there are halves: what the bias of the quants adds, negated.
@@ -345,7 +318,7 @@ unsafe fn dots<F: Format, const T: usize>(
                 while j < to {
                     let w: [__m256i; 2] = w(j);
                     for t in 0..T {
-                        let four = rows[t].four(b, j);
+                        let four = _mm256_set1_epi32(rows[t].four(b, j));
                         for h in 0..2 {
                             pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(w[h], four));
                         }
@@ -363,7 +336,7 @@ unsafe fn dots<F: Format, const T: usize>(
                 while j < to {
                     let w: [[__m256i; 2]; 2] = [w(j), w(j + 1)];
                     for t in 0..T {
-                        let four = [rows[t].four(b, j), rows[t].four(b, j + 1)];
+                        let four = [_mm256_set1_epi32(rows[t].four(b, j)), _mm256_set1_epi32(rows[t].four(b, j + 1))];
                         for h in 0..2 {
                             let first = _mm256_maddubs_epi16(w[0][h], four[0]);
                             let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(w[1][h], four[1]));
@@ -379,7 +352,7 @@ unsafe fn dots<F: Format, const T: usize>(
                     let w: [__m256i; 2] = w(j);
                     let size = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
                     for t in 0..T {
-                        let four = rows[t].four(b, j);
+                        let four = _mm256_set1_epi32(rows[t].four(b, j));
                         for h in 0..2 {
                             let pair = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(four, w[h]));
                             dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pair, ones));
@@ -433,12 +406,16 @@ unsafe fn block<F: Format, const T: usize>(
     }
 }
 
+/// How far ahead of its use a weight is fetched, in bytes, so that waiting and arithmetic overlap.
+const PREFETCH: usize = 4096;
+
 /// Few tokens: each block is expanded, multiplied and forgotten, so weights are read from memory once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        let (block_bytes, scale_bytes) = (F::LAYOUT.quant_bytes(256) / 8, F::LAYOUT.scale_bytes(256) / 8);
         for g in 0..tile.groups {
             let quants = tile.group.add(g * tile.stride);
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
@@ -450,6 +427,10 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
                         sums.prepare::<F>(row, b, PANEL_BLOCKS.min(tile.cols / 32 - b));
                     }
                 }
+                for line in (0..block_bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
+                }
+                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
                 F::expand(quants, scales, b, tile.panel);
                 block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
             }

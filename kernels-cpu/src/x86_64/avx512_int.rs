@@ -11,6 +11,7 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
+use super::act::Row;
 use crate::{
     pack::{GROUP, Layout},
     tile::{TILE_ROWS, Tile},
@@ -196,51 +197,6 @@ impl Format for Q6K {
     }
 }
 
-/// One token's `q8a` row.
-#[derive(Clone, Copy)]
-struct Row {
-    quants: *const u8,
-    scales: *const f32,
-    /// Sums of the quants of the first and last 16 columns of each block.
-    sums: *const i32,
-}
-
-impl Row {
-    #[inline(always)]
-    unsafe fn of(tile: &Tile, t: usize) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let quants = tile.x.add(t * tile.x_stride);
-            let scales = quants.add(tile.cols);
-            Self { quants, scales: scales.cast(), sums: scales.add(tile.cols / 32 * 4).cast() }
-        }
-    }
-
-    /// Columns `4j .. 4j + 4` of block `b` in every lane.
-    #[inline(always)]
-    unsafe fn four(self, b: usize, j: usize) -> __m512i {
-        // SAFETY: see the head of the file.
-        unsafe { _mm512_set1_epi32(self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned()) }
-    }
-
-    /// What the bias of the quants adds to the dot product of half a block, negated.
-    #[inline(always)]
-    unsafe fn bias<F: Format>(self, b: usize, half: usize) -> i32 {
-        match F::BIAS_BITS {
-            // SAFETY: see the head of the file.
-            Some(bits) => unsafe { -(*self.sums.add(b * 2 + half) << bits) },
-            None => 0,
-        }
-    }
-
-    /// The block's sum in units of the activation, which the minimum multiplies.
-    #[inline(always)]
-    unsafe fn sum(self, b: usize) -> f32 {
-        // SAFETY: see the head of the file.
-        unsafe { *self.scales.add(b) * (*self.sums.add(b * 2) + *self.sums.add(b * 2 + 1)) as f32 }
-    }
-}
-
 /// What one token contributes to each block of a panel, apart from dot products.
 #[repr(align(64))]
 struct Sums {
@@ -253,7 +209,7 @@ struct Sums {
 impl Sums {
     const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; PANEL_BLOCKS] };
 
-    /// The same numbers as [`Row::bias`] and [`Row::sum`], for `count` blocks from `first` on.
+    /// For `count` blocks from `first` on.
     #[inline(always)]
     unsafe fn prepare<F: Format>(&mut self, row: Row, first: usize, count: usize) {
         // SAFETY: see the head of the file; masks keep loads inside the row.
@@ -284,45 +240,73 @@ impl Sums {
     }
 }
 
+/// How far ahead of its use a weight is fetched, in bytes. Without it the arithmetic of a block and the wait for the next
+/// one add up instead of overlapping, since a block's instructions fill much of the reorder window.
+const PREFETCH: usize = 4096;
+
 /// Few tokens: weights from memory into registers, once.
 #[inline(always)]
 unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
-    // SAFETY: see the head of the file.
+    // SAFETY: see the head of the file; prefetching may name any address.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        let blocks = tile.cols / 32;
+        let (block_bytes, scale_bytes) = (F::LAYOUT.quant_bytes(256) / 8, F::LAYOUT.scale_bytes(256) / 8);
         for g in 0..tile.groups {
             let quants = tile.group.add(g * tile.stride);
             let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
             let mut acc = [_mm512_setzero_ps(); T];
-            for b in 0..tile.cols / 32 {
-                let block = F::block(quants, scales, b);
-                for (acc, row) in acc.iter_mut().zip(rows) {
-                    let d = _mm512_set1_ps(*row.scales.add(b));
-                    if F::HALVES {
-                        for (half, scale) in [block.scale, block.extra].into_iter().enumerate() {
-                            let mut dot = _mm512_set1_epi32(row.bias::<F>(b, half));
-                            for j in half * 4..half * 4 + 4 {
-                                dot = _mm512_dpbusd_epi32(dot, block.w[j], row.four(b, j));
-                            }
-                            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), *acc);
-                        }
-                    } else {
-                        // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
-                        let mut dot = [_mm512_set1_epi32(row.bias::<F>(b, 0)), _mm512_set1_epi32(row.bias::<F>(b, 1))];
-                        for j in 0..8 {
-                            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], row.four(b, j));
-                        }
-                        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
-                        *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(block.scale, d), *acc);
-                        if F::MINS {
-                            *acc = _mm512_fmadd_ps(block.extra, _mm512_set1_ps(row.sum(b)), *acc);
-                        }
+            for first in (0..blocks).step_by(PANEL_BLOCKS) {
+                let count = PANEL_BLOCKS.min(blocks - first);
+                let mut sums = [const { Sums::ZERO }; T];
+                for (sums, row) in sums.iter_mut().zip(rows) {
+                    sums.prepare::<F>(row, first, count);
+                }
+                for b in first..first + count {
+                    for line in (0..block_bytes).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
+                    }
+                    _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
+                    let block = F::block(quants, scales, b);
+                    for t in 0..T {
+                        accumulate::<F>(&mut acc[t], &block, rows[t], &sums[t], b, b - first);
                     }
                 }
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 _mm512_storeu_ps(tile.out.add(t * TILE_ROWS + g * GROUP), acc);
             }
+        }
+    }
+}
+
+/// Adds a block, which is block `b` of the activations and block `s` of `sums`, to `acc`.
+#[inline(always)]
+unsafe fn accumulate<F: Format>(acc: &mut __m512, block: &Block, row: Row, sums: &Sums, b: usize, s: usize) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let d = _mm512_set1_ps(*row.scales.add(b));
+        let bias =
+            |i: usize| if F::BIAS_BITS.is_some() { _mm512_set1_epi32(sums.bias[i]) } else { _mm512_setzero_si512() };
+        if F::HALVES {
+            for (half, scale) in [block.scale, block.extra].into_iter().enumerate() {
+                let mut dot = bias(s * 2 + half);
+                for j in half * 4..half * 4 + 4 {
+                    dot = _mm512_dpbusd_epi32(dot, block.w[j], _mm512_set1_epi32(row.four(b, j)));
+                }
+                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), *acc);
+            }
+            return;
+        }
+        // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
+        let mut dot = [bias(s), _mm512_setzero_si512()];
+        for j in 0..8 {
+            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], _mm512_set1_epi32(row.four(b, j)));
+        }
+        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
+        *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(block.scale, d), *acc);
+        if F::MINS {
+            *acc = _mm512_fmadd_ps(block.extra, _mm512_set1_ps(sums.min[s]), *acc);
         }
     }
 }
@@ -394,7 +378,7 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
                     let w: [__m512i; G] =
                         std::array::from_fn(|g| _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast()));
                     for t in 0..T {
-                        let four = rows[t].four(first + b, j);
+                        let four = _mm512_set1_epi32(rows[t].four(first + b, j));
                         for g in 0..G {
                             dot[t][g] = _mm512_dpbusd_epi32(dot[t][g], w[g], four);
                         }

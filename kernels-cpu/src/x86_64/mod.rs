@@ -6,6 +6,7 @@
     reason = "arrays here are registers, indexed by row and token as in the formulas"
 )]
 
+mod act;
 mod attention;
 mod avx2_int;
 mod avx512_int;

@@ -18,7 +18,9 @@ pub(super) trait Simd: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once.
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
+    /// The larger; `other` if one is NaN.
     unsafe fn max(self, other: Self) -> Self;
+    /// The smaller; `other` if one is NaN.
     unsafe fn min(self, other: Self) -> Self;
     unsafe fn round(self) -> Self;
     /// `self * 2^power` for whole powers in -126 ..= 127.
@@ -26,7 +28,8 @@ pub(super) trait Simd: Copy {
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
 
-    /// `e^self`, within 2 units in the last place; arguments beyond the range of normal `f32` are clamped to it.
+    /// `e^self`, within 2 units in the last place; arguments beyond the range of normal `f32` are clamped to it, NaN gives
+    /// NaN.
     ///
     /// The argument is split as `n ln 2 + r` with |r| <= (ln 2) / 2 (Cody and Waite 1980), and `e^r` is its Taylor
     /// polynomial of degree 6, whose remainder is below 1.3e-7.
@@ -34,7 +37,8 @@ pub(super) trait Simd: Copy {
     unsafe fn exp(self) -> Self {
         // SAFETY: see the head of the file.
         unsafe {
-            let x = self.max(Self::splat(-87.3)).min(Self::splat(88.3));
+            // `max` and `min` give their second operand if one is NaN, so NaN stays.
+            let x = Self::splat(88.3).min(Self::splat(-87.3).max(self));
             let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
             // ln 2 in two parts; the first has zeros at its end, so that `n` times it is exact.
             let r = n.fma(Self::splat(-0.693_359_4), x);
@@ -53,7 +57,9 @@ pub(super) trait Simd: Copy {
         // SAFETY: see the head of the file.
         unsafe {
             let one = Self::splat(1.0);
-            self.div(one.add(Self::splat(0.0).sub(self).exp()))
+            // Below, where `exp` is clamped, the quotient would grow with the argument; here it is 0 to within 1e-36.
+            let x = Self::splat(-200.0).max(self);
+            x.div(one.add(Self::splat(0.0).sub(x).exp()))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use crate::{
-    graph::{Graph, Op, Weight, WeightId, WeightSource, read_floats},
+    graph::{Graph, Op, Weight, WeightId, WeightInfo, WeightSource, read_floats},
     plan::Resolved,
 };
 use rustai_abi::DType;
@@ -71,7 +71,9 @@ pub(super) fn forms(graph: &Graph, isa: Isa) -> Result<Vec<ActKind>, BuildError>
 pub(super) fn check(graph: &Graph, source: &dyn WeightSource) -> Result<(), BuildError> {
     for weight in graph.weights().iter().filter(|weight| weight.inline.is_none()) {
         let found = source.info(&weight.name);
-        if found.as_ref().is_none_or(|info| (info.dtype, &info.dims) != (weight.dtype, &weight.dims)) {
+        let fits =
+            |info: &WeightInfo| info.dtype == weight.dtype && info.dims_of_rank(weight.dims.len()) == weight.dims;
+        if !found.as_ref().is_some_and(fits) {
             return Err(BuildError::Weight {
                 tensor: weight.name.clone(),
                 expected: format!("{} {:?}", weight.dtype, weight.dims),

@@ -12,6 +12,14 @@ pub struct WeightInfo {
     pub dims: Vec<usize>,
 }
 
+impl WeightInfo {
+    /// The dimensions without ones at the end, which files may write, but for those that make up `rank` dimensions.
+    pub(crate) fn dims_of_rank(&self, rank: usize) -> &[usize] {
+        let len = self.dims.iter().rposition(|dim| *dim != 1).map_or(1, |last| last + 1).max(rank);
+        &self.dims[..len.min(self.dims.len())]
+    }
+}
+
 /// Answers for the named weights of a graph: a model file, or anything else that holds tensors.
 pub trait WeightSource: Sync {
     /// Type and shape of a tensor; `None` if there is none of that name.

@@ -1,6 +1,6 @@
 //! From a model file to an executable: hyper-parameters, graph, plan, weights.
 //!
-//! Each architecture is one file with one function that turns metadata into a [`Graph`](crate::graph::Graph), listed in
+//! Each architecture is one file with one function that turns metadata into a [`Graph`], listed in
 //! `ARCHITECTURES`. This module checks what metadata and tensors say against each other and names what does not fit. It
 //! must never compute with weights.
 #![forbid(unsafe_code)]

@@ -73,13 +73,11 @@ impl<'a> Reader<'a> {
     pub fn info(&self, tensor: &str, dims: &[usize]) -> Result<WeightInfo, LoadError> {
         let missing = || LoadError::MissingTensor { tensor: tensor.to_owned(), expected: dims.to_vec() };
         let info = self.file.info(tensor).ok_or_else(missing)?;
-        // Files may write trailing dimensions of 1.
-        let len = info.dims.iter().rposition(|dim| *dim != 1).map_or(1, |last| last + 1).max(dims.len());
-        let stripped = &info.dims[..len.min(info.dims.len())];
-        let fits = stripped.len() == dims.len()
-            && stripped.iter().zip(dims).all(|(found, expected)| *expected == 0 || found == expected);
+        let found = info.dims_of_rank(dims.len());
+        let fits = found.len() == dims.len()
+            && found.iter().zip(dims).all(|(found, expected)| *expected == 0 || found == expected);
         match fits {
-            true => Ok(info),
+            true => Ok(WeightInfo { dims: found.to_vec(), ..info }),
             false => {
                 Err(LoadError::TensorShape { tensor: tensor.to_owned(), expected: dims.to_vec(), found: info.dims })
             }

@@ -182,6 +182,18 @@ fn tensors_that_are_missing_misshapen_or_left_over_are_named() {
 }
 
 #[test]
+fn dimensions_of_one_at_the_end_change_nothing() {
+    let mut file = tiny();
+    for (info, _) in file.tensors.values_mut() {
+        info.dims.push(1);
+    }
+    let model = graph(&file).unwrap();
+    assert_eq!(text(&model.graph), text(&graph(&tiny()).unwrap().graph));
+    let options = CpuOptions { threads: 1, ..CpuOptions::default() };
+    CpuModel::new(&model.graph, &file, &options, 64, &mut |_, _| {}).unwrap();
+}
+
+#[test]
 fn a_vocabulary_that_does_not_match_the_embedding_is_refused() {
     let error = error(|file| file.tokens = Some(25));
     assert!(matches!(error, LoadError::Vocabulary { tokens: 25, logits: 24 }), "{error}");

@@ -186,15 +186,17 @@ impl Lowering<'_> {
         let node = self.graph.node(id);
         let &Op::Attention { q, k, v, attention } = &node.op else { return Ok(()) };
         let ((q_plain, q_rope), (k_plain, k_rope)) = (self.before_rotation(q), self.before_rotation(k));
-        // The kernel turns queries in place, so nobody else may read them, and turns both by the same angles.
+        // The kernel turns queries in place, so nobody else may read them, and turns the attention's own heads, both queries
+        // and keys by the same angles.
         let turned = q_rope.is_some();
-        if q_rope != k_rope || turned && !(self.is_only_for(q, id) && self.is_only_for(q_plain, q)) {
+        let heads_fit = q_rope.is_none_or(|(head_dim, _)| head_dim == attention.head_dim);
+        if q_rope != k_rope || !heads_fit || turned && !(self.is_only_for(q, id) && self.is_only_for(q_plain, q)) {
             return Err(PlanError::Rope { node: node.name.clone() });
         }
         if turned && matches!(self.op(q_plain), Op::Input) {
             return Err(PlanError::Rope { node: node.name.clone() });
         }
-        let rope = q_rope.cloned();
+        let rope = q_rope.map(|(_, rope)| rope.clone());
         let (q_buffer, k, v) = (self.value(q_plain), self.value(k_plain), self.value(v));
         let rotated = if turned { self.buffer(q, Form::F32) } else { q_buffer };
         self.steps.push(Step::RopeAppend { q: q_buffer, k, v, layer: attention.layer, rope, rotated });
@@ -209,9 +211,10 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn before_rotation(&self, id: ValueId) -> (ValueId, Option<&Arc<Rope>>) {
+    /// The value that `id` rotates, the length of its heads and the rotation; `id` itself if it rotates nothing.
+    fn before_rotation(&self, id: ValueId) -> (ValueId, Option<(usize, &Arc<Rope>)>) {
         match self.op(id) {
-            Op::Rope { x, rope, .. } => (*x, Some(rope)),
+            Op::Rope { x, head_dim, rope } => (*x, Some((*head_dim, rope))),
             _ => (id, None),
         }
     }

@@ -1,8 +1,8 @@
 //! The plan: which kernel calls compute a graph, and where in memory each value lies.
 //!
-//! Planning fuses what pays ([`fuse`]): projections that share an input, gate and up with SiLU and product, normalization
+//! Planning fuses what pays: projections that share an input, gate and up with SiLU and product, normalization
 //! with the quantization of activations, residual sums with the product before them, RoPE with the append to the cache.
-//! Then every value gets a place in one arena by its lifetime ([`memory`]). A plan reads no weights, so it can be printed
+//! Then every value gets a place in one arena by its lifetime. A plan reads no weights, so it can be printed
 //! and its memory counted before anything is loaded; [`Plan::bind`] puts weights in and makes a program of it.
 //!
 //! This module owns these decisions for every architecture. It must never look at names to find a pattern.
@@ -39,7 +39,8 @@ pub struct PlanOptions {
 pub enum PlanError {
     /// A rotation that does not feed an attention together with its partner.
     #[error(
-        "{node}: no kernel rotates values outside an attention; queries and keys must share one rotation and have no other reader"
+        "{node}: no kernel rotates values outside an attention; queries and keys must share one rotation of the \
+         attention's heads, and queries have no other reader"
     )]
     Rope {
         /// Name of the node.

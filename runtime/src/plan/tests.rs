@@ -180,6 +180,12 @@ fn rotations_that_no_kernel_does_are_refused() {
         let r = b.rope("r", q, 16, one_rope()).unwrap();
         b.attention("only queries", r, q, q, attention(0)).unwrap()
     });
+    fails(&|b, q| {
+        let (w, x) = (square(b, "wk"), input(b));
+        let k = b.matmul("k", x, w, None).unwrap();
+        let (q, k) = (b.rope("qr", q, 32, one_rope()).unwrap(), b.rope("kr", k, 32, one_rope()).unwrap());
+        b.attention("heads of 32 for heads of 16", q, k, x, attention(0)).unwrap()
+    });
 }
 
 #[test]

@@ -1,0 +1,39 @@
+//! One row of quantized activations, as the integer kernels read it.
+
+use crate::{formats::q8a, tile::Tile};
+
+/// One token's `q8a` row.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    quants: *const u8,
+    /// Scale of each block of 32 columns.
+    pub(super) scales: *const f32,
+    /// Sums of the quants of the first and last 16 columns of each block.
+    pub(super) sums: *const i32,
+}
+
+impl Row {
+    /// Row `t` of the tile's activations.
+    ///
+    /// # Safety
+    /// The tile's activations are `q8a` rows, and there is a row `t`.
+    #[inline(always)]
+    pub(super) unsafe fn of(tile: &Tile, t: usize) -> Self {
+        // SAFETY: the caller says that the row exists; its parts lie where `q8a` says.
+        unsafe {
+            let quants = tile.x.add(t * tile.x_stride);
+            let scales = quants.add(q8a::scales_offset(tile.cols)).cast();
+            Self { quants, scales, sums: quants.add(q8a::sums_offset(tile.cols)).cast() }
+        }
+    }
+
+    /// Columns `4j .. 4j + 4` of block `b`, for broadcasting.
+    ///
+    /// # Safety
+    /// The row has the block, and `j < 8`.
+    #[inline(always)]
+    pub(super) unsafe fn four(self, b: usize, j: usize) -> i32 {
+        // SAFETY: the caller says that the columns exist.
+        unsafe { self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned() }
+    }
+}

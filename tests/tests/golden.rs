@@ -1,0 +1,180 @@
+//! The CPU runtime on a real model against llama.cpp and an independent `f32` forward pass.
+//!
+//! `data/smollm2_golden.json` holds, for SmolLM2-135M-Instruct Q4_1 and six prompts: the token ids, the greedy tokens and the
+//! margin between their two best logits that llama.cpp gives (2026 snapshot, AVX-512 build, f16 cache); the best logits of a
+//! float32 forward pass in numpy over the dequantized weights (`f32_logits`); and the KL divergence of llama.cpp's first-step
+//! distribution from it (`kl_llamacpp`).
+
+use rustai::{
+    Batch, BatchSequence, Isa, PAGE_TOKENS,
+    backend::{Executable, StepError},
+    gguf::GgufFile,
+    model::{self, LoadOptions},
+    perplexity::Score,
+    text::{Specials, Tokenizer},
+};
+use rustai_tests::fixtures;
+use serde_json::Value;
+
+struct Case {
+    name: String,
+    prompt: String,
+    tokens: Vec<u32>,
+    greedy: Vec<u32>,
+    margins: Vec<f64>,
+    kl: f64,
+    f32_logits: Vec<(usize, f64)>,
+}
+
+fn cases() -> Vec<Case> {
+    let data: Value = serde_json::from_str(include_str!("../data/smollm2_golden.json")).expect("valid JSON");
+    let list = |value: &Value| value.as_array().expect("a list").clone();
+    let ids = |value: &Value| list(value).iter().map(|id| id.as_u64().expect("an id") as u32).collect();
+    let number = |value: &Value| value.as_f64().expect("a number");
+    list(&data)
+        .iter()
+        .map(|case| Case {
+            name: case["name"].as_str().expect("a name").into(),
+            prompt: case["prompt"].as_str().expect("a prompt").into(),
+            tokens: ids(&case["prompt_tokens"]),
+            greedy: ids(&case["greedy_tokens"]),
+            margins: list(&case["margins"]).iter().map(number).collect(),
+            kl: number(&case["kl_llamacpp"]),
+            f32_logits: list(&case["f32_logits"])
+                .iter()
+                .map(|pair| (pair[0].as_u64().expect("an id") as usize, number(&pair[1])))
+                .collect(),
+        })
+        .collect()
+}
+
+fn file() -> GgufFile {
+    GgufFile::open(&fixtures::smollm2()).expect("a valid file")
+}
+
+fn load(file: &GgufFile, isa: Isa, threads: usize) -> Box<dyn Executable> {
+    let options = LoadOptions { threads, context: 512, max_outputs: 512, isa: Some(isa), ..LoadOptions::default() };
+    model::load(file, &options, &mut |_| ()).expect("a supported model")
+}
+
+fn fast_isas() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| *isa != Isa::Reference && isa.missing_feature().is_none()).collect()
+}
+
+/// Logits after the last of `tokens`, of which the first `start` are in the cache already.
+fn logits(model: &mut dyn Executable, start: usize, tokens: &[u32]) -> Vec<f32> {
+    let pages: Vec<u32> = (0..512 / PAGE_TOKENS as u32).collect();
+    let sequence = BatchSequence { len: tokens.len() as u32, start: start as u32, pages: &pages };
+    let outputs = [tokens.len() as u32 - 1];
+    model.step(&Batch { tokens, sequences: &[sequence], outputs: &outputs }).expect("a sound batch").to_vec()
+}
+
+fn best(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
+    logits.iter().map(|&logit| f64::from(logit) - largest - sum.ln()).collect()
+}
+
+/// KL(p || q) of two sets of logits, in nats.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    log_softmax(p).iter().zip(log_softmax(q)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn prompts_become_the_same_tokens() {
+    let tokenizer = Tokenizer::from_metadata(file().metadata()).expect("a supported vocabulary");
+    for case in cases() {
+        assert_eq!(tokenizer.encode_prompt(&case.prompt, Specials::Parse).unwrap(), case.tokens, "{}", case.name);
+    }
+}
+
+#[test]
+fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cpp() {
+    let file = file();
+    let cases = cases();
+    let mut reference = load(&file, Isa::Reference, 2);
+    let truth: Vec<Vec<f32>> = cases.iter().map(|case| logits(&mut *reference, 0, &case.tokens)).collect();
+    for (case, truth) in cases.iter().zip(&truth) {
+        for &(id, expected) in &case.f32_logits {
+            let error = (f64::from(truth[id]) - expected).abs();
+            assert!(error <= 2e-3, "{}: logit {id} is {} for {expected}", case.name, truth[id]);
+        }
+    }
+    let theirs = cases.iter().map(|case| case.kl).sum::<f64>() / cases.len() as f64;
+    for isa in fast_isas() {
+        let mut model = load(&file, isa, 2);
+        let kl: Vec<f64> = cases
+            .iter()
+            .zip(&truth)
+            .map(|(case, truth)| divergence(truth, &logits(&mut *model, 0, &case.tokens)))
+            .collect();
+        let ours = kl.iter().sum::<f64>() / kl.len() as f64;
+        println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
+        assert!(ours <= theirs, "{isa:?}: mean KL {ours}, llama.cpp {theirs}");
+        for (case, kl) in cases.iter().zip(kl) {
+            assert!(kl <= 2.0 * case.kl, "{isa:?} {}: KL {kl}, llama.cpp {}", case.name, case.kl);
+        }
+    }
+}
+
+#[test]
+fn greedy_continuations_follow_llama_cpp_while_its_margin_is_clear() {
+    let file = file();
+    for isa in fast_isas() {
+        let mut model = load(&file, isa, 2);
+        for case in cases() {
+            let mut token = best(&logits(&mut *model, 0, &case.tokens));
+            let mut followed = 0;
+            // Below a margin of 0.75 (llama.cpp's own largest logit error) either token may win.
+            for (i, (&expected, &margin)) in case.greedy.iter().zip(&case.margins).enumerate() {
+                if margin < 0.75 {
+                    break;
+                }
+                assert_eq!(token, expected, "{isa:?} {} at {i}", case.name);
+                token = best(&logits(&mut *model, case.tokens.len() + i, &[token]));
+                followed += 1;
+            }
+            assert!(followed > 0 || case.margins[0] < 0.75);
+        }
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_the_number_of_threads() {
+    let (file, case) = (file(), &cases()[3]);
+    for isa in fast_isas() {
+        let run = |threads| -> Vec<u32> {
+            let mut model = load(&file, isa, threads);
+            let mut bits: Vec<u32> = logits(&mut *model, 0, &case.tokens).iter().map(|x| x.to_bits()).collect();
+            bits.extend(logits(&mut *model, case.tokens.len(), &[1]).iter().map(|x| x.to_bits()));
+            bits
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(3), "{isa:?}");
+    }
+}
+
+#[test]
+fn perplexity_is_llama_cpps_within_half_a_percent() {
+    /// `llama-perplexity -c 512 --chunks 40` (b11434, AVX-512 build) on the same text and file.
+    const LLAMA_CPP: f64 = 22.3961;
+    let file = file();
+    let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
+    assert_eq!(tokenizer.prefix(), None, "chunks of this model begin without BOS");
+    let tokens = tokenizer.encode(&fixtures::wikitext2_test(), Specials::Text).expect("text");
+    for isa in fast_isas() {
+        let mut model = load(&file, isa, 2);
+        let mut score = Score::default();
+        for chunk in tokens.chunks_exact(512).take(40) {
+            score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+        }
+        let ours = score.perplexity();
+        println!("{isa:?}: perplexity {ours:.4} +/- {:.4}, llama.cpp {LLAMA_CPP}", score.uncertainty());
+        assert_eq!(score.count(), 40 * 255);
+        assert!((ours / LLAMA_CPP - 1.0).abs() <= 5e-3, "{isa:?}: perplexity {ours}, llama.cpp {LLAMA_CPP}");
+    }
+}
