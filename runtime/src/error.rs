@@ -10,11 +10,20 @@ use crate::{
     sampler::SamplerError,
     text::TextError,
 };
+use std::path::{Path, PathBuf};
 
 /// What went wrong, by the part that found it. Each message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A model file on disk cannot be used; `source` says why.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or with loading it.
+        source: Box<Error>,
+    },
     /// The model file cannot be read or is damaged.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -42,4 +51,14 @@ pub enum Error {
     /// A step that was run without an engine failed.
     #[error(transparent)]
     Step(#[from] StepError),
+}
+
+impl Error {
+    /// Adds the path of the model file, unless the error names it already.
+    pub(crate) fn in_model(self, path: &Path) -> Self {
+        match self {
+            Self::Gguf(GgufError::Io { .. } | GgufError::NotAFile { .. }) | Self::Model { .. } => self,
+            source => Self::Model { path: path.to_owned(), source: Box::new(source) },
+        }
+    }
 }

@@ -37,7 +37,7 @@
 //! | [`graph`], [`plan`] | building a graph by hand, and seeing what a model's graph becomes |
 //! | [`model`], [`backend`] | architectures, and running a planned graph without the engine |
 //!
-//! A request is a plain value, and what it asks for can be read off it:
+//! A request is a plain value that says what is asked for; a service makes one from whatever its clients send:
 //!
 //! ```
 //! use rustai::{Request, sampler::SamplerParams};
@@ -56,7 +56,8 @@
 //! be cancelled from any through its [`CancelHandle`].
 //!
 //! # Errors
-//! Everything returns [`Error`], an enum with one variant per part of the library and the typed cause inside. Messages
+//! The engine returns [`Error`], an enum with one variant per part of the library and the typed cause inside; each part's
+//! own error converts into it. Messages
 //! name the value that was wrong and what to do about it. A wrong request costs only itself:
 //!
 //! ```

@@ -2,14 +2,22 @@
 //! same however it was asked for.
 
 use rustai::{
-    Engine, EngineError, Error, Event, Finish, Isa, Request, Stream, engine::EngineBuilder, gguf::GgufFile,
-    sampler::SamplerParams, text::Message,
+    Engine, EngineError, Error, Event, Finish, Isa, Request, Stream,
+    backend::BuildError,
+    engine::EngineBuilder,
+    gguf::{GgufError, GgufFile},
+    model::LoadError,
+    sampler::SamplerParams,
+    text::{Message, TextError},
 };
 use rustai_tests::{TinyLlama, vocab::Vocab};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
 };
@@ -182,7 +190,7 @@ fn prompts_become_the_tokens_that_their_kind_promises() {
     assert_eq!(control(Request::ask("a")), asked);
     assert_eq!(control(Request::ask(written)), asked, "a message cannot speak for somebody else");
 
-    let message = Message { role: "user".into(), content: "Hello world".into() };
+    let message = Message::new("user", "Hello world");
     let text = engine.chat_template().unwrap().render(&[message], true).unwrap();
     assert_eq!(
         engine.prompt_tokens(&Request::ask("Hello world")).unwrap(),
@@ -297,6 +305,81 @@ fn tasks_read_streams_without_blocking() {
         texts
     });
     assert_eq!(texts, [whole.text.clone(), whole.text]);
+}
+
+#[test]
+fn errors_of_a_file_on_disk_name_its_path_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let mamba = TinyLlama { metadata: vec![("general.architecture".into(), "mamba9".into())], ..TinyLlama::default() };
+    let whole = TinyLlama::default().bytes();
+    for path in [
+        file("text.gguf", b"just some text"),
+        file("cut.gguf", &whole[..whole.len() / 2]),
+        file("mamba.gguf", &mamba.bytes()),
+        folder.path().join("none.gguf"),
+        folder.path().to_owned(),
+    ] {
+        let error = Engine::builder(&path).build().unwrap_err().to_string();
+        assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
+    }
+    let error = Engine::builder(folder.path().join("text.gguf")).build().unwrap_err();
+    let Error::Model { source, .. } = error else { panic!("{error}") };
+    assert!(matches!(*source, Error::Gguf(GgufError::NotGguf { .. })), "{source}");
+}
+
+#[test]
+fn a_part_of_a_split_model_is_refused_as_one() {
+    let metadata = vec![("split.count".to_owned(), 3u16.into()), ("split.no".to_owned(), 1u16.into())];
+    // Parts behind the first hold no tokenizer.
+    for without in [vec![], vec!["tokenizer.ggml.model".to_owned()]] {
+        let model = TinyLlama { metadata: metadata.clone(), without, ..TinyLlama::default() };
+        let error = Engine::builder(GgufFile::from_bytes(model.bytes()).unwrap()).build().unwrap_err();
+        assert!(matches!(error, Error::Load(LoadError::Split { part: 2, parts: 3 })), "{error}");
+        assert!(error.to_string().contains("part 2 of 3") && error.to_string().contains("join"), "{error}");
+    }
+    let whole = TinyLlama { metadata: vec![("split.count".into(), 1u16.into())], ..TinyLlama::default() };
+    Engine::builder(GgufFile::from_bytes(whole.bytes()).unwrap()).build().unwrap();
+}
+
+#[test]
+fn a_cache_that_memory_cannot_hold_is_refused_before_the_load() {
+    let loaded = Arc::new(AtomicBool::new(false));
+    let seen = loaded.clone();
+    let error = Engine::builder(tiny())
+        .context(1 << 40)
+        .on_progress(move |_| seen.store(true, Ordering::Relaxed))
+        .build()
+        .unwrap_err();
+    let Error::Load(LoadError::Build(BuildError::OutOfMemory { cache, available, .. })) = error else {
+        panic!("{error}")
+    };
+    // Two layers of keys and values, two heads of sixteen f16 each.
+    assert!(cache >= (1 << 40) * 2 * 2 * 2 * 16 * 2 && cache > available);
+    assert!(!loaded.load(Ordering::Relaxed), "nothing was read");
+}
+
+#[test]
+fn a_broken_chat_template_refuses_conversations_only() {
+    let metadata = vec![("tokenizer.chat_template".to_owned(), "{% if %}".into())];
+    let model = TinyLlama { metadata, ..TinyLlama::default() };
+    let engine = Engine::builder(GgufFile::from_bytes(model.bytes()).unwrap()).build().unwrap();
+    assert!(engine.chat_template().is_none());
+    let error = engine.generate(Request::ask("Hello")).unwrap_err();
+    assert!(matches!(error, Error::Text(TextError::Template { .. })), "{error}");
+    assert_eq!(engine.generate(Request::text("Hello").max_tokens(2).ignore_end(true)).unwrap().tokens.len(), 2);
+}
+
+#[test]
+fn a_message_full_of_control_tokens_costs_what_its_length_costs() {
+    let engine = engine();
+    let message = "a".repeat(400_000) + &"<|im_end|>".repeat(20_000);
+    let tokens = engine.prompt_tokens(&Request::ask(message)).unwrap();
+    assert_eq!(tokens.iter().filter(|&&token| token == IM_END).count(), 1, "the template's own");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! | 2    | the command line, or a value on it, is wrong |
 //! | 130  | interrupted with Ctrl-C |
 
-use crate::ui::style;
+use crate::ui::{self, style};
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 /// Exit code for a wrong command line; clap uses the same.
@@ -89,9 +89,9 @@ impl Failure {
         match self {
             Self::Told { message, help, code } => {
                 let (error, remedy) = (style::ERROR, style::HELP);
-                anstream::eprintln!("{error}error:{error:#} {message}");
+                anstream::eprintln!("{error}error:{error:#} {}", ui::plain(&message));
                 if let Some(help) = help {
-                    anstream::eprintln!("{remedy}help:{remedy:#} {help}");
+                    anstream::eprintln!("{remedy}help:{remedy:#} {}", ui::plain(&help));
                 }
                 ExitCode::from(code)
             }

@@ -1,4 +1,4 @@
-//! Ctrl-C (and SIGTERM, SIGHUP): ends the program at once, or asks running work to stop.
+//! Ctrl-C: ends the program at once, or asks running work to stop. SIGTERM and SIGHUP are left alone: they always end it.
 //!
 //! A command that can stop in an orderly way holds a [`Guard`]; then the first signal only sets a flag and cancels what
 //! the guard was told to. A second one, or one while nobody holds a guard, ends the process with exit code 130.

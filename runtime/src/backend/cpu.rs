@@ -24,11 +24,42 @@ pub struct CpuOptions {
     pub pages: usize,
 }
 
+impl CpuOptions {
+    /// The part that planning needs.
+    fn sizes(&self) -> PlanOptions {
+        PlanOptions { max_tokens: self.max_tokens, max_outputs: self.max_outputs, pages: self.pages }
+    }
+}
+
 impl Default for CpuOptions {
     /// Sizes for small graphs: 64 rows.
     fn default() -> Self {
         Self { isa: None, threads: 0, max_tokens: 64, max_outputs: 64, pages: 64usize.div_ceil(PAGE_TOKENS) }
     }
+}
+
+/// The instruction set that options ask for.
+fn chosen_isa(options: &CpuOptions) -> Result<Isa, BuildError> {
+    if let Some(isa) = options.isa {
+        return Ok(isa);
+    }
+    let selection = Isa::select()?;
+    tracing::info!(isa = selection.isa.name(), reason = selection.reason, "instruction set chosen");
+    Ok(selection.isa)
+}
+
+/// The plan that a graph will run by, made before any weight is read: for looking at it, and for counting its memory.
+///
+/// # Errors
+/// [`BuildError`] if a tensor's type has no kernel, or no kernels compute the graph.
+pub fn plan(graph: &Graph, options: &CpuOptions) -> Result<Plan, BuildError> {
+    plan_used(&rewrite::drop_unused(graph), chosen_isa(options)?, options.sizes())
+}
+
+/// [`plan`] for a graph without unused parts.
+fn plan_used(graph: &Graph, isa: Isa, sizes: PlanOptions) -> Result<Plan, BuildError> {
+    let forms = named(graph, load::forms(graph, isa)?);
+    Ok(Plan::new(graph, sizes, &load::form_of(&forms))?)
 }
 
 /// A graph with its weights packed, its memory taken and its threads started.
@@ -45,32 +76,23 @@ fn compile(
     options: &CpuOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Compiled, BuildError> {
-    let isa = match options.isa {
-        Some(isa) => isa,
-        None => {
-            let selection = Isa::select()?;
-            tracing::info!(isa = selection.isa.name(), reason = selection.reason, "instruction set chosen");
-            selection.isa
-        }
-    };
+    let isa = chosen_isa(options)?;
     let threads = match options.threads {
         0 => thread::available_parallelism().map_or(1, NonZero::get),
         threads => threads,
     };
-    let sizes = PlanOptions { max_tokens: options.max_tokens, max_outputs: options.max_outputs, pages: options.pages };
     let graph = &rewrite::drop_unused(graph);
     load::check(graph, source)?;
 
     // What memory it takes is known before any is taken.
-    let forms = named(graph, load::forms(graph, isa)?);
-    let estimate = Plan::new(graph, sizes, &load::form_of(&forms))?;
+    let estimate = plan_used(graph, isa, options.sizes())?;
     let cache = cache_bytes(isa, &estimate);
     refuse_if_too_large(cache, estimate.arena_bytes as u64, load::total_bytes(graph), memory::available())?;
 
     let weights = load::load(graph, source, isa, threads, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
     let forms = named(graph, weights.iter().map(wants));
-    let plan = Plan::new(graph, sizes, &load::form_of(&forms))?;
+    let plan = Plan::new(graph, options.sizes(), &load::form_of(&forms))?;
     let mut kernels: Vec<&str> =
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();

@@ -5,7 +5,7 @@ use crate::{
     Error,
     gguf::GgufFile,
     model::{self, LoadOptions, LoadProgress},
-    text::{ChatTemplate, Tokenizer},
+    text::{ChatTemplate, TextError, Tokenizer},
 };
 use rustai_kernels_cpu::Isa;
 use std::path::{Path, PathBuf};
@@ -104,25 +104,43 @@ impl EngineBuilder {
 
     /// Opens the file, loads the weights and starts the scheduler.
     ///
+    /// A chat template that cannot be compiled does not stop the model from being used: it makes conversations fail
+    /// ([`Engine::prompt_tokens`]), and other prompts work.
+    ///
     /// # Errors
-    /// [`Error::Gguf`], [`Error::Load`] or [`Error::Text`] if the file cannot be used, [`Error::Engine`] if a setting is
-    /// out of range or the file does not fit together.
+    /// [`Error::Engine`] if a setting is out of range; [`Error::Gguf`], [`Error::Load`], [`Error::Text`] or
+    /// [`Error::Engine`] if the file cannot be used, for a file on disk inside [`Error::Model`], which names its path.
     pub fn build(mut self) -> Result<Engine, Error> {
         self.check()?;
-        let file = match self.source {
-            ModelSource::Path(path) => GgufFile::open(&path)?,
+        let file = match std::mem::replace(&mut self.source, ModelSource::Path(PathBuf::new())) {
+            ModelSource::Path(path) => GgufFile::open(&path).map_err(|error| Error::from(error).in_model(&path))?,
             ModelSource::File(file) => *file,
         };
+        self.load(&file).map_err(|error| match file.path() {
+            Some(path) => error.in_model(path),
+            None => error,
+        })
+    }
+
+    fn load(mut self, file: &GgufFile) -> Result<Engine, Error> {
         // The small parts first: a file without a usable tokenizer is refused before its weights are read.
-        let info = Info::of_file(&file)?;
+        model::check_whole(file)?;
+        let info = Info::of_file(file)?;
         let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-        let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer)?;
+        let template = match ChatTemplate::from_metadata(file.metadata(), &tokenizer) {
+            Ok(template) => Ok(template),
+            Err(TextError::Template { name, reason }) => {
+                tracing::warn!(name, reason, "the chat template is not usable");
+                Err((name, reason))
+            }
+            Err(error) => return Err(error.into()),
+        };
         let mut ignore = |_: LoadProgress| {};
         let progress: &mut dyn FnMut(LoadProgress) = match &mut self.progress {
             Some(callback) => callback,
             None => &mut ignore,
         };
-        let executable = model::load(&file, &self.options, progress)?;
+        let executable = model::load(file, &self.options, progress)?;
         Ok(Engine::start(executable, tokenizer, template, info, self.queue)?)
     }
 

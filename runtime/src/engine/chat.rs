@@ -6,6 +6,7 @@
 //! out and encoded as ordinary text. A conversation without them is encoded in one piece, as any other runtime does it.
 
 use crate::text::{ChatTemplate, Message, Specials, TextError, Tokenizer};
+use std::collections::HashSet;
 
 /// The tokens of a conversation that is ready to be answered, BOS in front if the file asks for it.
 pub(super) fn encode(
@@ -17,9 +18,10 @@ pub(super) fn encode(
     for message in messages {
         for token in tokenizer.encode(&message.content, Specials::Parse)? {
             let is_control = tokenizer.bytes(token, false).is_none_or(|bytes| bytes.is_empty());
+            // A form that is known is not searched again, so that a message full of them costs no more than a long one.
             if let Some(form) = tokenizer.piece(token).filter(|form| is_control && !form.is_empty())
-                && message.content.contains(form)
                 && !forms.contains(&form)
+                && message.content.contains(form)
             {
                 forms.push(form);
             }
@@ -29,8 +31,7 @@ pub(super) fn encode(
         return tokenizer.encode_prompt(&template.render(messages, true)?, Specials::Parse);
     }
     let marker = marker(messages);
-    let marked =
-        |message: &Message| Message { role: message.role.clone(), content: mark(&message.content, &forms, marker) };
+    let marked = |message: &Message| Message::new(message.role.as_str(), mark(&message.content, &forms, marker));
     let marked: Vec<Message> = messages.iter().map(marked).collect();
     let mut tokens = Vec::new();
     for (place, (part, specials)) in split(&template.render(&marked, true)?, &forms, marker).into_iter().enumerate() {
@@ -44,9 +45,9 @@ pub(super) fn encode(
 
 /// A character that none of the contents contains: one of Unicode's noncharacters, or of the private use area.
 fn marker(messages: &[Message]) -> char {
+    let used: HashSet<char> = messages.iter().flat_map(|message| message.content.chars()).collect();
     let mut candidates = ('\u{FDD0}'..='\u{FDEF}').chain('\u{F0000}'..='\u{FFFFD}');
-    let free = |candidate: &char| messages.iter().all(|message| !message.content.contains(*candidate));
-    candidates.find(free).unwrap_or('\u{FDD0}')
+    candidates.find(|candidate| !used.contains(candidate)).unwrap_or('\u{FDD0}')
 }
 
 /// The longest written form that `text` begins with.
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_marker_is_in_no_message() {
-        let message = |content: &str| Message { role: "user".into(), content: content.into() };
+        let message = |content: &str| Message::new("user", content);
         assert_eq!(marker(&[message("plain")]), '\u{FDD0}');
         assert_eq!(marker(&[message("\u{FDD0}"), message("\u{FDD1}")]), '\u{FDD2}');
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 pub enum Event {
     /// A token of the answer.
     ///
-    /// An event comes as soon as it is certain what its text is. That is at once, but for tokens that hold only a part of
-    /// a character and for text that may be the beginning of a stop string; such tokens come together with the one that
+    /// An event comes as soon as it is certain what its text is. That is at once, but for tokens that end inside a
+    /// character and for text that may be the beginning of a stop string; such tokens come together with the one that
     /// decides, which carries the text of all of them.
     Token {
         /// The token.

@@ -78,15 +78,13 @@ impl Driver for Generation {
         self.output.generated += 1;
         self.output.undecided.push((token, self.logprobs.then(|| logprob(logits, token))));
 
-        let piece = self.detokenizer.push(token);
-        let whole = !piece.is_empty();
-        let passed = self.stops.push(piece);
+        let passed = self.stops.push(self.detokenizer.push(token));
         self.output.text.push_str(&passed.text);
         if let Some(stop) = passed.matched {
             self.output.finish = Some(Finish::StopString(stop));
         } else if self.output.generated == self.limit.0 {
             self.output.finish = Some(self.limit.1.clone());
-        } else if whole && !self.stops.is_holding() {
+        } else if !self.detokenizer.is_holding() && !self.stops.is_holding() {
             self.emit();
         }
         if self.output.finish.is_some() { None } else { Some(token) }
@@ -113,10 +111,8 @@ impl Driver for Generation {
 }
 
 impl Generation {
-    /// Sends the tokens whose text is now certain; the last carries it.
-    ///
-    /// Text without a token can be left only where the last token ended inside a character after others of its own, and
-    /// an end token or a cancellation followed: that half character is dropped.
+    /// Sends the tokens whose text is now certain; the last carries it. A token is undecided as long as a part of its
+    /// text is held back, so there is no text without a token to carry it.
     fn emit(&mut self) {
         let mut text = std::mem::take(&mut self.output.text);
         let mut undecided = std::mem::take(&mut self.output.undecided);

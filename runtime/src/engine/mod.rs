@@ -38,7 +38,7 @@
 //! # Threads, ends and failures
 //! [`Engine`] is a cheap handle: clone it into every thread. [`Stream::cancel`], a [`CancelHandle`] or dropping the stream
 //! ends a request between two steps. When the last handle of the engine is dropped, the scheduler stops after its
-//! current step and running streams end with [`EngineError::Stopped`]. A step that the model refuses ends the requests
+//! current step, for which the drop waits, and running streams end with [`EngineError::Stopped`]. A step that the model refuses ends the requests
 //! in it with [`EngineError::Step`]; a panic while computing ends all requests with [`EngineError::Panicked`], and
 //! later ones are refused with the same error. No caller is left waiting, and no lock can be poisoned.
 //!
@@ -75,7 +75,7 @@ use crate::{
     Error,
     backend::{Executable, Limits},
     sampler::Sampler,
-    text::{ChatTemplate, Specials, Tokenizer},
+    text::{ChatTemplate, Specials, TextError, Tokenizer},
 };
 use generation::{Clock, Generation, Output};
 use queue::Queue;
@@ -94,11 +94,14 @@ pub struct Engine {
 
 struct Inner {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    template: Template,
     info: Info,
     queue: Arc<Queue>,
     worker: Worker<Task>,
 }
+
+/// The chat template, if the file has one; or its name and why it is not usable.
+type Template = Result<Option<ChatTemplate>, (String, String)>;
 
 /// What the scheduler drives.
 enum Task {
@@ -117,7 +120,7 @@ impl Engine {
     fn start(
         executable: Box<dyn Executable>,
         tokenizer: Tokenizer,
-        template: Option<ChatTemplate>,
+        template: Template,
         mut info: Info,
         queue: usize,
     ) -> Result<Self, EngineError> {
@@ -224,7 +227,12 @@ impl Engine {
             Prompt::Text(text) => tokenizer.encode_prompt(text, Specials::Text)?,
             Prompt::Raw(text) => tokenizer.encode_prompt(text, Specials::Parse)?,
             Prompt::Chat(messages) => {
-                let template = self.inner.template.as_ref().ok_or(EngineError::NoChatTemplate)?;
+                let template = match &self.inner.template {
+                    Ok(template) => template.as_ref().ok_or(EngineError::NoChatTemplate)?,
+                    Err((name, reason)) => {
+                        return Err(TextError::Template { name: name.clone(), reason: reason.clone() }.into());
+                    }
+                };
                 chat::encode(messages, template, tokenizer)?
             }
         })
@@ -235,9 +243,9 @@ impl Engine {
         &self.inner.tokenizer
     }
 
-    /// The model file's chat template, if it has one.
+    /// The model file's chat template, if it has one that is usable.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.inner.template.as_ref()
+        self.inner.template.as_ref().ok()?.as_ref()
     }
 
     /// What this engine runs.

@@ -51,8 +51,8 @@ impl Request {
     /// use rustai::{engine::Request, text::Message};
     ///
     /// let messages = vec![
-    ///     Message { role: "system".into(), content: "Answer in one word.".into() },
-    ///     Message { role: "user".into(), content: "What colour is the sky?".into() },
+    ///     Message::new("system", "Answer in one word."),
+    ///     Message::new("user", "What colour is the sky?"),
     /// ];
     /// let request = Request::chat(messages);
     /// # let _ = request;
@@ -63,7 +63,7 @@ impl Request {
 
     /// Answers one message of a user: [`Request::chat`] with a single turn.
     pub fn ask(question: impl Into<String>) -> Self {
-        Self::chat([Message { role: "user".into(), content: question.into() }])
+        Self::chat([Message::new("user", question)])
     }
 
     /// Goes on from these tokens as they are; nothing is put in front.

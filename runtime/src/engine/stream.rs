@@ -32,8 +32,8 @@ pub struct Stream {
 pub struct CancelHandle(Arc<AtomicBool>);
 
 impl CancelHandle {
-    /// Cancels the request. The stream ends with [`Finish::Cancelled`](super::Finish::Cancelled) after the step that
-    /// is being computed, or at once if the request still waits; a request that has ended stays as it is.
+    /// Cancels the request, running or waiting. The stream ends with [`Finish::Cancelled`](super::Finish::Cancelled)
+    /// after the step that is being computed; a request that has ended stays as it is.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

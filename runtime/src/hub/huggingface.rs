@@ -95,6 +95,11 @@ fn check(blob: &Path, file: &str, size: u64, progress: OnProgress<'_>) -> Result
     Ok(())
 }
 
+fn is_of_the_disk(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | PermissionDenied | ReadOnlyFilesystem | NotFound | NotADirectory)
+}
+
 fn token() -> Option<String> {
     if let Ok(token) = env::var("HF_TOKEN") {
         return Some(token).filter(|token| !token.is_empty());
@@ -106,7 +111,8 @@ fn token() -> Option<String> {
 fn explain(error: ApiError, file: &str, target: &Path, staged: &Path, size: u64) -> HubError {
     let detail = error.to_string();
     match error {
-        ApiError::IoError(source) => HubError::writing(file, staged, size, source),
+        // A connection that breaks while the file is read is an I/O error too.
+        ApiError::IoError(source) if is_of_the_disk(source.kind()) => HubError::writing(file, staged, size, source),
         ApiError::TooManyRetries(inner) => explain(*inner, file, target, staged, size),
         ApiError::InvalidResume => HubError::BadPackage { file: file.to_owned(), detail },
         _ => HubError::HuggingFace { file: file.to_owned(), path: target.to_owned(), detail },

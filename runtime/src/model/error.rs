@@ -9,8 +9,19 @@ pub enum LoadError {
     /// The file's metadata cannot be read.
     #[error(transparent)]
     File(#[from] GgufError),
+    /// The file is one of several parts of a model.
+    #[error(
+        "the file is part {part} of {parts} of a model, and models in parts cannot be loaded; join the parts into one \
+         file (`llama-gguf-split --merge FIRST_PART OUTPUT`)"
+    )]
+    Split {
+        /// Which part it is, from 1.
+        part: u64,
+        /// How many there are.
+        parts: u64,
+    },
     /// The graph of this architecture is not known.
-    #[error("architecture {found:?} is not supported; supported are: {}", .supported.join(", "))]
+    #[error("architecture {found:?} is not supported; use a model of one of these: {}", .supported.join(", "))]
     UnsupportedArchitecture {
         /// What the file names.
         found: String,
@@ -24,7 +35,7 @@ pub enum LoadError {
         key: String,
     },
     /// A value that makes no sense, alone or with others.
-    #[error("metadata {key} is {found}, but {expected}")]
+    #[error("metadata {key} is {found}, but {expected}; convert or download the file again")]
     InvalidMetadata {
         /// The key.
         key: String,
@@ -34,7 +45,7 @@ pub enum LoadError {
         expected: String,
     },
     /// A model that needs something that is not written yet.
-    #[error("metadata {key} is {found}: {what} not supported yet")]
+    #[error("metadata {key} is {found}: {what} not supported yet; use another model")]
     Unsupported {
         /// The key.
         key: String,
@@ -54,7 +65,9 @@ pub enum LoadError {
         expected: Vec<usize>,
     },
     /// A tensor whose shape is not what the metadata says.
-    #[error("tensor {tensor} has shape {found:?}, but the metadata says {expected:?}")]
+    #[error(
+        "tensor {tensor} has shape {found:?}, but the metadata says {expected:?}; convert or download the file again"
+    )]
     TensorShape {
         /// The tensor.
         tensor: String,
@@ -64,13 +77,19 @@ pub enum LoadError {
         found: Vec<usize>,
     },
     /// A tensor that is not part of the architecture.
-    #[error("tensor {tensor} is not part of this architecture, so the model would compute something wrong without it")]
+    #[error(
+        "tensor {tensor} is not part of this architecture, so the model would compute something wrong without it; use \
+         another model"
+    )]
     UnknownTensor {
         /// The tensor.
         tensor: String,
     },
     /// The tokenizer and the embedding table have different sizes.
-    #[error("the vocabulary has {tokens} tokens (tokenizer.ggml.tokens), but the embedding has {logits} rows")]
+    #[error(
+        "the vocabulary has {tokens} tokens (tokenizer.ggml.tokens), but the embedding has {logits} rows; the file is \
+         damaged or was converted with another model's tokenizer: convert or download it again"
+    )]
     Vocabulary {
         /// Tokens of the tokenizer.
         tokens: usize,

@@ -17,10 +17,11 @@ pub use source::ModelFile;
 use crate::{
     backend::{
         Executable,
-        cpu::{CpuModel, CpuOptions},
+        cpu::{self, CpuModel, CpuOptions},
     },
     gguf::GgufFile,
     graph::Graph,
+    plan::Plan,
 };
 use reader::Reader;
 use rustai_abi::PAGE_TOKENS;
@@ -91,6 +92,7 @@ pub fn architectures() -> impl Iterator<Item = &'static str> {
 /// [`LoadError`] if the architecture is not supported, or metadata or tensors are missing or do not fit each other.
 pub fn graph(file: &dyn ModelFile) -> Result<ModelGraph, LoadError> {
     const KEY: &str = "general.architecture";
+    check_whole(file)?;
     let name = file.str(KEY)?.ok_or_else(|| LoadError::MissingMetadata { key: KEY.into() })?;
     let architecture = ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
         LoadError::UnsupportedArchitecture { found: name.into(), supported: architectures().collect() }
@@ -111,24 +113,50 @@ pub fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executable>, LoadError> {
     let model = graph(file)?;
-    let context = match options.context {
-        0 => model.context.min(DEFAULT_CONTEXT),
-        context => context,
-    };
+    let (cpu, context) = model.cpu_options(options);
     if context > model.context {
         tracing::warn!(context, trained = model.context, "the context is longer than the model was made for");
     }
-    let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
-    let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
-    let cpu = CpuOptions {
-        isa: options.isa,
-        threads: options.threads,
-        max_tokens,
-        max_outputs: options.max_outputs.clamp(1, max_tokens),
-        pages,
-    };
     let mut report = |done, total| progress(LoadProgress { done, total });
     Ok(Box::new(CpuModel::new(&model.graph, file, &cpu, context, &mut report)?))
+}
+
+/// The plan that [`load`] would make of a model with these options, without its weights.
+///
+/// # Errors
+/// [`LoadError`] as of [`load`], but for what only the weights or the memory tell.
+pub fn plan(file: &dyn ModelFile, options: &LoadOptions) -> Result<Plan, LoadError> {
+    let model = graph(file)?;
+    Ok(cpu::plan(&model.graph, &model.cpu_options(options).0)?)
+}
+
+impl ModelGraph {
+    /// What the options mean for this model on a CPU, and the longest sequence.
+    fn cpu_options(&self, options: &LoadOptions) -> (CpuOptions, usize) {
+        let context = match options.context {
+            0 => self.context.min(DEFAULT_CONTEXT),
+            context => context,
+        };
+        let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
+        let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
+        let max_outputs = options.max_outputs.clamp(1, max_tokens);
+        let cpu = CpuOptions { isa: options.isa, threads: options.threads, max_tokens, max_outputs, pages };
+        (cpu, context)
+    }
+}
+
+/// Refuses a file that holds only a part of a model (`split.count` in its metadata): a part lacks tensors, and all but the
+/// first lack the tokenizer too.
+///
+/// # Errors
+/// [`LoadError::Split`].
+pub fn check_whole(file: &dyn ModelFile) -> Result<(), LoadError> {
+    match file.u64("split.count")? {
+        Some(parts) if parts > 1 => {
+            Err(LoadError::Split { part: file.u64("split.no")?.unwrap_or(0).saturating_add(1), parts })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The tokenizer's tokens and the rows of logits must be as many.

@@ -26,6 +26,11 @@ impl Detokenizer {
         self.take_whole()
     }
 
+    /// Whether bytes of a character wait for the rest of it.
+    pub fn is_holding(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// The rest, with U+FFFD for a character that never became whole.
     pub fn finish(&mut self) -> String {
         let rest = String::from_utf8_lossy(&self.pending).into_owned();

@@ -14,10 +14,10 @@ pub enum TextError {
     )]
     Missing(&'static str),
     /// The kind of vocabulary is not supported.
-    #[error("tokenizer.ggml.model = `{0}` is not supported; supported are gpt2, llama and gemma4")]
+    #[error("tokenizer.ggml.model = `{0}` is not supported; use a model whose vocabulary is gpt2, llama or gemma4")]
     UnknownModel(String),
     /// The file names a way of cutting text into words that is not known.
-    #[error("tokenizer.ggml.pre = `{name}` is not a known pre-tokenizer; known are {known}")]
+    #[error("tokenizer.ggml.pre = `{name}` is not a known pre-tokenizer; convert the model with one of {known}")]
     UnknownPreTokenizer {
         /// The name in the file.
         name: String,
@@ -25,7 +25,7 @@ pub enum TextError {
         known: String,
     },
     /// A metadata entry holds a value that cannot be right.
-    #[error("`{key}` is not usable: {reason}")]
+    #[error("`{key}` is not usable: {reason}; convert or download the file again")]
     Invalid {
         /// The metadata key.
         key: &'static str,
@@ -41,7 +41,9 @@ pub enum TextError {
     #[error("a text of {0} bytes is too long for one call (the limit is 1 GiB); cut it into parts")]
     TooLong(usize),
     /// The template of the file cannot be parsed, or failed on this conversation.
-    #[error("chat template `{name}`: {reason}")]
+    #[error(
+        "chat template `{name}`: {reason}; write the prompt in the model's own form instead, or change the conversation"
+    )]
     Template {
         /// Name of the template; `default` unless one was chosen.
         name: String,
@@ -49,7 +51,7 @@ pub enum TextError {
         reason: String,
     },
     /// A template was asked for by a name that the file does not have.
-    #[error("the file has no chat template `{name}`; it has {known}")]
+    #[error("the file has no chat template `{name}`; name one that it has: {known}")]
     UnknownTemplate {
         /// The name asked for.
         name: String,

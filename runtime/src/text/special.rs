@@ -78,9 +78,22 @@ struct Finder {
     ids: Vec<u32>,
 }
 
+/// Longest special token, and most of all together, in bytes. Known files stay below a tenth of either; an automaton takes
+/// up to a kilobyte of memory for each byte.
+const LONGEST: usize = 1024;
+const LONGEST_TOGETHER: usize = 4 << 20;
+
 impl Finder {
     fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Result<Self, TextError> {
         let (texts, ids): (Vec<&str>, Vec<u32>) = tokens.unzip();
+        let invalid = |reason| Err(TextError::Invalid { key: "tokenizer.ggml.tokens", reason });
+        if let Some((text, id)) = texts.iter().zip(&ids).find(|(text, _)| text.len() > LONGEST) {
+            return invalid(format!("special token {id} has {} bytes, over the limit of {LONGEST}", text.len()));
+        }
+        let together: usize = texts.iter().map(|text| text.len()).sum();
+        if together > LONGEST_TOGETHER {
+            return invalid(format!("special tokens have {together} bytes, over the limit of {LONGEST_TOGETHER}"));
+        }
         let automaton = (!texts.is_empty())
             .then(|| AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&texts))
             .transpose()
@@ -137,6 +150,17 @@ mod tests {
             [Token(1), Text("x"), Token(4), Text(" y")]
         );
         assert_eq!(partition("<|end|>\n", Specials::Parse, vec![1]), [Token(1)]);
+    }
+
+    #[test]
+    fn special_tokens_of_absurd_length_are_refused() {
+        let error = |tokens: &[String]| {
+            let kinds = vec![TokenType::Control; tokens.len()];
+            SpecialTokens::new(tokens, &kinds, vec![]).err().expect("too long").to_string()
+        };
+        assert!(error(&["x".into(), "y".repeat(1025)]).contains("special token 1 has 1025 bytes"));
+        let many: Vec<String> = (0..5000).map(|i| format!("{i:01000}")).collect();
+        assert!(error(&many).contains("5000000 bytes"));
     }
 
     #[test]

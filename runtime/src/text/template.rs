@@ -3,18 +3,28 @@
 //! Files carry the Jinja template of their model's publisher, written for the environment of Hugging Face `transformers`:
 //! blocks trimmed (`trim_blocks`, `lstrip_blocks`), loop controls, the functions `raise_exception` and
 //! `strftime_now`, `tojson` as Python's `json.dumps` writes it, and Python's methods on strings, lists and mappings.
-//! `minijinja` provides that here. A template is a program of a stranger: it can read nothing but what it is given, and
-//! its steps are counted.
+//! `minijinja` provides that here. A template is a program of a stranger: it can read nothing but what it is given, its
+//! steps and the bytes that it makes are counted, and it runs on a stack that is deep enough for the deepest value that
+//! so many steps can make.
 use super::TextError;
 use super::tokenizer::Tokenizer;
 use crate::gguf::Metadata;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context, syntax::SyntaxConfig};
+use minijinja::{Environment, ErrorKind, Output, State, context, syntax::SyntaxConfig};
 use serde::Serialize;
 use std::fmt;
+use std::io::Write as _;
+use std::thread;
 
-/// Instructions that a template may execute: about a second of work, and far more than any conversation needs.
-const FUEL: u64 = 10_000_000;
+/// Instructions that a template may execute, or sixty-four times as many bytes that it may make: far more than any
+/// conversation needs.
+const FUEL: u64 = 2_000_000;
+/// Bytes of stack that a template runs on. Lists in lists are dropped and written recursively, and each level costs a
+/// template some instructions: this holds what [`FUEL`] can build. Only what is used takes memory.
+const STACK: usize = 512 << 20;
+/// Longest text that a method or `tojson` may make, in bytes: those that are not `minijinja`'s own do not count as they
+/// go.
+const LONGEST: usize = 16 << 20;
 const DEFAULT: &str = "default";
 
 /// One turn of a conversation.
@@ -24,6 +34,13 @@ pub struct Message {
     pub role: String,
     /// The text.
     pub content: String,
+}
+
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
 }
 
 /// A chat template (Jinja, from the file). Usable from many threads.
@@ -78,7 +95,8 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(write_value);
+        environment.set_unknown_method_callback(method);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
@@ -100,9 +118,8 @@ impl ChatTemplate {
         let failed = |error: minijinja::Error| template_error(&self.name, &error);
         let messages: Vec<Value> =
             messages.iter().map(|message| context! { role => &message.role, content => &message.content }).collect();
-        let template = self.environment.get_template(&self.name).map_err(failed)?;
-        template
-            .render(context! {
+        let render = || {
+            self.environment.get_template(&self.name)?.render(context! {
                 messages,
                 add_generation_prompt,
                 bos_token => &self.bos,
@@ -110,7 +127,15 @@ impl ChatTemplate {
                 tools => Value::from(()),
                 documents => Value::from(()),
             })
-            .map_err(failed)
+        };
+        let broken = |reason: String| TextError::Template { name: self.name.clone(), reason };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".into()).stack_size(STACK);
+            let rendering = thread
+                .spawn_scoped(scope, || render().map_err(failed))
+                .map_err(|error| broken(format!("no thread could be started for it: {error}")))?;
+            rendering.join().unwrap_or_else(|_| Err(broken("the template engine panicked".into())))
+        })
     }
 }
 
@@ -158,6 +183,61 @@ fn is_iterable(value: &Value) -> bool {
     !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
+/// Writes a value to the output. Lists and mappings are written apart first, where their length is watched.
+fn write_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
+    if value.as_object().is_none() {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    let mut text = Bounded(Vec::new());
+    let written = write!(text, "{value}").map_err(|error| error.to_string());
+    let text = written.and_then(|()| String::from_utf8(text.0).map_err(|error| error.to_string()));
+    let text = text.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error))?;
+    Ok(out.write_str(&text)?)
+}
+
+/// Python's methods. Those that make much out of little are held to [`LONGEST`] before they do.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+    let too_long = || {
+        let message = format!("{name}() would make a text of more than {LONGEST} bytes");
+        minijinja::Error::new(ErrorKind::InvalidOperation, message)
+    };
+    let text = |value: Option<&Value>| value.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+    match (value.as_str(), name) {
+        (Some(s), "replace") => {
+            let (old, new) = (text(args.first()), text(args.get(1)));
+            let added = s.matches(old.as_str()).count().saturating_mul(new.len());
+            if s.len().saturating_add(added) > LONGEST {
+                return Err(too_long());
+            }
+        }
+        (Some(separator), "join") if args.len() == 1 => return join(separator, &args[0], too_long),
+        // A width of five digits is a longer line than any prompt has.
+        (Some(s), "format") if s.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) => {
+            return Err(too_long());
+        }
+        _ => {}
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// `separator.join(items)`: as in Python, all items must be strings.
+fn join(separator: &str, items: &Value, too_long: impl Fn() -> minijinja::Error) -> Result<Value, minijinja::Error> {
+    let mut out = String::new();
+    for (place, item) in items.try_iter()?.enumerate() {
+        let item = item.as_str().ok_or_else(|| {
+            let message = format!("join() takes strings, and item {place} is of type {}", item.kind());
+            minijinja::Error::new(ErrorKind::InvalidOperation, message)
+        })?;
+        let separator = if place == 0 { "" } else { separator };
+        if out.len() + separator.len() + item.len() > LONGEST {
+            return Err(too_long());
+        }
+        out.push_str(separator);
+        out.push_str(item);
+    }
+    Ok(Value::from(out))
+}
+
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
 }
@@ -172,7 +252,7 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
 /// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it: a space after `,` and `:`, nothing escaped for HTML.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let mut out = Vec::new();
+    let mut out = Bounded(Vec::new());
     match indent {
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine)),
         Some(width) => {
@@ -182,8 +262,25 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
         }
     }
     .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
-    String::from_utf8(out)
+    String::from_utf8(out.0)
         .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))
+}
+
+/// A text of at most [`LONGEST`] bytes: a few lists that hold each other twice would make terabytes.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > LONGEST {
+            return Err(std::io::Error::other(format!("the text would be longer than {LONGEST} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Python's separators.
@@ -209,8 +306,7 @@ mod tests {
     use crate::text::samples::{byte_level, sentence_piece};
 
     fn render(source: &str, turns: &[(&str, &str)]) -> Result<String, TextError> {
-        let messages: Vec<Message> =
-            turns.iter().map(|&(role, content)| Message { role: role.into(), content: content.into() }).collect();
+        let messages: Vec<Message> = turns.iter().map(|&(role, content)| Message::new(role, content)).collect();
         ChatTemplate::new(source, &byte_level())?.render(&messages, true)
     }
 
@@ -278,6 +374,43 @@ mod tests {
     fn a_template_that_does_not_end_is_stopped() {
         let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert!(matches!(render(source, &[]), Err(TextError::Template { .. })));
+    }
+
+    #[test]
+    fn a_template_that_makes_too_much_is_stopped() {
+        let grow = |start: &str, step: &str, end: &str| {
+            format!(
+                "{{% set ns = namespace(x={start}) %}}{{% for i in range(100) %}}{{% set ns.x = {step} %}}{{% endfor %}}{end}"
+            )
+        };
+        for source in [
+            grow("'abcdefgh'", "ns.x ~ ns.x", ""),
+            grow("'aaaaaaaa'", "ns.x.replace('a', 'aaaaaaaa')", ""),
+            grow("'aaaaaaaa'", "ns.x.join([ns.x, ns.x, ns.x])", ""),
+            grow("[1]", "[ns.x, ns.x]", "{{ ns.x | tojson }}"),
+            grow("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
+            "{{ '{:>99999999999}'.format(3) }}".into(),
+            "{{ '%99999999999d' | format(3) }}".into(),
+            "{{ 'a' | indent(99999999999999, true) }}".into(),
+            "{{ 'a' * 99999999999999 }}".into(),
+        ] {
+            assert!(matches!(render(&source, &[]), Err(TextError::Template { .. })), "{source}");
+        }
+        assert_eq!(render("{{ ', '.join(['a', 'b']) }}{{ 'aXb'.replace('X', '--') }}", &[]).unwrap(), "a, ba--b");
+        assert_eq!(render("{{ '{:>4}'.format('a') }}", &[]).unwrap(), "   a");
+    }
+
+    /// Values are dropped and written recursively: the deepest one that the fuel allows must fit the stack.
+    #[test]
+    fn deeply_nested_values_do_not_overflow_the_stack() {
+        let nest = "{% set ns = namespace(x=[]) %}{% for j in range(99999) %}{% for i in range(99999) %}\
+            {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+        assert!(matches!(render(nest, &[]), Err(TextError::Template { .. })), "out of fuel");
+        let nest = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        for end in ["", "{{ ns.x | tojson }}", "{{ ns.x }}", "{{ ns.x == [ns.x] }}"] {
+            // Whether it is refused is not the point.
+            let _ = render(&format!("{nest}{end}"), &[]);
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct TokenizeArgs {
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
     /// A path, `hf:owner/repo/file.gguf` or `default`.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub file: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,

@@ -11,7 +11,8 @@ use crate::{
     ui::{self, Printer, style},
 };
 use rustai::{
-    engine::{Engine, Finish, Request},
+    Error,
+    engine::{Engine, EngineError, Finish, Request},
     sampler::SamplerParams,
     text::Message,
 };
@@ -33,6 +34,12 @@ Ctrl-C stops an answer.";
 pub fn run(args: ChatArgs, global: GlobalArgs) -> Result<(), Failure> {
     let params = args.sampler.checked()?;
     let engine = session::engine(&args.model, &args.compute)?;
+    // Without a template no turn could be answered, and one that is broken says so now.
+    engine.prompt_tokens(&Request::ask("Hello")).map_err(|error| match error {
+        Error::Engine(EngineError::NoChatTemplate) => Failure::from(EngineError::NoChatTemplate)
+            .help("use an instruct model, or `rustai generate --raw` to continue a text"),
+        error => session::explain(error),
+    })?;
     let people = stdin().is_terminal() && stdout().is_terminal();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let history = history_file().filter(|_| people);
@@ -115,9 +122,8 @@ impl Chat {
 
     /// Answers one line. An error of the request is told, and the conversation goes on.
     fn turn(&mut self, line: &str, guard: &Guard, out: &mut Printer, global: GlobalArgs) -> Result<(), Failure> {
-        let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-        self.turns.push(message("user", line));
-        let system = self.system.iter().map(|system| message("system", system));
+        self.turns.push(Message::new("user", line));
+        let system = self.system.iter().map(|system| Message::new("system", system));
         let messages: Vec<Message> = system.chain(self.turns.iter().cloned()).collect();
         let mut request = Request::chat(messages).sampling(self.params.clone());
         if let Some(tokens) = self.max_tokens {
@@ -135,13 +141,13 @@ impl Chat {
                 if global.verbose > 0 {
                     session::tell_timing(&completion.summary);
                 }
-                self.turns.push(message("assistant", &completion.text));
+                self.turns.push(Message::new("assistant", completion.text));
                 ended
             }
             Err(Failure::Told { message, .. }) => {
                 self.turns.pop();
                 let (error, help) = (style::ERROR, style::HELP);
-                anstream::eprintln!("{error}error:{error:#} {message}");
+                anstream::eprintln!("{error}error:{error:#} {}", ui::plain(&message));
                 anstream::eprintln!(
                     "{help}help:{help:#} /clear forgets the conversation; a larger --ctx holds more of it"
                 );

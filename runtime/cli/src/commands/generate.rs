@@ -83,9 +83,8 @@ fn prompt(args: &GenerateArgs, text: String) -> Result<Request, Failure> {
     if text.is_empty() {
         return Err(input::empty());
     }
-    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-    let mut messages: Vec<Message> = args.system.iter().map(|system| message("system", system)).collect();
-    messages.push(message("user", text));
+    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
+    messages.push(Message::new("user", text));
     Ok(Request::chat(messages))
 }
 

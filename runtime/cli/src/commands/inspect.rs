@@ -136,8 +136,8 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
     out.line(format_args!("{heading}{}{heading:#}", report.file))?;
     out.line(format_args!(
         "{}{}: {} parameters, {} in {} tensors",
-        report.architecture,
-        report.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default(),
+        ui::plain(&report.architecture),
+        report.name.as_ref().map(|name| format!(" ({})", ui::plain(name))).unwrap_or_default(),
         ui::count(report.parameters),
         ui::bytes(report.bytes),
         report.types.iter().map(|row| row.tensors).sum::<usize>(),
@@ -155,7 +155,7 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
     out.piece(&table.text())?;
     let mut table = Table::new(&["metadata", ""]);
     for (key, value) in file.metadata().iter() {
-        table.row(vec![key.to_owned(), value.to_string()]);
+        table.row(vec![ui::plain(key).into_owned(), value.to_string()]);
     }
     out.line("")?;
     out.piece(&table.text())?;
@@ -163,7 +163,12 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
         let mut table = Table::new(&["tensor", "type", ">shape", ">size"]);
         for tensor in &report.tensors {
             let shape = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
-            table.row(vec![tensor.name.clone(), tensor.r#type.into(), shape, ui::bytes(tensor.bytes as u64)]);
+            table.row(vec![
+                ui::plain(&tensor.name).into_owned(),
+                tensor.r#type.into(),
+                shape,
+                ui::bytes(tensor.bytes as u64),
+            ]);
         }
         out.line("")?;
         out.piece(&table.text())?;

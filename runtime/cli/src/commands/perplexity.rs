@@ -32,11 +32,12 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         .help("give --ctx at least 4 and --batch-size at least 1"));
     }
     let text = input::file(&args.file)?;
-    let file = model::open(&model::find(&args.model.model)?)?;
+    let path = model::find(&args.model.model)?;
+    let file = model::open(&path)?;
+    rustai::model::check_whole(&file).map_err(|error| model::explain(error).within(path.display()))?;
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
     let bos = tokenizer.prefix();
-    let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode(&text, Specials::Text)?);
+    let tokens = tokenizer.encode_prompt(&text, Specials::Text)?;
     let chunks = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if chunks == 0 {
         return Err(Failure::new(format!("the text has {} tokens, and a chunk takes {}", tokens.len(), args.ctx))
@@ -49,7 +50,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         max_outputs: args.batch_size.min(args.ctx),
         ..LoadOptions::default()
     };
-    let mut model = model::load(&file, &options)?;
+    let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
     let guard = Guard::new();
     let mut out = Printer::default();
     let mut score = Score::default();

@@ -20,7 +20,7 @@ pub fn engine(model: &ModelArgs, compute: &ComputeArgs) -> Result<Engine, Failur
         .max_sequences(1)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();
-    engine.map_err(|error| explain(error).within(path.display()))
+    engine.map_err(explain)
 }
 
 /// Runs a request, handing each piece of text on as it comes. Ctrl-C cancels it; then the finish says so.
@@ -77,6 +77,7 @@ pub fn tell_timing(summary: &Summary) {
 /// Puts remedies into the words of the command line.
 pub fn explain(error: rustai::Error) -> Failure {
     let remedy = match error {
+        rustai::Error::Model { path, source } => return explain(*source).within(path.display()),
         rustai::Error::Load(error) => return model::explain(error),
         rustai::Error::Engine(EngineError::PromptTooLong { .. }) => {
             "shorten the prompt, or give a larger context with --ctx"

@@ -23,8 +23,8 @@ pub fn run(args: &TokenizeArgs) -> Result<(), Failure> {
     let file = model::open(&model::find(&args.model.model)?)?;
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
     let specials = if args.no_special { Specials::Text } else { Specials::Parse };
-    let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().filter(|_| !args.no_bos).collect();
-    tokens.extend(tokenizer.encode(&text, specials)?);
+    let tokens =
+        if args.no_bos { tokenizer.encode(&text, specials)? } else { tokenizer.encode_prompt(&text, specials)? };
     let mut out = Printer::default();
     if args.ids {
         return out.line(tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" "));

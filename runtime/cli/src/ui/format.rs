@@ -1,6 +1,16 @@
 //! Numbers for people.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
+
+/// Text of a file as a terminal may see it: control characters, with which a name could move the cursor or hide what
+/// follows, are written as escapes. Line ends and tabs stay.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(harmful) {
+        return text.into();
+    }
+    text.chars().map(|c| if harmful(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
 
 /// A size in binary units: `93.8 MiB`.
 pub fn bytes(bytes: u64) -> String {
@@ -34,6 +44,12 @@ pub fn seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(plain("blk.0\n\tü"), "blk.0\n\tü");
+        assert_eq!(plain("a\u{1b}[2Jb\r\u{9b}"), "a\\u{1b}[2Jb\\r\\u{9b}");
+    }
 
     #[test]
     fn units_change_at_their_borders() {

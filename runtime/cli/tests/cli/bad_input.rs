@@ -123,6 +123,56 @@ fn a_type_without_kernels_is_named_with_its_tensor() {
 }
 
 #[test]
+fn a_cache_that_memory_cannot_hold_is_refused_with_its_size() {
+    let tiny = Tiny::new();
+    for command in ["generate x -c 1000000000000", "bench -p 1000000000000 -r 1", "bench -d 18446744073709551615 -r 1"]
+    {
+        tiny.run(command).refuses(1, &["MiB of memory are needed", "key/value cache", "available"]);
+    }
+}
+
+#[test]
+fn a_vocabulary_that_does_not_match_the_embedding_is_refused_with_both_sizes() {
+    let tokens = TinyLlama::default().vocab.tokens();
+    let (all, fewer) = (tokens.len().to_string(), (tokens.len() - 1).to_string());
+    let metadata = vec![("tokenizer.ggml.tokens".to_owned(), tokens[..tokens.len() - 1].to_vec().into())];
+    let tiny = Tiny::of(&TinyLlama { metadata, ..TinyLlama::default() });
+    tiny.run("generate x").refuses(1, &[&all, &fewer, "tiny-llama"]);
+}
+
+#[test]
+fn a_part_of_a_split_model_is_refused_by_every_command_that_runs_it() {
+    let metadata = vec![("split.count".to_owned(), 2u16.into())];
+    let tiny = Tiny::of(&TinyLlama { metadata, ..TinyLlama::default() });
+    for command in ["generate x", "graph", "bench -p 1 -n 1", "perplexity -f Cargo.toml"] {
+        tiny.run(command).refuses(1, &["part 1 of 2", "tiny-llama", "join the parts"]);
+    }
+    assert!(tiny.run("inspect").ok().contains("split.count"));
+}
+
+#[test]
+fn a_wrong_version_and_a_tensor_past_the_end_are_named() {
+    let tiny = Tiny::new();
+    let whole = std::fs::read(&tiny.model).unwrap();
+    let mut versioned = whole.clone();
+    versioned[4] = 9;
+    let path = tiny.file("version.gguf", &versioned);
+    Rustai::line("generate x").arg("-m").arg(&path).refuses(1, &["version.gguf", "version 9", "2 and 3"]);
+    let path = tiny.file("short.gguf", &whole[..whole.len() - 64]);
+    Rustai::line("generate x").arg("-m").arg(&path).refuses(1, &["short.gguf", "output_norm.weight", "truncated"]);
+}
+
+#[test]
+fn a_chat_without_a_template_is_refused_at_once() {
+    let tiny = Tiny::of(&TinyLlama { without: vec!["tokenizer.chat_template".into()], ..TinyLlama::default() });
+    tiny.run("chat").input("Hello\n").refuses(1, &["no chat template", "--raw"]);
+    let metadata = vec![("tokenizer.chat_template".to_owned(), "{% if %}".into())];
+    let tiny = Tiny::of(&TinyLlama { metadata, ..TinyLlama::default() });
+    tiny.run("chat").input("Hello\n").refuses(1, &["chat template `default`"]);
+    assert!(!tiny.run("generate --raw x -n 2").ok().is_empty());
+}
+
+#[test]
 fn an_unknown_instruction_set_is_refused() {
     Rustai::line("info").env("RUSTAI_CPU", "sse9").refuses(1, &["sse9", "avx2"]);
 }

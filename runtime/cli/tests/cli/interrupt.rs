@@ -5,6 +5,7 @@ use rustai_tests::fixtures;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     io::{Read, Write},
+    os::unix::process::ExitStatusExt,
     process::{Child, Stdio},
 };
 
@@ -35,6 +36,18 @@ fn generate_stops_with_130_and_keeps_what_was_said() {
     assert_eq!(output.status.code(), Some(130));
     assert!(output.stdout.ends_with(b"\n"), "the line is ended");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn chat_at_its_prompt_ends_with_sigterm() {
+    let mut child = start("chat --temperature 0 -n 4");
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"Hello\n").unwrap();
+    first_byte(&mut child);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = child.wait().unwrap();
+    assert_eq!(ended.signal(), Some(Signal::TERM.as_raw()));
+    drop(stdin);
 }
 
 #[test]

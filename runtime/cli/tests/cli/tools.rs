@@ -79,6 +79,9 @@ fn tokenize_puts_bos_in_front_if_the_file_asks() {
     let tiny = Tiny::of(&TinyLlama { vocab, ..TinyLlama::default() });
     assert_eq!(tiny.run("tokenize --json").arg("hello").json()["tokens"][0], 1);
     assert_ne!(tiny.run("tokenize --json --no-bos").arg("hello").json()["tokens"][0], 1);
+    let written = tiny.run("tokenize --json").arg("<s>hello").json();
+    let raw = tiny.run("generate --raw --json -n 1").arg("<s>hello").json();
+    assert_eq!(written["tokens"], raw["prompt_tokens"], "one BOS, as generate --raw has it");
 }
 
 #[test]
@@ -123,7 +126,11 @@ fn graph_prints_text_dot_and_svg() {
     let path = tiny.file("graph.svg", "");
     assert_eq!(tiny.run("graph --format svg").arg("-o").arg(&path).ok(), "");
     assert!(std::fs::read_to_string(path).unwrap().contains("<svg"));
+    // The plan is the one that runs, made without reading a weight.
     assert!(!tiny.run("graph --plan").ok().is_empty());
+    let unsupported = Tiny::of(&TinyLlama::of(DType::IQ4_NL));
+    unsupported.run("graph --plan").refuses(1, &["IQ4_NL", "token_embd.weight"]);
+    assert!(unsupported.run("graph").ok().contains("attention"));
 }
 
 #[test]

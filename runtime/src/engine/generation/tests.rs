@@ -33,6 +33,25 @@ fn tokenizer() -> Tokenizer {
     .unwrap()
 }
 
+/// A token that is a letter and the first byte of `é`; the next one is the second byte.
+const HALF: u32 = 3;
+
+/// A byte-level vocabulary with [`HALF`].
+fn byte_level() -> Tokenizer {
+    let tokens = ["<unk>", "<s>", "</s>", "aÃ", "©"].map(String::from);
+    let (control, normal) = (TokenType::Control, TokenType::Normal);
+    Tokenizer::from_vocabulary(&Vocabulary {
+        model: "gpt2",
+        pre: Some("gpt-2"),
+        tokens: &tokens,
+        types: vec![TokenType::Unknown, control, control, normal, normal],
+        merges: &["a Ã".to_owned()],
+        eos: Some(END),
+        ..Vocabulary::default()
+    })
+    .unwrap()
+}
+
 /// The token of a byte.
 fn byte(byte: u8) -> u32 {
     3 + u32::from(byte)
@@ -45,13 +64,16 @@ struct Script {
 
 impl Script {
     fn new(stops: &[&str], max_tokens: usize) -> Self {
-        let tokenizer = tokenizer();
+        Self::with(&tokenizer(), stops, max_tokens)
+    }
+
+    fn with(tokenizer: &Tokenizer, stops: &[&str], max_tokens: usize) -> Self {
         let (sender, events) = async_channel::unbounded();
         let params = SamplerParams { temperature: 0.0, seed: Some(5), ..SamplerParams::default() };
         let mut generation = Generation {
             sampler: Sampler::new(params, tokenizer.vocab_size()).unwrap(),
             detokenizer: tokenizer.detokenizer_after(&[byte(b'x')], false),
-            tokenizer,
+            tokenizer: tokenizer.clone(),
             stops: StopMatcher::new(stops.iter().map(|stop| stop.to_string()).collect()),
             limit: (max_tokens, Finish::Length),
             logprobs: false,
@@ -172,11 +194,28 @@ fn a_held_beginning_of_a_stop_string_is_told_if_nothing_follows() {
 }
 
 #[test]
-fn a_control_token_without_text_comes_with_the_next() {
+fn a_control_token_without_text_comes_at_once() {
     let mut script = Script::new(&[], 10);
-    assert_eq!(script.choose(MARK).1, []);
-    let (_, events) = script.choose(byte(b'a'));
-    assert_eq!(events, [token(MARK, ""), token(byte(b'a'), "a")]);
+    assert_eq!(script.choose(MARK).1, [token(MARK, "")]);
+    assert_eq!(script.choose(byte(b'a')).1, [token(byte(b'a'), "a")]);
+}
+
+/// Byte-level vocabularies have tokens that end inside a character; what follows such a token may be an end token.
+#[test]
+fn half_a_character_behind_whole_text_is_not_lost() {
+    for end in [Some(END), None] {
+        let mut script = Script::with(&byte_level(), &[], 10);
+        let (_, events) = script.choose(HALF);
+        assert_eq!(events, [], "a part of the token's text is not certain yet");
+        if let Some(end) = end {
+            assert_eq!(script.choose(end), (None, vec![]));
+        }
+        let (events, _) = script.end(if end.is_some() { End::Done } else { End::Cancelled });
+        assert_eq!(events, [token(HALF, "a\u{FFFD}")]);
+    }
+    let mut script = Script::with(&byte_level(), &[], 10);
+    script.choose(HALF);
+    assert_eq!(script.choose(HALF + 1).1, [token(HALF, ""), token(HALF + 1, "aé")]);
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Test {
 
     /// Positions that the cache must hold.
     pub fn context(&self) -> usize {
-        self.depth + self.tokens()
+        self.depth.saturating_add(self.tokens())
     }
 }
 

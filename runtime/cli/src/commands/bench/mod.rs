@@ -47,7 +47,7 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                     ..LoadOptions::default()
                 };
                 let started = Instant::now();
-                let mut model = model::load(&file, &options)?;
+                let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
                 let setup = Setup::new(&path, &file, &options, model.describe(), started.elapsed())?;
                 let guard = interrupt::Guard::new();
                 for test in tests {
