@@ -110,8 +110,7 @@ pub(super) fn load(
         for worker in 0..threads.clamp(1, weights.len().max(1)) {
             let (send, next, needs, order) = (send.clone(), &next, &needs, &order);
             let work = move || {
-                loop {
-                    let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                     // The receiver hangs up at the first failure.
                     if send.send((index, resolve(&weights[index], needs[index], source, isa))).is_err() {
                         break;
