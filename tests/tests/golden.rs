@@ -4,6 +4,8 @@
 //! margin between their two best logits that llama.cpp gives (2026 snapshot, AVX-512 build, f16 cache); the best logits of a
 //! float32 forward pass in numpy over the dequantized weights (`f32_logits`); and the KL divergence of llama.cpp's first-step
 //! distribution from it (`kl_llamacpp`).
+//!
+//! The file of the model has SHA-256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53.
 
 use rustai::{
     Batch, BatchSequence, Isa, PAGE_TOKENS,
@@ -122,31 +124,31 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
 }
 
 #[test]
-fn greedy_continuations_follow_llama_cpp_while_its_margin_is_clear() {
+fn greedy_choices_are_llama_cpps_wherever_its_margin_is_clear() {
     let file = file();
     for isa in fast_isas() {
         let mut model = load(&file, isa, 2);
+        let mut compared = 0;
         for case in cases() {
-            let mut token = best(&logits(&mut *model, 0, &case.tokens));
-            let mut followed = 0;
-            // Below a margin of 0.75 (llama.cpp's own largest logit error) either token may win.
+            let mut logits_here = logits(&mut *model, 0, &case.tokens);
+            // Fed llama.cpp's own tokens, so that positions behind an unclear one can be compared too.
             for (i, (&expected, &margin)) in case.greedy.iter().zip(&case.margins).enumerate() {
-                if margin < 0.75 {
-                    break;
+                // Below a margin of 0.75 (llama.cpp's own largest logit error) either token may win.
+                if margin >= 0.75 {
+                    assert_eq!(best(&logits_here), expected, "{isa:?} {} at {i}, margin {margin}", case.name);
+                    compared += 1;
                 }
-                assert_eq!(token, expected, "{isa:?} {} at {i}", case.name);
-                token = best(&logits(&mut *model, case.tokens.len() + i, &[token]));
-                followed += 1;
+                logits_here = logits(&mut *model, case.tokens.len() + i, &[expected]);
             }
-            assert!(followed > 0 || case.margins[0] < 0.75);
         }
+        assert_eq!(compared, 294, "of the 374 positions");
     }
 }
 
 #[test]
 fn logits_do_not_depend_on_the_number_of_threads() {
     let (file, case) = (file(), &cases()[3]);
-    for isa in fast_isas() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.missing_feature().is_none()) {
         let run = |threads| -> Vec<u32> {
             let mut model = load(&file, isa, threads);
             let mut bits: Vec<u32> = logits(&mut *model, 0, &case.tokens).iter().map(|x| x.to_bits()).collect();
@@ -160,7 +162,8 @@ fn logits_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn perplexity_is_llama_cpps_within_half_a_percent() {
-    /// `llama-perplexity -c 512 --chunks 40` (b11434, AVX-512 build) on the same text and file.
+    /// `llama-perplexity -c 512 --chunks 40 -t 2` on the same text and file: "PPL = 22.3961 +/- 0.67323". Built for AVX-512
+    /// from the sources of b11434; the program itself prints "0.6.0-dev (build 0, commit unknown)".
     const LLAMA_CPP: f64 = 22.3961;
     let file = file();
     let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
