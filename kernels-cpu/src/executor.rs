@@ -110,8 +110,8 @@ struct QueryTile {
 struct Scratch {
     /// Two result blocks of a tile.
     results: [usize; 2],
-    /// One row of the widest buffer.
-    row: usize,
+    /// Two rows of the widest buffer.
+    rows: [usize; 2],
     panel: usize,
     dequantized: usize,
     attention: usize,
@@ -149,7 +149,7 @@ impl Executor {
         let query_rows = query_tile_tokens.saturating_mul(facts.max_group);
         let layout = Scratch {
             results: [take(result), take(result)],
-            row: take(facts.max_width),
+            rows: [take(facts.max_width), take(facts.max_width)],
             panel: take(PANEL_BYTES / 4),
             dequantized: take(facts.dequantized_values),
             attention: take(AttentionTask::scratch_values(query_rows, head_dim)),

@@ -57,6 +57,25 @@ impl Layout {
         !matches!(self, Self::F16 | Self::F32)
     }
 
+    /// Unsigned quants are stored as value plus `1 << bits`; `None` if they are signed or the value itself.
+    pub(crate) const fn bias_bits(self) -> Option<u32> {
+        match self {
+            Self::Q4_0 => Some(3),
+            Self::Q6K => Some(5),
+            _ => None,
+        }
+    }
+
+    /// Whether a block of 32 columns has a minimum besides its scale.
+    pub(crate) const fn has_minima(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q4K)
+    }
+
+    /// Whether scales belong to 16 columns rather than to 32.
+    pub(crate) const fn has_half_scales(self) -> bool {
+        matches!(self, Self::Q6K)
+    }
+
     /// Bytes of one group of rows of `cols` columns, a multiple of 64.
     pub(crate) fn group_bytes(self, cols: usize) -> usize {
         (self.quant_bytes(cols) + self.scale_bytes(cols)).next_multiple_of(64)

@@ -35,6 +35,7 @@
 //! | [`text`] | tokens, streaming text, chat templates |
 //! | [`sampler`] | choosing tokens: one documented chain |
 //! | [`graph`], [`plan`] | building a graph by hand, and seeing what a model's graph becomes |
+//! | [`perplexity`] | how well a model predicts a text |
 //! | [`model`], [`backend`] | architectures, and running a planned graph without the engine |
 //!
 //! A request is a plain value that says what is asked for; a service makes one from whatever its clients send:

@@ -129,16 +129,12 @@ impl Step<'_> {
                         self.map(*x, *out, task, scratch, |x, out| (self.ops.rms_norm)(x, weight, *eps, out));
                     }
                     Act::Q8(out) => {
-                        let normalized = self.scratch_row(scratch, x.width);
+                        let normalized = self.scratch_row(scratch, 0, x.width);
                         (self.ops.rms_norm)(self.row(*x, task), weight, *eps, normalized);
-                        self.quantize(normalized, *out, task);
+                        self.quantize(normalized, *out, task, scratch);
                     }
                 },
-                Call::Quantize { x, out } => {
-                    let copy = self.scratch_row(scratch, x.width);
-                    copy.copy_from_slice(self.row(*x, task));
-                    self.quantize(copy, *out, task);
-                }
+                Call::Quantize { x, out } => self.quantize(self.row(*x, task), *out, task, scratch),
                 Call::MatMul { x, projections } => {
                     let mut tile = task;
                     for projection in projections {
@@ -164,7 +160,7 @@ impl Step<'_> {
                     let mut keys = self.row(*k, task);
                     if let (Some(rope), Some(table)) = (rope, self.rope_of_call[index]) {
                         let turns = self.ropes[table].row(task);
-                        let (queries, turned) = (self.row_mut(*q, task), self.scratch_row(scratch, k.width));
+                        let (queries, turned) = (self.row_mut(*q, task), self.scratch_row(scratch, 0, k.width));
                         // Others may read the keys as they are.
                         turned.copy_from_slice(keys);
                         for head in queries.chunks_exact_mut(kv.head_dim).chain(turned.chunks_exact_mut(kv.head_dim)) {
@@ -325,21 +321,22 @@ impl Step<'_> {
         unsafe { std::slice::from_raw_parts_mut(self.at(buf, row).add(first), count) }
     }
 
-    /// Quantizes `values` into row `row`, plane by plane; `values` are the remainders then.
+    /// Quantizes `values` into row `row`, plane by plane; scratch row 1 takes what the first plane leaves.
     ///
     /// # Safety
-    /// The buffer has the row, and nobody else uses it meanwhile.
-    unsafe fn quantize(&self, values: &mut [f32], out: QBuf, row: usize) {
+    /// The buffer has the row, and nobody else uses it meanwhile; `scratch` is the thread's share.
+    unsafe fn quantize(&self, values: &[f32], out: QBuf, row: usize, scratch: *mut u8) {
         let (bytes, planes) = (q8a::row_bytes(out.width), q8a::planes(out.width));
-        for plane in 0..planes {
-            // SAFETY: promised by the caller and `check`; the arena is initialised.
-            unsafe {
-                let at = self.arena.add(out.offset + (row * planes + plane) * bytes);
-                let to = std::slice::from_raw_parts_mut(at, bytes);
-                (self.ops.quantize)(values, to);
-                if plane + 1 < planes {
-                    q8a::subtract(values, to);
-                }
+        // SAFETY: promised by the caller and `check`; the arena is initialised.
+        unsafe {
+            let at = self.arena.add(out.offset + row * planes * bytes);
+            let first = std::slice::from_raw_parts_mut(at, bytes);
+            (self.ops.quantize)(values, first);
+            if planes == 2 {
+                let rest = self.scratch_row(scratch, 1, out.width);
+                rest.copy_from_slice(values);
+                q8a::subtract(rest, first);
+                (self.ops.quantize)(rest, std::slice::from_raw_parts_mut(at.add(bytes), bytes));
             }
         }
     }
@@ -362,7 +359,7 @@ impl Step<'_> {
         // SAFETY: promised by the caller; in place, the input is copied first, since slices may not alias.
         unsafe {
             if x == out {
-                let copy = self.scratch_row(scratch, x.width);
+                let copy = self.scratch_row(scratch, 0, x.width);
                 copy.copy_from_slice(self.row(x, row));
                 f(copy, self.row_mut(out, row));
             } else {
@@ -371,14 +368,14 @@ impl Step<'_> {
         }
     }
 
-    /// A row in the thread's scratch.
+    /// Row `which` in the thread's scratch.
     ///
     /// # Safety
-    /// `scratch` is the thread's share, and no other such row is alive.
+    /// `scratch` is the thread's share, and no other use of that row is alive.
     #[expect(clippy::mut_from_ref, reason = "the row lies in the thread's own scratch")]
-    unsafe fn scratch_row(&self, scratch: *mut u8, width: usize) -> &mut [f32] {
+    unsafe fn scratch_row(&self, scratch: *mut u8, which: usize, width: usize) -> &mut [f32] {
         // SAFETY: the share has room for the widest row; the region is initialised.
-        unsafe { std::slice::from_raw_parts_mut(scratch.add(self.layout.row).cast(), width) }
+        unsafe { std::slice::from_raw_parts_mut(scratch.add(self.layout.rows[which]).cast(), width) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Quantized weights times activations.
 
-use crate::formats::{Format, q8a};
+use crate::formats::Format;
 
 /// Weight rows that are multiplied together. Their sums do not depend on each other, so the processor overlaps them; the
 /// order within a sum stays what it is.
@@ -44,23 +44,6 @@ pub fn matmul(format: &Format, n: usize, k: usize, weights: &[u8], x: &[f32], ou
     }
 }
 
-/// [`matmul`] with activations that [`q8a`] quantized, which is what fast kernels compute with integers.
-///
-/// `x` holds rows of [`q8a::row_bytes`]`(k)` bytes. Activations are dequantized to `f32` before the sums. A fast kernel
-/// differs from the result by the rounding of its `f32` sums only.
-///
-/// # Panics
-/// As [`matmul`], and if `k` is no multiple of [`q8a::BLOCK`].
-pub fn matmul_q8a(format: &Format, n: usize, k: usize, weights: &[u8], x: &[u8], out: &mut [f32]) {
-    let row_bytes = q8a::row_bytes(k).max(1);
-    assert!(x.len().is_multiple_of(row_bytes), "activations are no whole number of rows of {k} values");
-    let mut plain = vec![0.0; x.len() / row_bytes * k];
-    for (row, plain) in x.chunks_exact(row_bytes).zip(plain.chunks_exact_mut(k.max(1))) {
-        q8a::Row::new(row, k).dequantize(plain);
-    }
-    matmul(format, n, k, weights, &plain, out);
-}
-
 /// `Σ a[k] * b[k]`, the sum that [`matmul`] makes for each of its results.
 ///
 /// # Panics
@@ -86,7 +69,7 @@ fn dot_rows<const N: usize>(rows: &[f32], x: &[f32]) -> [f32; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats;
+    use crate::formats::{self, q8a};
     use rustai_abi::DType;
 
     fn bytes(values: &[f32]) -> Vec<u8> {
@@ -132,10 +115,14 @@ mod tests {
         for (x, row) in x.chunks(k).zip(rows.chunks_mut(q8a::row_bytes(k))) {
             q8a::quantize_row(x, row);
         }
+        let mut seen = vec![0.0; x.len()];
+        for (row, seen) in rows.chunks(q8a::row_bytes(k)).zip(seen.chunks_mut(k)) {
+            q8a::Row::new(row, k).dequantize(seen);
+        }
         let mut plain = [0.0; 6];
         let mut quantized = [0.0; 6];
         matmul(format, 3, k, &blocks, &x, &mut plain);
-        matmul_q8a(format, 3, k, &blocks, &rows, &mut quantized);
+        matmul(format, 3, k, &blocks, &seen, &mut quantized);
         let expected: Vec<f32> = x
             .chunks(k)
             .flat_map(|x| weights.chunks(k).map(move |w| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>()))
@@ -151,6 +138,5 @@ mod tests {
         matmul(f32, 2, 0, &[], &[], &mut out);
         assert_eq!(out, [0.0; 2]);
         matmul(f32, 2, 3, &[0; 24], &[], &mut []);
-        matmul_q8a(f32, 2, 0, &[], &[], &mut []);
     }
 }

@@ -15,7 +15,7 @@ mod softmax;
 mod swiglu;
 
 pub use attention::attention;
-pub use matmul::{dot, matmul, matmul_q8a};
+pub use matmul::{dot, matmul};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use softmax::softmax;

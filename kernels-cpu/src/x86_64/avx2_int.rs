@@ -42,10 +42,12 @@ enum Dot {
 trait Format {
     const LAYOUT: Layout;
     const DOT: Dot;
-    /// Unsigned quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
-    const BIAS_BITS: Option<u32>;
-    const MINS: bool;
-    const HALVES: bool;
+    /// Quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
+    const BIAS_BITS: Option<u32> = Self::LAYOUT.bias_bits();
+    /// Rows have a minimum per block.
+    const MINS: bool = Self::LAYOUT.has_minima();
+    /// Rows have a scale per 16 columns.
+    const HALVES: bool = Self::LAYOUT.has_half_scales();
     /// Writes block `b` of one group as a panel block.
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8);
 }
@@ -116,9 +118,6 @@ unsafe fn put_nibbles(quants: *const u8, to: *mut u8) {
 impl Format for Q4_0 {
     const LAYOUT: Layout = Layout::Q4_0;
     const DOT: Dot = Dot::Unsigned(8);
-    const BIAS_BITS: Option<u32> = Some(3);
-    const MINS: bool = false;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
@@ -136,9 +135,6 @@ impl Format for Q4_0 {
 impl Format for Q4_1 {
     const LAYOUT: Layout = Layout::Q4_1;
     const DOT: Dot = Dot::Unsigned(8);
-    const BIAS_BITS: Option<u32> = None;
-    const MINS: bool = true;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
@@ -156,9 +152,6 @@ impl Format for Q4_1 {
 impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::Q8_0;
     const DOT: Dot = Dot::Signed;
-    const BIAS_BITS: Option<u32> = None;
-    const MINS: bool = false;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
@@ -176,9 +169,6 @@ impl Format for Q8_0 {
 impl Format for Q4K {
     const LAYOUT: Layout = Layout::Q4K;
     const DOT: Dot = Dot::Unsigned(8);
-    const BIAS_BITS: Option<u32> = None;
-    const MINS: bool = true;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
@@ -203,9 +193,6 @@ impl Format for Q4K {
 impl Format for Q6K {
     const LAYOUT: Layout = Layout::Q6K;
     const DOT: Dot = Dot::Unsigned(2);
-    const BIAS_BITS: Option<u32> = Some(5);
-    const MINS: bool = false;
-    const HALVES: bool = true;
 
     #[inline(always)]
     unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {

@@ -38,11 +38,11 @@ struct Block {
 trait Format {
     const LAYOUT: Layout;
     /// Quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
-    const BIAS_BITS: Option<u32>;
+    const BIAS_BITS: Option<u32> = Self::LAYOUT.bias_bits();
     /// Rows have a minimum per block.
-    const MINS: bool;
+    const MINS: bool = Self::LAYOUT.has_minima();
     /// Rows have a scale per 16 columns.
-    const HALVES: bool;
+    const HALVES: bool = Self::LAYOUT.has_half_scales();
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block;
 }
 
@@ -80,9 +80,6 @@ unsafe fn nibbles(quants: *const u8) -> [__m512i; 8] {
 
 impl Format for Q4_0 {
     const LAYOUT: Layout = Layout::Q4_0;
-    const BIAS_BITS: Option<u32> = Some(3);
-    const MINS: bool = false;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
@@ -96,9 +93,6 @@ impl Format for Q4_0 {
 
 impl Format for Q4_1 {
     const LAYOUT: Layout = Layout::Q4_1;
-    const BIAS_BITS: Option<u32> = None;
-    const MINS: bool = true;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
@@ -115,9 +109,8 @@ impl Format for Q4_1 {
 
 impl Format for Q8_0 {
     const LAYOUT: Layout = Layout::Q8_0;
+    /// The sign bit is flipped on the way, since `vpdpbusd` wants unsigned weights.
     const BIAS_BITS: Option<u32> = Some(7);
-    const MINS: bool = false;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
@@ -133,9 +126,6 @@ impl Format for Q8_0 {
 
 impl Format for Q4K {
     const LAYOUT: Layout = Layout::Q4K;
-    const BIAS_BITS: Option<u32> = None;
-    const MINS: bool = true;
-    const HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
@@ -158,9 +148,6 @@ impl Format for Q4K {
 
 impl Format for Q6K {
     const LAYOUT: Layout = Layout::Q6K;
-    const BIAS_BITS: Option<u32> = Some(5);
-    const MINS: bool = false;
-    const HALVES: bool = true;
 
     #[inline(always)]
     unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
