@@ -42,18 +42,37 @@ SCALE_OFFSETS = {
     T.Q6_K: [208],
 }
 
+# The same for types that came later. Each has a generator of its own, so that one more type changes no other's vector.
+LATER_OFFSETS = {
+    T.IQ4_NL: [0],
+    T.IQ4_XS: [0],
+    T.MXFP4: [],
+}
 
-def random_blocks(dtype, count):
-    blocks = RNG.integers(0, 256, (count, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
-    for column, offset in enumerate(SCALE_OFFSETS[dtype]):
+# Exponents of MXFP4: denormal and other small ones, ordinary, those that overflow.
+EXPONENTS = [0, 1, 2, 3, 60, 100, 117, 118, 119, 120, 121, 122, 123, 124, 126, 127, 128, 130, 200, 251, 252, 253, 254, 255]
+
+
+def random_blocks(dtype, count, offsets, rng=RNG):
+    blocks = rng.integers(0, 256, (count, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
+    for column, offset in enumerate(offsets):
         # The second scale walks the list in another order, so that pairs differ.
         for i in range(count):
             bits = SCALES[(i * (1 + 6 * column) + 3 * column) % len(SCALES)]
             blocks[i, offset : offset + 2] = np.frombuffer(struct.pack("<H", bits), np.uint8)
     blocks[-2] = blocks[-2] & 0  # all bytes zero
     blocks[-1, :] = 0xFF  # all bits one, but for the scales
-    for offset in SCALE_OFFSETS[dtype]:
+    for offset in offsets:
         blocks[-1, offset : offset + 2] = (0x00, 0xBC)  # -1
+    return blocks
+
+
+def later_blocks(dtype):
+    length = GGML_QUANT_SIZES[dtype][0]
+    rng = np.random.default_rng([20240613, dtype])
+    blocks = random_blocks(dtype, 42 if length == 32 else 12, LATER_OFFSETS[dtype], rng)
+    if dtype == T.MXFP4:
+        blocks[: len(EXPONENTS), 0] = EXPONENTS
     return blocks
 
 
@@ -107,9 +126,9 @@ def write(name, kind, elements, *sections):
 def main():
     FOLDER.mkdir(exist_ok=True)
 
-    for dtype in SCALE_OFFSETS:
+    for dtype, offsets in SCALE_OFFSETS.items():
         length = GGML_QUANT_SIZES[dtype][0]
-        blocks = random_blocks(dtype, 42 if length == 32 else 12)
+        blocks = random_blocks(dtype, 42 if length == 32 else 12, offsets)
         values = quants.dequantize(blocks, dtype)
         write(dtype.name.lower(), "dequantize", values.size, blocks, values)
 
@@ -132,6 +151,12 @@ def main():
         with np.errstate(over="ignore"):
             write(dtype.name.lower(), "quantize", ordinary.size, ordinary, quants.quantize(ordinary, dtype))
     write("q8_k", "quantize", values.size, values, quantize_q8_k(values))
+
+    for dtype in LATER_OFFSETS:
+        blocks = later_blocks(dtype)
+        with np.errstate(over="ignore"):
+            values = quants.dequantize(blocks, dtype)
+        write(dtype.name.lower(), "dequantize", values.size, blocks, values)
 
 
 if __name__ == "__main__":

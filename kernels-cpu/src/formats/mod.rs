@@ -11,7 +11,10 @@
 
 mod block;
 mod float;
+pub(crate) mod iq4_nl;
+pub(crate) mod iq4_xs;
 pub(crate) mod k_scales;
+pub(crate) mod mxfp4;
 mod q2_k;
 pub(crate) mod q3_k;
 mod q4_0;
@@ -64,7 +67,7 @@ impl Format {
 }
 
 /// The table, in the order of the GGUF identifiers.
-static TABLE: [Format; 14] = [
+static TABLE: [Format; 17] = [
     float::F32,
     float::F16,
     q4_0::FORMAT,
@@ -78,7 +81,10 @@ static TABLE: [Format; 14] = [
     q5_k::FORMAT,
     q6_k::FORMAT,
     q8_k::FORMAT,
+    iq4_nl::FORMAT,
+    iq4_xs::FORMAT,
     float::BF16,
+    mxfp4::FORMAT,
 ];
 
 /// All types that this crate computes with.
