@@ -28,30 +28,54 @@ impl Random {
     }
 }
 
-/// Types with a fast kernel, and some that go through the reference.
-const TYPES: [DType; 9] =
-    [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::F16, DType::F32, DType::Q5_1, DType::Q3_K];
+/// Types with a fast kernel, and one that goes through the reference.
+const TYPES: [DType; 17] = [
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+    DType::F16,
+    DType::BF16,
+    DType::F32,
+    DType::TQ2_0,
+];
+
+/// Where a block keeps its f16 scales.
+fn half_scales(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+        DType::TQ2_0 => &[64],
+        DType::F32 | DType::BF16 | DType::MXFP4 => &[],
+        _ => &[0],
+    }
+}
 
 /// Random blocks: any quants, and scales of the size that real models have.
 fn blocks(random: &mut Random, dtype: DType, count: usize, scale: f32) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..count {
         let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| random.bits() as u8).collect();
-        // Where a block keeps its f16 scales.
-        let scales: &[usize] = match dtype {
-            DType::Q4_0 | DType::Q8_0 | DType::Q5_0 => &[0],
-            DType::Q4_1 | DType::Q5_1 | DType::Q4_K => &[0, 2],
-            DType::Q6_K => &[208],
-            DType::Q3_K => &[108],
-            DType::F16 => &[0],
-            DType::F32 => &[],
-            other => panic!("{other}"),
-        };
-        for at in scales {
+        for at in half_scales(dtype) {
             block[*at..at + 2].copy_from_slice(&half::f16::from_f32(random.value() * scale).to_le_bytes());
         }
-        if dtype == DType::F32 {
-            block.copy_from_slice(&(random.value() * scale).to_le_bytes());
+        match dtype {
+            DType::F32 => block.copy_from_slice(&(random.value() * scale).to_le_bytes()),
+            DType::BF16 => block.copy_from_slice(&half::bf16::from_f32(random.value() * scale).to_le_bytes()),
+            // Powers of two from 2^-11 to 2^-4.
+            DType::MXFP4 => block[0] = 116 + (block[0] & 7),
+            _ => {}
         }
         bytes.extend(block);
     }
@@ -204,20 +228,14 @@ fn matmul_agrees_with_the_reference_at_awkward_shapes() {
 #[test]
 fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
     for isa in isas() {
-        for dtype in [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+        for dtype in TYPES.into_iter().filter(|dtype| dtype.block_len() > 1) {
             let (rows, cols) = (20, 256);
             for fill in [0x00, 0x7f, 0x80, 0xff] {
                 for scale in [0.0, 6.0e-8, 65504.0, -1.0] {
                     let mut weights = vec![fill; dtype.bytes_for(rows * cols).unwrap()];
                     for block in weights.chunks_exact_mut(dtype.block_bytes()) {
-                        let scale = half::f16::from_f32(scale).to_le_bytes();
-                        match dtype {
-                            DType::Q6_K => block[208..210].copy_from_slice(&scale),
-                            DType::Q4_1 | DType::Q4_K => {
-                                block[..2].copy_from_slice(&scale);
-                                block[2..4].copy_from_slice(&scale);
-                            }
-                            _ => block[..2].copy_from_slice(&scale),
+                        for at in half_scales(dtype) {
+                            block[*at..at + 2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
                         }
                     }
                     for sign in [1.0, -1.0] {
@@ -228,7 +246,7 @@ fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
                         let got = Bench { isa, threads: 1, tokens: 5 }.matmul(weight, &x);
                         for ((got, expected), size) in got.iter().zip(&expected).zip(&size) {
                             assert!(
-                                (got - expected).abs() <= 2e-6 * size + 1e-37,
+                                got == expected || (got - expected).abs() <= 2e-6 * size + 1e-37,
                                 "{isa:?} {dtype} {fill} {scale}: {got} for {expected}"
                             );
                         }
