@@ -1,13 +1,11 @@
 //! Kernels for x86-64.
 #![expect(
     clippy::needless_range_loop,
-    clippy::int_plus_one,
     clippy::manual_is_multiple_of,
     reason = "arrays here are registers, indexed by row and token as in the formulas"
 )]
 
 mod act;
-mod attention;
 mod avx2_int;
 mod avx512_int;
 mod float;
