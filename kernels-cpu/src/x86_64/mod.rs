@@ -17,7 +17,7 @@ use crate::{Isa, pack::Layout, tile::TileKernel};
 /// The tile kernel for a layout; `None` if the reference has to do it.
 pub(crate) fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
     Some(match (isa, layout) {
-        (Isa::Reference, _) => return None,
+        (Isa::Reference | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm, _) => return None,
         (Isa::Avx2, Layout::Q4_0) => avx2_int::q4_0,
         (Isa::Avx2, Layout::Q4_1) => avx2_int::q4_1,
         (Isa::Avx2, Layout::Q8_0) => avx2_int::q8_0,
