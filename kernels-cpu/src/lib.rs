@@ -13,8 +13,12 @@ mod ops;
 mod pack;
 mod program;
 pub mod reference;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod team;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

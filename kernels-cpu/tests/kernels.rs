@@ -632,7 +632,7 @@ fn sizes_that_overflow_are_refused() {
 #[test]
 fn matrices_that_cannot_be_used_are_refused() {
     use rustai_kernels_cpu::MatrixError;
-    for isa in Isa::ALL {
+    for isa in Isa::KNOWN {
         let matrix = |rows, cols| Matrix::new(isa, DType::F32, rows, cols, vec![0; rows * cols * 4].into());
         if isa.missing_feature().is_some() {
             assert!(matches!(matrix(1, 1), Err(MatrixError::Isa { .. })));

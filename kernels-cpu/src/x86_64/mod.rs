@@ -1,12 +1,10 @@
 //! Kernels for x86-64.
 #![expect(
     clippy::needless_range_loop,
-    clippy::int_plus_one,
     reason = "arrays here are registers, indexed by row and token as in the formulas"
 )]
 
 mod act;
-mod attention;
 mod avx2_int;
 mod avx512_int;
 mod float;
@@ -20,9 +18,11 @@ use rustai_abi::DType;
 pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
     Some(match (isa, dtype) {
         (Isa::Avx2, DType::F16) => float::avx2_f16,
+        (Isa::Avx2, DType::BF16) => float::avx2_bf16,
         (Isa::Avx2, DType::F32) => float::avx2_f32,
         (Isa::Avx2, _) => return avx2_int::kernel(dtype),
         (Isa::Avx512, DType::F16) => float::avx512_f16,
+        (Isa::Avx512, DType::BF16) => float::avx512_bf16,
         (Isa::Avx512, DType::F32) => float::avx512_f32,
         (Isa::Avx512, _) => return avx512_int::kernel(dtype),
         _ => return None,
