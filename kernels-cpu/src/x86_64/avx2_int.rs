@@ -508,6 +508,11 @@ unsafe fn micro<F: Kernel, const T: usize>(tile: &Tile, g: usize, token: usize, 
             sums.prepare::<F>(row, first, count);
         }
         for b in 0..count {
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
             block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * F::PANEL_BLOCK));
         }
         for t in 0..T {

@@ -424,6 +424,11 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
         let steps = 8 / F::PER_BLOCK;
         for b in 0..count {
             let panel = tile.panel.add(b * G * F::PANEL_BLOCK);
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
             let scales = |g: usize, i: usize| _mm512_load_ps(panel.add(g * F::PANEL_BLOCK + (8 + i) * 64).cast());
             for half in 0..F::PER_BLOCK {
                 let mut dot: [[__m512i; G]; T] = std::array::from_fn(|t| {
