@@ -61,18 +61,22 @@ impl Step<'_> {
     /// See the head of the file.
     pub(super) unsafe fn run(&self, lockstep: &Lockstep, scratch: *mut u8) {
         let (first, counters) = self.counters.split_first().expect("there is a counter for the preparation");
-        while let Some(row) = lockstep.next(first, self.rows.len()) {
-            for table in self.ropes {
-                // SAFETY: the table has a row for each row of the batch, and this thread has claimed this one.
-                unsafe { table.fill(row, self.rows[row].position) };
+        while let Some(rows) = lockstep.next(first, self.rows.len()) {
+            for row in rows {
+                for table in self.ropes {
+                    // SAFETY: the table has a row for each row of the batch, and this thread has claimed this one.
+                    unsafe { table.fill(row, self.rows[row].position) };
+                }
             }
         }
         lockstep.barrier();
         for (index, call) in self.program.calls.iter().enumerate() {
             let tasks = self.tasks(call);
-            while let Some(task) = lockstep.next(&counters[index], tasks) {
-                // SAFETY: see the head of the file.
-                unsafe { self.task(index, call, task, scratch) };
+            while let Some(run) = lockstep.next(&counters[index], tasks) {
+                for task in run {
+                    // SAFETY: see the head of the file.
+                    unsafe { self.task(index, call, task, scratch) };
+                }
             }
             lockstep.barrier();
         }
