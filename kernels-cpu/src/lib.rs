@@ -3,6 +3,7 @@
 //! This crate knows block formats and instruction sets. It knows no graphs and no files.
 
 mod attention;
+pub mod bench;
 mod bytes;
 mod executor;
 pub mod formats;
@@ -13,8 +14,13 @@ mod ops;
 mod pack;
 mod program;
 pub mod reference;
+pub mod roof;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod team;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -39,6 +39,12 @@ fn types() -> impl Iterator<Item = DType> {
         .filter(|dtype| Matrix::kernel_for(Isa::Reference, *dtype).is_some())
 }
 
+/// Whether a type of blocks has a fast kernel on this processor.
+fn fast_anywhere(dtype: DType) -> bool {
+    dtype.block_len() > 1
+        && isas().any(|isa| isa != Isa::Reference && Matrix::kernel_for(isa, dtype) == Some(isa.name()))
+}
+
 /// Random blocks: any quants, and scales of the size that real models have.
 fn blocks(random: &mut Random, dtype: DType, count: usize, scale: f32) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -111,20 +117,14 @@ fn matmul_agrees_with_the_reference_at_awkward_shapes() {
 #[test]
 fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
     for isa in isas() {
-        for dtype in [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+        for dtype in types().filter(|dtype| fast_anywhere(*dtype)) {
             let (rows, cols) = (20, 256);
             for fill in [0x00, 0x7f, 0x80, 0xff] {
                 for scale in [0.0, 6.0e-8, 65504.0, -1.0] {
                     let mut weights = vec![fill; dtype.bytes_for(rows * cols).unwrap()];
                     for block in weights.chunks_exact_mut(dtype.block_bytes()) {
-                        let scale = half::f16::from_f32(scale).to_le_bytes();
-                        match dtype {
-                            DType::Q6_K => block[208..210].copy_from_slice(&scale),
-                            DType::Q4_1 | DType::Q4_K => {
-                                block[..2].copy_from_slice(&scale);
-                                block[2..4].copy_from_slice(&scale);
-                            }
-                            _ => block[..2].copy_from_slice(&scale),
+                        for at in half_scales(dtype) {
+                            block[*at..at + 2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
                         }
                     }
                     for sign in [1.0, -1.0] {
@@ -134,8 +134,10 @@ fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
                         let (expected, size) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
                         let got = Bench { isa, threads: 1, tokens: 5 }.matmul(weight, &x);
                         for ((got, expected), size) in got.iter().zip(&expected).zip(&size) {
+                            // Where the result leaves the range of f32, by which way is up to the order of additions.
+                            let fits = (got - expected).abs() <= 2e-6 * size + 1e-37;
                             assert!(
-                                (got - expected).abs() <= 2e-6 * size + 1e-37,
+                                fits || !expected.is_finite() && !got.is_finite(),
                                 "{isa:?} {dtype} {fill} {scale}: {got} for {expected}"
                             );
                         }
@@ -536,7 +538,7 @@ fn sizes_that_overflow_are_refused() {
 #[test]
 fn matrices_that_cannot_be_used_are_refused() {
     use rustai_kernels_cpu::MatrixError;
-    for isa in Isa::ALL {
+    for isa in Isa::KNOWN {
         let matrix = |rows, cols| Matrix::new(isa, DType::F32, rows, cols, vec![0; rows * cols * 4].into());
         if isa.missing_feature().is_some() {
             assert!(matches!(matrix(1, 1), Err(MatrixError::Isa { .. })));
