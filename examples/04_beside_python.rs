@@ -89,7 +89,6 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
 /// `A * W^T` on this processor's kernels.
 struct Product {
     executor: Executor,
-    isa: Isa,
     w: Vec<u8>,
     tokens: Vec<u32>,
 }
@@ -112,7 +111,7 @@ impl Product {
         };
         let mut executor = Executor::new(isa, threads, program)?;
         executor.write(x, a)?;
-        Ok(Self { executor, isa, w, tokens: vec![0; SIZE] })
+        Ok(Self { executor, w, tokens: vec![0; SIZE] })
     }
 
     fn run(&mut self) -> Result<&[f32]> {
