@@ -15,8 +15,12 @@ mod pack;
 mod program;
 pub mod reference;
 pub mod roof;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod team;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -42,19 +42,103 @@ SCALE_OFFSETS = {
     T.Q6_K: [208],
 }
 
+# The same for types that came later. Each has a generator of its own, so that one more type changes no other's vector.
+LATER_OFFSETS = {
+    T.IQ2_XXS: [0],
+    T.IQ2_XS: [0],
+    T.IQ3_XXS: [0],
+    T.IQ1_S: [0],
+    T.IQ4_NL: [0],
+    T.IQ3_S: [0],
+    T.IQ2_S: [0],
+    T.IQ4_XS: [0],
+    T.IQ1_M: [],  # in parts, see later_blocks
+    T.TQ1_0: [52],
+    T.TQ2_0: [64],
+    T.MXFP4: [],
+    T.NVFP4: [],
+    T.Q1_0: [0],
+}
 
-def random_blocks(dtype, count):
-    blocks = RNG.integers(0, 256, (count, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
-    for column, offset in enumerate(SCALE_OFFSETS[dtype]):
+# Blocks that take the indices of a type once through its codebook.
+CODEBOOK_BLOCKS = {T.IQ2_XXS: 8, T.IQ2_XS: 16, T.IQ3_XXS: 4, T.IQ1_S: 64, T.IQ3_S: 8, T.IQ2_S: 32}
+
+# Exponents of MXFP4: denormal and other small ones, ordinary, those that overflow.
+EXPONENTS = [0, 1, 2, 3, 60, 100, 117, 118, 119, 120, 121, 122, 123, 124, 126, 127, 128, 130, 200, 251, 252, 253, 254, 255]
+
+
+def random_blocks(dtype, count, offsets, rng=RNG):
+    blocks = rng.integers(0, 256, (count, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
+    for column, offset in enumerate(offsets):
         # The second scale walks the list in another order, so that pairs differ.
         for i in range(count):
             bits = SCALES[(i * (1 + 6 * column) + 3 * column) % len(SCALES)]
             blocks[i, offset : offset + 2] = np.frombuffer(struct.pack("<H", bits), np.uint8)
     blocks[-2] = blocks[-2] & 0  # all bytes zero
     blocks[-1, :] = 0xFF  # all bits one, but for the scales
-    for offset in SCALE_OFFSETS[dtype]:
+    for offset in offsets:
         blocks[-1, offset : offset + 2] = (0x00, 0xBC)  # -1
     return blocks
+
+
+def walk_codebook(dtype, blocks):
+    """Sets the indices of the first blocks to 0, 1, 2, ... up to the end of the codebook."""
+    count = CODEBOOK_BLOCKS[dtype]
+    walked = blocks[:count]
+    if dtype == T.IQ2_XS:
+        words = walked[:, 2:66].copy().view("<u2")
+        words = (words & 0xFE00) | np.arange(words.size, dtype=np.uint16).reshape(words.shape)
+        walked[:, 2:66] = words.view(np.uint8)
+    elif dtype == T.IQ2_XXS:
+        low = walked[:, 2:66].reshape(count, 8, 8)
+        low[:, :, :4] = np.arange(256, dtype=np.uint8).reshape(count, 8, 4)
+        walked[:, 2:66] = low.reshape(count, 64)
+    else:
+        per_block = 64 if dtype in (T.IQ3_XXS, T.IQ3_S) else 32
+        indices = np.arange(count * per_block, dtype=np.uint16).reshape(count, per_block)
+        walked[:, 2 : 2 + per_block] = indices & 0xFF
+        if dtype == T.IQ3_S:
+            walked[:, 66:74] = np.packbits((indices >> 8).astype(np.uint8), axis=-1, bitorder="little")
+        elif dtype == T.IQ2_S:
+            fields = (indices >> 8).reshape(count, 8, 4) << np.array([0, 2, 4, 6], np.uint16)
+            walked[:, 66:74] = fields.sum(axis=-1)
+        elif dtype == T.IQ1_S:
+            fields = ((indices >> 8).reshape(count, 8, 4) << np.array([0, 3, 6, 9], np.uint16)).sum(axis=-1)
+            words = (walked[:, 34:50].copy().view("<u2") & 0xF000) | fields.astype(np.uint16)
+            walked[:, 34:50] = words.view(np.uint8)
+
+
+def later_blocks(dtype, offsets):
+    rng = np.random.default_rng([20240613, dtype])
+    count = CODEBOOK_BLOCKS.get(dtype, 0) + {32: 42, 64: 66, 128: 24}.get(GGML_QUANT_SIZES[dtype][0], 12)
+    blocks = random_blocks(dtype, count, offsets, rng)
+    if dtype in CODEBOOK_BLOCKS:
+        walk_codebook(dtype, blocks)
+    if dtype == T.MXFP4:
+        blocks[: len(EXPONENTS), 0] = EXPONENTS
+    if dtype == T.NVFP4:  # all scales that there are
+        blocks[:64, :4] = np.arange(256, dtype=np.uint8).reshape(64, 4)
+    if dtype == T.IQ1_M:  # a nibble of the scale on top of each of the last four words
+        words = blocks[:, 48:].copy().view("<u2") & 0x0FFF
+        for i in range(count):
+            bits = 0xBC00 if i == count - 1 else SCALES[i % len(SCALES)]
+            words[i] |= np.array([bits << 12 & 0xF000, bits << 8 & 0xF000, bits << 4 & 0xF000, bits & 0xF000], np.uint16)
+        blocks[:, 48:] = words.view(np.uint8)
+    return blocks
+
+
+def dequantize_q1_0(blocks):
+    """Q1_0, which the package cannot read: ggml's `dequantize_row_q1_0` in numpy."""
+    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    bits = np.unpackbits(blocks[:, 2:], axis=-1, bitorder="little")
+    return np.where(bits == 1, d, -d)
+
+
+def dequantize_q2_0(blocks):
+    """Q2_0, which the package does not know: ggml's `dequantize_row_q2_0` in numpy."""
+    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    quants = blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    return (quants.reshape(len(blocks), 64).astype(np.float32) - 1) * d
 
 
 def random_values():
@@ -107,9 +191,9 @@ def write(name, kind, elements, *sections):
 def main():
     FOLDER.mkdir(exist_ok=True)
 
-    for dtype in SCALE_OFFSETS:
+    for dtype, offsets in SCALE_OFFSETS.items():
         length = GGML_QUANT_SIZES[dtype][0]
-        blocks = random_blocks(dtype, 42 if length == 32 else 12)
+        blocks = random_blocks(dtype, 42 if length == 32 else 12, offsets)
         values = quants.dequantize(blocks, dtype)
         write(dtype.name.lower(), "dequantize", values.size, blocks, values)
 
@@ -132,6 +216,17 @@ def main():
         with np.errstate(over="ignore"):
             write(dtype.name.lower(), "quantize", ordinary.size, ordinary, quants.quantize(ordinary, dtype))
     write("q8_k", "quantize", values.size, values, quantize_q8_k(values))
+
+    for dtype, offsets in LATER_OFFSETS.items():
+        blocks = later_blocks(dtype, offsets)
+        with np.errstate(over="ignore"):
+            values = dequantize_q1_0(blocks) if dtype == T.Q1_0 else quants.dequantize(blocks, dtype)
+        write(dtype.name.lower(), "dequantize", values.size, blocks, values)
+
+    # The layout of Q1_0 serves Q2_0 too: a scale and 16 bytes of quants.
+    blocks = random_blocks(T.Q1_0, 24, [0], np.random.default_rng([20240613, 42]))
+    values = dequantize_q2_0(blocks)
+    write("q2_0", "dequantize", values.size, blocks, values)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,37 @@
 //! [`q8a`] is different: it is the runtime's own activation format, lives in memory only and has no [`DType`].
 
 mod block;
+mod codebook;
 mod float;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
+pub(crate) mod iq4_nl;
+pub(crate) mod iq4_xs;
 pub(crate) mod k_scales;
-mod q2_k;
+pub(crate) mod mxfp4;
+mod nvfp4;
+pub(crate) mod parts;
+mod q1_0;
+mod q2_0;
+pub(crate) mod q2_k;
 pub(crate) mod q3_k;
-mod q4_0;
-mod q4_1;
-mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
-mod q6_k;
-mod q8_0;
+pub(crate) mod q4_0;
+pub(crate) mod q4_1;
+pub(crate) mod q4_k;
+pub(crate) mod q5_0;
+pub(crate) mod q5_1;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_0;
 mod q8_k;
 pub mod q8a;
+mod tq1_0;
+mod tq2_0;
 
 use rustai_abi::DType;
 
@@ -64,7 +81,7 @@ impl Format {
 }
 
 /// The table, in the order of the GGUF identifiers.
-static TABLE: [Format; 14] = [
+static TABLE: [Format; 29] = [
     float::F32,
     float::F16,
     q4_0::FORMAT,
@@ -78,7 +95,22 @@ static TABLE: [Format; 14] = [
     q5_k::FORMAT,
     q6_k::FORMAT,
     q8_k::FORMAT,
+    iq2_xxs::FORMAT,
+    iq2_xs::FORMAT,
+    iq3_xxs::FORMAT,
+    iq1_s::FORMAT,
+    iq4_nl::FORMAT,
+    iq3_s::FORMAT,
+    iq2_s::FORMAT,
+    iq4_xs::FORMAT,
+    iq1_m::FORMAT,
     float::BF16,
+    tq1_0::FORMAT,
+    tq2_0::FORMAT,
+    mxfp4::FORMAT,
+    nvfp4::FORMAT,
+    q1_0::FORMAT,
+    q2_0::FORMAT,
 ];
 
 /// All types that this crate computes with.
@@ -118,7 +150,7 @@ mod tests {
         for format in table() {
             assert_eq!(of(format.dtype).unwrap().dtype, format.dtype);
         }
-        assert!(of(DType::IQ2_XXS).is_none());
+        assert!(of(DType::I32).is_none());
     }
 
     #[test]

@@ -1,68 +1,10 @@
-//! `f32` vectors of either width, so that kernels whose shape does not depend on the width are written once.
+//! `f32` vectors of AVX-512 and AVX2.
 //!
 //! SAFETY of the whole file: every function needs the features of its type (AVX-512 F and DQ, or AVX2, FMA and F16C) and
 //! must be inlined into a caller that has them; loads and stores need `LANES` valid elements, unaligned.
 
+use crate::simd::Simd;
 use std::arch::x86_64::*;
-
-/// A vector of `LANES` values.
-pub(super) trait Simd: Copy {
-    const LANES: usize;
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn load_f16(from: *const u16) -> Self;
-    unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
-    unsafe fn div(self, other: Self) -> Self;
-    /// `self * factor + addend`, rounded once.
-    unsafe fn fma(self, factor: Self, addend: Self) -> Self;
-    /// The larger; `other` if one is NaN.
-    unsafe fn max(self, other: Self) -> Self;
-    /// The smaller; `other` if one is NaN.
-    unsafe fn min(self, other: Self) -> Self;
-    unsafe fn round(self) -> Self;
-    /// `self * 2^power` for whole powers in -126 ..= 127.
-    unsafe fn scale_by_power(self, power: Self) -> Self;
-    unsafe fn sum(self) -> f32;
-    unsafe fn largest(self) -> f32;
-
-    /// `e^self`, within 2 units in the last place; arguments beyond the range of normal `f32` are clamped to it, NaN gives
-    /// NaN.
-    ///
-    /// The argument is split as `n ln 2 + r` with |r| <= (ln 2) / 2 (Cody and Waite 1980), and `e^r` is its Taylor
-    /// polynomial of degree 6, whose remainder is below 1.3e-7.
-    #[inline(always)]
-    unsafe fn exp(self) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            // `max` and `min` give their second operand if one is NaN, so NaN stays.
-            let x = Self::splat(88.3).min(Self::splat(-87.3).max(self));
-            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-            // ln 2 in two parts; the first has zeros at its end, so that `n` times it is exact.
-            let r = n.fma(Self::splat(-0.693_359_4), x);
-            let r = n.fma(Self::splat(2.121_944_4e-4), r);
-            let mut p = Self::splat(1.0 / 720.0);
-            for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-                p = p.fma(r, Self::splat(coefficient));
-            }
-            p.scale_by_power(n)
-        }
-    }
-
-    /// `self / (1 + e^-self)` (Elfwing et al., 2018, arXiv 1702.03118).
-    #[inline(always)]
-    unsafe fn silu(self) -> Self {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let one = Self::splat(1.0);
-            // Below, where `exp` is clamped, the quotient would grow with the argument; here it is 0 to within 1e-36.
-            let x = Self::splat(-200.0).max(self);
-            x.div(one.add(Self::splat(0.0).sub(x).exp()))
-        }
-    }
-}
 
 impl Simd for __m512 {
     const LANES: usize = 16;
@@ -89,6 +31,15 @@ impl Simd for __m512 {
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
     }
 
     #[inline(always)]
@@ -183,6 +134,15 @@ impl Simd for __m256 {
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
     }
 
     #[inline(always)]

@@ -30,7 +30,8 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
-Environment: RUSTAI_CPU (reference, avx2, avx512), RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
+Environment: RUSTAI_CPU (reference, avx2, avx512, neon, neon-dotprod, neon-i8mm),
+RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
 
 /// Flags of every subcommand.
 #[derive(Clone, Copy, Debug, Args)]

@@ -88,11 +88,23 @@ fn print(report: &Report) -> Result<(), Failure> {
 
 /// The processor's name.
 pub fn processor() -> String {
-    let name = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| processor_name(&text))
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// The name in a `/proc/cpuinfo`: what it calls the model, or on ARM, where there is no such line, the numbers of the
+/// designer and of the part (Arm Architecture Reference Manual, MIDR_EL1).
+fn processor_name(text: &str) -> Option<String> {
+    let field = |name: &str| {
+        let (_, value) = text.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)?;
+        Some(value.trim())
+    };
+    if let Some(name) = field("model name") {
+        return Some(name.to_owned());
+    }
+    Some(format!("ARM implementer {}, part {}", field("CPU implementer")?, field("CPU part")?))
 }
 
 /// Largest resident set of this process so far, in bytes.
@@ -117,21 +129,27 @@ fn cache() -> Option<String> {
 
 /// Features of the processor that kernels use, or may come to use.
 fn features() -> Vec<&'static str> {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    macro_rules! detected {
+        ($detected:ident: $($name:tt)*) => {{
+            let mut list = Vec::new();
+            $(if std::arch::$detected!($name) { list.push($name); })*
+            list
+        }};
+    }
     #[cfg(target_arch = "x86_64")]
     {
-        macro_rules! detected {
-            ($($name:tt)*) => {{
-                let mut list = Vec::new();
-                $(if std::arch::is_x86_feature_detected!($name) { list.push($name); })*
-                list
-            }};
-        }
         detected!(
+            is_x86_feature_detected:
             "sse4.2" "avx" "avx2" "fma" "f16c" "bmi2" "avxvnni" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
             "avx512bf16" "avx512fp16" "avx512vbmi" "gfni"
         )
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        detected!(is_aarch64_feature_detected: "neon" "fp16" "fhm" "bf16" "dotprod" "i8mm" "sve" "sve2" "sme")
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Vec::new()
 }
 
@@ -145,6 +163,10 @@ mod tests {
         assert_eq!(kibibytes(text, "MemTotal"), Some(2048 * 1024));
         assert_eq!(kibibytes(text, "Odd"), None);
         assert_eq!(kibibytes(text, "Mem"), None);
+        assert_eq!(processor_name("cpu\t: 0\nmodel name\t: A: B\n"), Some("A: B".to_owned()));
+        let arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n";
+        assert_eq!(processor_name(arm), Some("ARM implementer 0x41, part 0xd0c".to_owned()));
+        assert_eq!(processor_name("hart\t: 0\n"), None);
         assert!(peak_rss().is_none_or(|bytes| bytes > 0));
     }
 }

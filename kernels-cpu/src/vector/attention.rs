@@ -7,8 +7,7 @@
 //! SAFETY of the whole file: functions are called through [`attention`] only, whose caller promises what
 //! [`AttentionTask`] says.
 
-use super::simd::Simd;
-use crate::attention::AttentionTask;
+use crate::{attention::AttentionTask, simd::Simd};
 use rustai_abi::PAGE_TOKENS;
 
 /// Rows of the scratch: scaled queries, outputs, scores, and the running maximum and sum of each row.
@@ -126,12 +125,14 @@ macro_rules! in_steps {
     };
 }
 
-/// One task; `WIDE` is whether 32 positions are two vectors (else four).
+/// One task.
 #[inline(always)]
-pub(super) unsafe fn attention<V: Simd, const WIDE: bool>(task: &AttentionTask) {
+pub(crate) unsafe fn attention<V: Simd>(task: &AttentionTask) {
     // SAFETY: see the head of the file.
     unsafe {
         let (dim, rows) = (task.head_dim, task.tokens * task.group);
+        // Whether 32 positions are two vectors, else four.
+        let wide = V::LANES == 16;
         let s = {
             let q = task.scratch;
             let out = q.add(rows * dim);
@@ -153,7 +154,7 @@ pub(super) unsafe fn attention<V: Simd, const WIDE: bool>(task: &AttentionTask) 
         for page in first_page..end.div_ceil(PAGE_TOKENS) {
             let (keys, values) = task.page(page);
             let base = page * PAGE_TOKENS;
-            if WIDE {
+            if wide {
                 in_steps!(rows, row, [6, 3, 2, 1], scores::<V, R, 2>(&s, row, dim, keys));
             } else {
                 in_steps!(rows, row, [2, 1], scores::<V, R, 4>(&s, row, dim, keys));
@@ -171,7 +172,7 @@ pub(super) unsafe fn attention<V: Simd, const WIDE: bool>(task: &AttentionTask) 
             let count = PAGE_TOKENS.min(end - base);
             let mut column = 0;
             while column + 4 * V::LANES <= dim {
-                if WIDE {
+                if wide {
                     in_steps!(rows, row, [4, 3, 2, 1], weigh::<V, R, 4>(&s, row, dim, column, values, count));
                 } else {
                     in_steps!(rows, row, [2, 1], weigh::<V, R, 4>(&s, row, dim, column, values, count));
