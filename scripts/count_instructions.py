@@ -30,7 +30,7 @@ TOLERANCE = 0.02
 
 def build() -> Path:
     """Builds the program that runs one kernel, and returns its path."""
-    command = ["cargo", "build", "--release", "--package", "rustai-kernels-cpu", "--example", "count_instructions"]
+    command = ["cargo", "build", "--quiet", "--release", "--package", "rustai-kernels-cpu", "--example", "count_instructions"]
     output = subprocess.run(
         [*command, "--message-format=json-render-diagnostics"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
