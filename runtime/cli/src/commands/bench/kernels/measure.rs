@@ -24,7 +24,7 @@ pub struct Effort {
 
 impl Effort {
     /// Enough to trust a difference of some per cent on a quiet machine.
-    pub const FULL: Self = Self { samples: 7, sample: Duration::from_millis(20) };
+    pub const FULL: Self = Self { samples: 5, sample: Duration::from_millis(20) };
     /// A first impression.
     pub const QUICK: Self = Self { samples: 3, sample: Duration::from_millis(8) };
 }

@@ -19,6 +19,8 @@ const DOT: f64 = 9.5;
 const COLOURS: [&str; 10] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4ab8", "#8c6d31", "#c0392b", "#555555"];
 const ROOF: &str = "#3c4352";
+/// Words over lines stay readable with a white rim.
+const RIM: &str = "paint-order=\"stroke\" stroke=\"#fff\" stroke-width=\"4\" stroke-linejoin=\"round\"";
 
 /// A logarithmic axis: values from `low` to `high` between two positions.
 #[derive(Clone, Copy)]
@@ -168,7 +170,7 @@ fn draw_roofs(out: &mut String, roofs: &Roofs, index: usize, x: Axis, y: Axis) {
         }
         line(out, [x.at(start), y.at(rate * start), x.at(end), y.at(rate * end)], dashes);
         let (tx, ty) = (x.at(start) + 14.0, y.at(rate * start) + 14.0 * slope);
-        let turned = format!("fill=\"{ROOF}\" transform=\"rotate({angle:.1} {tx:.1} {ty:.1})\"");
+        let turned = format!("fill=\"{ROOF}\" {RIM} transform=\"rotate({angle:.1} {tx:.1} {ty:.1})\"");
         // The fastest is written above its line and the others below, so that neighbours leave room for each other.
         let ty = if nth == 0 { ty - 7.0 } else { ty + 17.0 };
         text(out, tx, ty, &turned, &format!("{} {} GB/s", read.level.name(), figure(rate)));
@@ -178,7 +180,7 @@ fn draw_roofs(out: &mut String, roofs: &Roofs, index: usize, x: Axis, y: Axis) {
         let start = if fastest > 0.0 { (rate / fastest).max(x.low) } else { x.low };
         line(out, [x.at(start.min(x.high)), y.at(rate), x.at(x.high), y.at(rate)], dashes);
         let words = format!("{}: {} G MAC/s", peak.instruction, figure(rate));
-        text(out, x.to - 8.0, y.at(rate) - 7.0, &format!("text-anchor=\"end\" fill=\"{ROOF}\""), &words);
+        text(out, x.to - 8.0, y.at(rate) - 7.0, &format!("text-anchor=\"end\" fill=\"{ROOF}\" {RIM}"), &words);
     }
 }
 
@@ -246,7 +248,7 @@ fn legend(out: &mut String, series: &[Series<'_>]) {
             let words = format!("{} x {}, weights in {}", first.n, first.k, first.weights_in.name());
             text(out, x, y, "font-weight=\"bold\"", &words);
             y += PITCH - 4.0;
-            text(out, x + 224.0, y, "text-anchor=\"end\" font-size=\"11\" fill=\"#555\"", "% of roof, from M to M");
+            text(out, x + 224.0, y, "text-anchor=\"end\" font-size=\"11\" fill=\"#555\"", "% of roof (at M)");
             y += PITCH;
         }
         let hot = first.weights_in != Level::Memory;
