@@ -16,7 +16,7 @@ use crate::{
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, mem::MaybeUninit};
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
@@ -104,25 +104,37 @@ unsafe fn shift(packed: __m256i, left: i32) -> __m256i {
     }
 }
 
+/// The bits of `mask` of a register, each 16-bit lane shifted left before, or right if `left` is negative.
+#[inline(always)]
+unsafe fn bits(at: *const u8, left: i32, mask: i8) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_and_si256(shift(load(at), left), _mm256_set1_epi8(mask)) }
+}
+
 /// Step `j` of half `h` of the block whose codes begin at `codes`.
 #[inline(always)]
 unsafe fn weights<F: Kernel>(codes: *const u8, j: usize, h: usize) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        let and = |bits: __m256i, mask: i8| _mm256_and_si256(bits, _mm256_set1_epi8(mask));
-        let register = |i: usize| load(codes.add(i * 64 + h * 32));
+        let half = codes.add(h * 32);
         let step = j as i32;
-        let nibble = || and(shift(register(j % 4), if j < 4 { 0 } else { -4 }), 15);
+        let nibble = if j < 4 { 0 } else { -4 };
         let plain = match F::BLOCKS.codes {
-            Codes::Two => and(shift(register(j / 4), -2 * (step % 4)), 3),
+            Codes::Two => bits(half.add(j / 4 * 64), -2 * (step % 4), 3),
             Codes::Three => {
-                let low = and(shift(register(j / 4), -2 * (step % 4)), 3);
-                _mm256_or_si256(low, and(shift(register(2), 2 - step), 4))
+                let low = bits(half.add(j / 4 * 64), -2 * (step % 4), 3);
+                _mm256_or_si256(low, bits(half.add(2 * 64), 2 - step, 4))
             }
-            Codes::Four => nibble(),
-            Codes::Five => _mm256_or_si256(nibble(), and(shift(register(4), 4 - step), 16)),
-            Codes::Six => _mm256_or_si256(nibble(), and(shift(register(4 + j / 4), 4 - 2 * (step % 4)), 0x30)),
-            Codes::Eight => register(j),
+            Codes::Four => bits(half.add(j % 4 * 64), nibble, 15),
+            Codes::Five => {
+                let low = bits(half.add(j % 4 * 64), nibble, 15);
+                _mm256_or_si256(low, bits(half.add(4 * 64), 4 - step, 16))
+            }
+            Codes::Six => {
+                let low = bits(half.add(j % 4 * 64), nibble, 15);
+                _mm256_or_si256(low, bits(half.add((4 + j / 4) * 64), 4 - 2 * (step % 4), 0x30))
+            }
+            Codes::Eight => load(half.add(j * 64)),
         };
         match F::BLOCKS.values {
             Values::Offset(_) | Values::Signed => plain,
@@ -141,7 +153,7 @@ struct RowScales {
     min: [__m256; 2],
 }
 
-/// First-level scale and minimum, for half `h`, of the 256 columns that block `b` begins, if there are two levels.
+/// First-level scale, and negative of the first-level minimum, for half `h`, of the 256 columns that block `b` begins, if there are two levels.
 #[inline(always)]
 unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
     // SAFETY: see the head of the file.
@@ -151,49 +163,69 @@ unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> [__m2
             return [zero; 2];
         }
         let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256) + h * 16);
-        [load_halves(at), if F::MINS { load_halves(at.add(32)) } else { zero }]
+        [load_halves(at), if F::MINS { _mm256_sub_ps(zero, load_halves(at.add(32))) } else { zero }]
     }
 }
 
-/// Scales and minima of block `b` for half `h`.
+/// Eight signed bytes as floats.
+#[inline(always)]
+unsafe fn signed(at: *const u8) -> __m256 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
+}
+
+/// Eight bytes as whole numbers.
+#[inline(always)]
+unsafe fn unsigned(at: *const u8) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())) }
+}
+
+/// `d * whole`.
+#[inline(always)]
+unsafe fn times(d: __m256, whole: __m256i) -> __m256 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_mul_ps(d, _mm256_cvtepi32_ps(whole)) }
+}
+
+/// Scales and minima of block `b` for half `h`; `dmin` is negative already.
 #[inline(always)]
 unsafe fn row_scales<F: Kernel>([d, dmin]: [__m256; 2], scales: *const u8, b: usize, h: usize) -> RowScales {
     // SAFETY: see the head of the file.
     unsafe {
-        let zero = _mm256_setzero_ps();
-        let wide = |at: *const u8| _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(h * HALF).cast()));
-        let unsigned = |at: *const u8| _mm256_cvtepi32_ps(wide(at));
-        let signed = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(h * HALF).cast())));
-        let half = |at: *const u8| load_halves(at.add(h * 16));
-        let minus = |min: __m256| _mm256_sub_ps(zero, _mm256_mul_ps(dmin, min));
-        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
+        let none = [_mm256_setzero_ps(); 2];
+        // Half a group is eight bytes of whole numbers, or sixteen of f16.
+        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256) + h * HALF);
+        let halves = scales.add(h * 2 * HALF);
         let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
         let (scale, min) = match F::BLOCKS.scales {
-            Scales::Half => ([half(scales.add(b * 32)), zero], [zero; 2]),
-            Scales::HalfWithMin => ([half(scales.add(b * 64)), zero], [half(scales.add(b * 64 + 32)), zero]),
+            Scales::Half => ([load_halves(halves.add(b * 32)); 2], none),
+            Scales::HalfWithMin => ([load_halves(halves.add(b * 64)); 2], [load_halves(halves.add(b * 64 + 32)); 2]),
             Scales::Exponent => {
                 // Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
-                let e = wide(scales.add(b * 16));
+                let e = unsigned(scales.add(b * 16 + h * HALF));
                 let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
                 let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
                 let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
-                ([_mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small)), zero], [zero; 2])
+                ([_mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small)); 2], none)
             }
-            Scales::Runs32 => ([_mm256_mul_ps(d, signed(long.add(32 + b * GROUP))), zero], [zero; 2]),
+            Scales::Runs32 => ([_mm256_mul_ps(d, signed(long.add(32 + b * GROUP))); 2], none),
             Scales::Runs16 => {
-                let at = |half: usize| long.add(32 + (b * 2 + half) * GROUP);
-                ([_mm256_mul_ps(d, signed(at(0))), _mm256_mul_ps(d, signed(at(1)))], [zero; 2])
+                let at = long.add(32 + b * 2 * GROUP);
+                ([_mm256_mul_ps(d, signed(at)), _mm256_mul_ps(d, signed(at.add(GROUP)))], none)
             }
             Scales::Runs32WithMin => {
                 let at = long.add(64 + b * 2 * GROUP);
-                ([_mm256_mul_ps(d, unsigned(at)), zero], [minus(unsigned(at.add(GROUP))), zero])
+                ([times(d, unsigned(at)); 2], [times(dmin, unsigned(at.add(GROUP))); 2])
             }
             Scales::Runs16WithMin => {
-                let both = |half: usize| wide(long.add(64 + (b * 2 + half) * GROUP));
-                let low = |both| _mm256_cvtepi32_ps(_mm256_and_si256(both, _mm256_set1_epi32(15)));
-                let high = |both| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(both));
-                let (first, last) = (both(0), both(1));
-                ([_mm256_mul_ps(d, low(first)), _mm256_mul_ps(d, low(last))], [minus(high(first)), minus(high(last))])
+                let at = long.add(64 + b * 2 * GROUP);
+                let (first, last) = (unsigned(at), unsigned(at.add(GROUP)));
+                let mask = _mm256_set1_epi32(15);
+                (
+                    [times(d, _mm256_and_si256(first, mask)), times(d, _mm256_and_si256(last, mask))],
+                    [times(dmin, _mm256_srli_epi32::<4>(first)), times(dmin, _mm256_srli_epi32::<4>(last))],
+                )
             }
         };
         RowScales { scale, min }
@@ -233,39 +265,57 @@ struct Sums {
     min: [f32; 2 * PANEL_BLOCKS],
 }
 
+/// Sums of `T` tokens.
+type AllSums<const T: usize> = [MaybeUninit<Sums>; T];
+
 impl Sums {
-    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; 2 * PANEL_BLOCKS] };
+    /// Sums are written before they are read, so they need not be cleared for each panel.
+    const NONE: MaybeUninit<Self> = MaybeUninit::uninit();
+
+    /// # Safety
+    /// [`prepare`](Self::prepare) has written the entry.
+    #[inline(always)]
+    unsafe fn bias(sums: &MaybeUninit<Self>, i: usize) -> i32 {
+        // SAFETY: promised by the caller.
+        unsafe { *(&raw const (*sums.as_ptr()).bias).cast::<i32>().add(i) }
+    }
+
+    /// # Safety
+    /// As [`bias`](Self::bias).
+    #[inline(always)]
+    unsafe fn min(sums: &MaybeUninit<Self>, i: usize) -> f32 {
+        // SAFETY: promised by the caller.
+        unsafe { *(&raw const (*sums.as_ptr()).min).cast::<f32>().add(i) }
+    }
 
     /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn prepare<F: Kernel>(&mut self, row: Row, first: usize, count: usize) {
+    unsafe fn prepare<F: Kernel>(sums: &mut MaybeUninit<Self>, row: Row, first: usize, count: usize) {
         let bits = F::BIAS_BITS.unwrap_or(0);
         // SAFETY: see the head of the file; whole vectors are used for whole fours of blocks only.
         unsafe {
+            let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
+            let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
             let (sums, scales) = (row.sums.add(first * 2), row.scales.add(first));
+            let shift = _mm_cvtsi32_si128(bits as i32);
             let mut b = 0;
             while b + 4 <= count {
                 let pairs = _mm256_loadu_si256(sums.add(b * 2).cast());
                 if F::HALVES {
-                    let bias = _mm256_sll_epi32(
-                        _mm256_sub_epi32(_mm256_setzero_si256(), pairs),
-                        _mm_cvtsi32_si128(bits as i32),
-                    );
-                    _mm256_storeu_si256(self.bias.as_mut_ptr().add(b * 2).cast(), bias);
+                    let biased = _mm256_sll_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), pairs), shift);
+                    _mm256_storeu_si256(bias.add(b * 2).cast(), biased);
                     if F::MINS {
                         let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
                         let scales = _mm256_castps128_ps256(_mm_loadu_ps(scales.add(b)));
                         let scales = _mm256_permutevar8x32_ps(scales, twice);
-                        let min = _mm256_mul_ps(scales, _mm256_cvtepi32_ps(pairs));
-                        _mm256_storeu_ps(self.min.as_mut_ptr().add(b * 2), min);
+                        _mm256_storeu_ps(min.add(b * 2), _mm256_mul_ps(scales, _mm256_cvtepi32_ps(pairs)));
                     }
                 } else {
                     let low = _mm256_castsi256_si128(pairs);
                     let whole = _mm_hadd_epi32(low, _mm256_extracti128_si256::<1>(pairs));
-                    let bias = _mm_sub_epi32(_mm_setzero_si128(), _mm_sll_epi32(whole, _mm_cvtsi32_si128(bits as i32)));
-                    _mm_storeu_si128(self.bias.as_mut_ptr().add(b).cast(), bias);
-                    let min = _mm_mul_ps(_mm_loadu_ps(scales.add(b)), _mm_cvtepi32_ps(whole));
-                    _mm_storeu_ps(self.min.as_mut_ptr().add(b), min);
+                    let biased = _mm_sub_epi32(_mm_setzero_si128(), _mm_sll_epi32(whole, shift));
+                    _mm_storeu_si128(bias.add(b).cast(), biased);
+                    _mm_storeu_ps(min.add(b), _mm_mul_ps(_mm_loadu_ps(scales.add(b)), _mm_cvtepi32_ps(whole)));
                 }
                 b += 4;
             }
@@ -274,12 +324,12 @@ impl Sums {
                 let scale = *scales.add(b);
                 if F::HALVES {
                     for (half, sum) in [low, high].into_iter().enumerate() {
-                        self.bias[b * 2 + half] = -(sum << bits);
-                        self.min[b * 2 + half] = scale * sum as f32;
+                        *bias.add(b * 2 + half) = -(sum << bits);
+                        *min.add(b * 2 + half) = scale * sum as f32;
                     }
                 } else {
-                    self.bias[b] = -((low + high) << bits);
-                    self.min[b] = scale * (low + high) as f32;
+                    *bias.add(b) = -((low + high) << bits);
+                    *min.add(b) = scale * (low + high) as f32;
                 }
             }
         }
@@ -292,6 +342,20 @@ fn opaque(mut value: usize) -> usize {
     // SAFETY: the empty instruction touches nothing.
     unsafe { std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
     value
+}
+
+/// Step `j` of a panel block.
+#[inline(always)]
+unsafe fn both_halves(panel: *const u8, j: usize) -> [__m256i; 2] {
+    // SAFETY: see the head of the file.
+    unsafe { [_mm256_load_si256(panel.add(j * 64).cast()), _mm256_load_si256(panel.add(j * 64 + 32).cast())] }
+}
+
+/// Scales (`i` below `PER_BLOCK`) or minima of half `h` of a panel block.
+#[inline(always)]
+unsafe fn panel_scale(panel: *const u8, h: usize, i: usize) -> __m256 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm256_load_ps(panel.add((8 + i) * 64 + h * 32).cast()) }
 }
 
 /// Pairs of products of weights and four activations, in 16 bits.
@@ -319,7 +383,6 @@ unsafe fn dots<F: Kernel, const T: usize>(
     // SAFETY: see the head of the file.
     unsafe {
         let ones = _mm256_set1_epi16(1);
-        let w = |j: usize| std::array::from_fn(|h| _mm256_load_si256(panel.add(j * 64 + h * 32).cast()));
         let mut dot = [[_mm256_setzero_si256(); 2]; T];
         // With the loops unrolled, the compiler would compute one sum after the other and keep all weights of a block on
         // the stack. With a number of rounds that it does not know, sums stay in registers and weights pass by once.
@@ -329,7 +392,7 @@ unsafe fn dots<F: Kernel, const T: usize>(
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
             let mut j = from;
             while j < to {
-                let w: [__m256i; 2] = w(j);
+                let w = both_halves(panel, j);
                 for t in 0..T {
                     let four = _mm256_set1_epi32(rows[t].four(b, j));
                     for h in 0..2 {
@@ -347,7 +410,7 @@ unsafe fn dots<F: Kernel, const T: usize>(
             let step = if F::STEPS == 1 { 1 } else { 2 };
             let mut j = from;
             while j < to {
-                let w: [[__m256i; 2]; 2] = [w(j), w(j + step - 1)];
+                let w = [both_halves(panel, j), both_halves(panel, j + step - 1)];
                 for t in 0..T {
                     let four =
                         [_mm256_set1_epi32(rows[t].four(b, j)), _mm256_set1_epi32(rows[t].four(b, j + step - 1))];
@@ -372,14 +435,13 @@ unsafe fn dots<F: Kernel, const T: usize>(
 unsafe fn block<F: Kernel, const T: usize>(
     acc: &mut [[__m256; 2]; T],
     rows: &[Row; T],
-    sums: &[Sums; T],
+    sums: &AllSums<T>,
     b: usize,
     s: usize,
     panel: *const u8,
 ) {
     // SAFETY: see the head of the file.
     unsafe {
-        let scale = |h: usize, i: usize| _mm256_load_ps(panel.add((8 + i) * 64 + h * 32).cast());
         let steps = 8 / F::PER_BLOCK;
         for half in 0..F::PER_BLOCK {
             let dot = dots::<F, T>(rows, b, half * steps, (half + 1) * steps, panel);
@@ -388,18 +450,22 @@ unsafe fn block<F: Kernel, const T: usize>(
                 for h in 0..2 {
                     let mut dot = dot[t][h];
                     if F::BIAS_BITS.is_some() {
-                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(sums[t].bias[s * F::PER_BLOCK + half]));
+                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(Sums::bias(&sums[t], s * F::PER_BLOCK + half)));
                     }
-                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale(h, half), d), acc[t][h]);
+                    acc[t][h] = _mm256_fmadd_ps(
+                        _mm256_cvtepi32_ps(dot),
+                        _mm256_mul_ps(panel_scale(panel, h, half), d),
+                        acc[t][h],
+                    );
                 }
             }
         }
         if F::MINS {
             for half in 0..F::PER_BLOCK {
                 for t in 0..T {
-                    let min = _mm256_set1_ps(sums[t].min[s * F::PER_BLOCK + half]);
+                    let min = _mm256_set1_ps(Sums::min(&sums[t], s * F::PER_BLOCK + half));
                     for h in 0..2 {
-                        acc[t][h] = _mm256_fmadd_ps(scale(h, F::PER_BLOCK + half), min, acc[t][h]);
+                        acc[t][h] = _mm256_fmadd_ps(panel_scale(panel, h, F::PER_BLOCK + half), min, acc[t][h]);
                     }
                 }
             }
@@ -434,12 +500,12 @@ unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
             let codes = tile.group.add(g * tile.stride);
             let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
             let mut acc = [[_mm256_setzero_ps(); 2]; T];
-            let mut sums = [const { Sums::ZERO }; T];
+            let mut sums = [Sums::NONE; T];
             let blocks = tile.cols / 32;
             for run in (0..blocks).step_by(RUN) {
                 if run % PANEL_BLOCKS == 0 {
                     for (sums, row) in sums.iter_mut().zip(rows) {
-                        sums.prepare::<F>(row, run, PANEL_BLOCKS.min(blocks - run));
+                        Sums::prepare::<F>(sums, row, run, PANEL_BLOCKS.min(blocks - run));
                     }
                 }
                 let level = [first_level::<F>(scales, run, 0), first_level::<F>(scales, run, 1)];
@@ -500,14 +566,22 @@ unsafe fn micro<F: Kernel, const T: usize>(tile: &Tile, g: usize, token: usize, 
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
         let out = |t: usize, h: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + h * HALF);
-        let mut acc: [[__m256; 2]; T] = std::array::from_fn(|t| {
-            std::array::from_fn(|h| if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) })
-        });
-        let mut sums = [const { Sums::ZERO }; T];
+        let mut acc = [[_mm256_setzero_ps(); 2]; T];
+        for t in 0..T {
+            for h in 0..2 {
+                acc[t][h] = if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) };
+            }
+        }
+        let mut sums = [Sums::NONE; T];
         for (sums, row) in sums.iter_mut().zip(rows) {
-            sums.prepare::<F>(row, first, count);
+            Sums::prepare::<F>(sums, row, first, count);
         }
         for b in 0..count {
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
             block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * F::PANEL_BLOCK));
         }
         for t in 0..T {

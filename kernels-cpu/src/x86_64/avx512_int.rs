@@ -17,7 +17,7 @@ use crate::{
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, mem::MaybeUninit};
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
@@ -123,37 +123,41 @@ unsafe fn bit<const TO: usize>(codes: *const u8, j: usize) -> __m512i {
 unsafe fn weights<F: Kernel>(codes: *const u8) -> [__m512i; 8] {
     // SAFETY: see the head of the file.
     unsafe {
-        let ones = |mask: i8| _mm512_set1_epi8(mask);
-        let plain: [__m512i; 8] = std::array::from_fn(|j| match F::BLOCKS.codes {
-            Codes::Two => _mm512_and_si512(crumb(codes, j, false), ones(3)),
-            Codes::Three => {
-                let third = _mm512_and_si512(bit::<2>(codes.add(128), j), ones(4));
-                blend(crumb(codes, j, false), third, ones(3))
-            }
-            Codes::Four => _mm512_and_si512(nibble(codes, j), ones(15)),
-            Codes::Five => {
-                let fifth = _mm512_and_si512(bit::<4>(codes.add(256), j), ones(16));
-                blend(nibble(codes, j), fifth, ones(15))
-            }
-            Codes::Six => {
-                let high = _mm512_and_si512(crumb(codes.add(256), j, true), ones(0x30));
-                blend(nibble(codes, j), high, ones(15))
-            }
-            Codes::Eight => load(codes.add(j * 64)),
-        });
-        match F::BLOCKS.values {
-            Values::Offset(_) => plain,
-            Values::Signed => plain.map(|w| _mm512_xor_si512(w, ones(-128))),
-            Values::Table(table) => {
-                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-                let table = _mm512_xor_si512(table, ones(-128));
-                plain.map(|w| _mm512_shuffle_epi8(table, w))
-            }
+        // No closures here and below: the compiler is free not to inline them, and keeps registers in memory then.
+        let mut w = [_mm512_setzero_si512(); 8];
+        for j in 0..8 {
+            w[j] = match F::BLOCKS.codes {
+                Codes::Two => _mm512_and_si512(crumb(codes, j, false), _mm512_set1_epi8(3)),
+                Codes::Three => {
+                    let third = _mm512_and_si512(bit::<2>(codes.add(128), j), _mm512_set1_epi8(4));
+                    blend(crumb(codes, j, false), third, _mm512_set1_epi8(3))
+                }
+                Codes::Four => _mm512_and_si512(nibble(codes, j), _mm512_set1_epi8(15)),
+                Codes::Five => {
+                    let fifth = _mm512_and_si512(bit::<4>(codes.add(256), j), _mm512_set1_epi8(16));
+                    blend(nibble(codes, j), fifth, _mm512_set1_epi8(15))
+                }
+                Codes::Six => {
+                    let high = _mm512_and_si512(crumb(codes.add(256), j, true), _mm512_set1_epi8(0x30));
+                    blend(nibble(codes, j), high, _mm512_set1_epi8(15))
+                }
+                Codes::Eight => load(codes.add(j * 64)),
+            };
+            w[j] = match F::BLOCKS.values {
+                Values::Offset(_) => w[j],
+                Values::Signed => _mm512_xor_si512(w[j], _mm512_set1_epi8(-128)),
+                Values::Table(table) => {
+                    let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+                    _mm512_shuffle_epi8(_mm512_xor_si512(table, _mm512_set1_epi8(-128)), w[j])
+                }
+            };
         }
+        w
     }
 }
 
-/// First-level scale and minimum of the 256 columns that block `b` begins, if there are two levels.
+/// First-level scale, and negative of the first-level minimum, of the 256 columns that block `b` begins, if there are two
+/// levels.
 #[inline(always)]
 unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize) -> [__m512; 2] {
     // SAFETY: see the head of the file.
@@ -163,50 +167,64 @@ unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize) -> [__m512; 2] {
             return [zero; 2];
         }
         let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
-        [load_halves(at), if F::MINS { load_halves(at.add(32)) } else { zero }]
+        [load_halves(at), if F::MINS { _mm512_sub_ps(zero, load_halves(at.add(32))) } else { zero }]
     }
 }
 
-/// Scales and minima of block `b`.
+/// Sixteen signed bytes as floats.
+#[inline(always)]
+unsafe fn signed(at: *const u8) -> __m512 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+}
+
+/// Sixteen bytes as whole numbers.
+#[inline(always)]
+unsafe fn unsigned(at: *const u8) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())) }
+}
+
+/// `d * whole`.
+#[inline(always)]
+unsafe fn times(d: __m512, whole: __m512i) -> __m512 {
+    // SAFETY: see the head of the file.
+    unsafe { _mm512_mul_ps(d, _mm512_cvtepi32_ps(whole)) }
+}
+
+/// Scales and minima of block `b`; `dmin` is negative already.
 #[inline(always)]
 unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, b: usize) -> RowScales {
     // SAFETY: see the head of the file.
     unsafe {
-        let zero = _mm512_setzero_ps();
-        let signed = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
-        let unsigned = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())));
-        let minus = |min: __m512| _mm512_sub_ps(zero, _mm512_mul_ps(dmin, min));
+        let none = [_mm512_setzero_ps(); 2];
         let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
         let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
         let (scale, min) = match F::BLOCKS.scales {
-            Scales::Half => ([load_halves(scales.add(b * 32)), zero], [zero; 2]),
-            Scales::HalfWithMin => {
-                ([load_halves(scales.add(b * 64)), zero], [load_halves(scales.add(b * 64 + 32)), zero])
-            }
+            Scales::Half => ([load_halves(scales.add(b * 32)); 2], none),
+            Scales::HalfWithMin => ([load_halves(scales.add(b * 64)); 2], [load_halves(scales.add(b * 64 + 32)); 2]),
             Scales::Exponent => {
                 // Half of 2^(e - 127); `vscalefps` makes denormals where they are due.
-                let power = _mm512_sub_epi32(
-                    _mm512_cvtepu8_epi32(_mm_loadu_si128(scales.add(b * 16).cast())),
-                    _mm512_set1_epi32(128),
-                );
-                ([_mm512_scalef_ps(_mm512_set1_ps(1.0), _mm512_cvtepi32_ps(power)), zero], [zero; 2])
+                let power = _mm512_sub_epi32(unsigned(scales.add(b * 16)), _mm512_set1_epi32(128));
+                ([_mm512_scalef_ps(_mm512_set1_ps(1.0), _mm512_cvtepi32_ps(power)); 2], none)
             }
-            Scales::Runs32 => ([_mm512_mul_ps(d, signed(long.add(32 + b * GROUP))), zero], [zero; 2]),
+            Scales::Runs32 => ([_mm512_mul_ps(d, signed(long.add(32 + b * GROUP))); 2], none),
             Scales::Runs16 => {
-                let at = |half: usize| long.add(32 + (b * 2 + half) * GROUP);
-                ([_mm512_mul_ps(d, signed(at(0))), _mm512_mul_ps(d, signed(at(1)))], [zero; 2])
+                let at = long.add(32 + b * 2 * GROUP);
+                ([_mm512_mul_ps(d, signed(at)), _mm512_mul_ps(d, signed(at.add(GROUP)))], none)
             }
             Scales::Runs32WithMin => {
                 let at = long.add(64 + b * 2 * GROUP);
-                ([_mm512_mul_ps(d, unsigned(at)), zero], [minus(unsigned(at.add(GROUP))), zero])
+                ([times(d, unsigned(at)); 2], [times(dmin, unsigned(at.add(GROUP))); 2])
             }
             Scales::Runs16WithMin => {
-                let both =
-                    |half: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(long.add(64 + (b * 2 + half) * GROUP).cast()));
-                let low = |both| _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
-                let high = |both| _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(both));
-                let (first, last) = (both(0), both(1));
-                ([_mm512_mul_ps(d, low(first)), _mm512_mul_ps(d, low(last))], [minus(high(first)), minus(high(last))])
+                let at = long.add(64 + b * 2 * GROUP);
+                let (first, last) = (unsigned(at), unsigned(at.add(GROUP)));
+                let mask = _mm512_set1_epi32(15);
+                (
+                    [times(d, _mm512_and_si512(first, mask)), times(d, _mm512_and_si512(last, mask))],
+                    [times(dmin, _mm512_srli_epi32::<4>(first)), times(dmin, _mm512_srli_epi32::<4>(last))],
+                )
             }
         };
         RowScales { scale, min }
@@ -224,26 +242,40 @@ struct Sums {
 }
 
 impl Sums {
-    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; 2 * PANEL_BLOCKS] };
+    /// Sums are written before they are read, so they need not be cleared for each panel.
+    const NONE: MaybeUninit<Self> = MaybeUninit::uninit();
+
+    /// # Safety
+    /// [`prepare`](Self::prepare) has written the entry.
+    #[inline(always)]
+    unsafe fn bias(sums: &MaybeUninit<Self>, i: usize) -> i32 {
+        // SAFETY: promised by the caller.
+        unsafe { *(&raw const (*sums.as_ptr()).bias).cast::<i32>().add(i) }
+    }
+
+    /// # Safety
+    /// As [`bias`](Self::bias).
+    #[inline(always)]
+    unsafe fn min(sums: &MaybeUninit<Self>, i: usize) -> f32 {
+        // SAFETY: promised by the caller.
+        unsafe { *(&raw const (*sums.as_ptr()).min).cast::<f32>().add(i) }
+    }
 
     /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn prepare<F: Kernel>(&mut self, row: Row, first: usize, count: usize) {
-        // SAFETY: see the head of the file; masks keep loads inside the row.
+    unsafe fn prepare<F: Kernel>(sums: &mut MaybeUninit<Self>, row: Row, first: usize, count: usize) {
+        // SAFETY: see the head of the file; masks keep loads inside the row. Whole registers are stored, so no entry that
+        // a block can have is left out.
         unsafe {
-            let lanes = |count: usize| ((1u32 << count.min(16)) - 1) as __mmask16;
             let from = row.sums.add(first * 2);
             let low = _mm512_maskz_loadu_epi32(lanes(count * 2), from);
             let high = _mm512_maskz_loadu_epi32(lanes((count * 2).saturating_sub(16)), from.wrapping_add(16));
-            let negated = |sums: __m512i| {
-                let bits = _mm_cvtsi32_si128(F::BIAS_BITS.unwrap_or(0) as i32);
-                _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sums, bits))
-            };
             let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
-            let (bias, min) = (self.bias.as_mut_ptr(), self.min.as_mut_ptr());
+            let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
+            let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
             if F::HALVES {
-                _mm512_store_si512(bias.cast(), negated(low));
-                _mm512_store_si512(bias.add(16).cast(), negated(high));
+                _mm512_store_si512(bias.cast(), biased::<F>(low));
+                _mm512_store_si512(bias.add(16).cast(), biased::<F>(high));
                 if F::MINS {
                     let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
                     let first = _mm512_permutexvar_ps(twice, scales);
@@ -258,10 +290,26 @@ impl Sums {
                     _mm512_permutex2var_epi32(low, even, high),
                     _mm512_permutex2var_epi32(low, odd, high),
                 );
-                _mm512_store_si512(bias.cast(), negated(whole));
+                _mm512_store_si512(bias.cast(), biased::<F>(whole));
                 _mm512_store_ps(min, _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
             }
         }
+    }
+}
+
+/// A mask of the first `count` lanes of 16.
+#[inline(always)]
+fn lanes(count: usize) -> __mmask16 {
+    ((1u32 << count.min(16)) - 1) as __mmask16
+}
+
+/// What the bias of the codes adds to dot products with activations of these sums, negated.
+#[inline(always)]
+unsafe fn biased<F: Kernel>(sums: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let bits = _mm_cvtsi32_si128(F::BIAS_BITS.unwrap_or(0) as i32);
+        _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sums, bits))
     }
 }
 
@@ -296,9 +344,9 @@ unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
             let mut acc = [_mm512_setzero_ps(); T];
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let end = blocks.min(first + PANEL_BLOCKS);
-                let mut sums = [const { Sums::ZERO }; T];
+                let mut sums = [Sums::NONE; T];
                 for (sums, row) in sums.iter_mut().zip(rows) {
-                    sums.prepare::<F>(row, first, end - first);
+                    Sums::prepare::<F>(sums, row, first, end - first);
                 }
                 for run in (first..end).step_by(RUN) {
                     let level = first_level::<F>(scales, run);
@@ -326,7 +374,7 @@ unsafe fn accumulate<F: Kernel>(
     w: &[__m512i; 8],
     scales: &RowScales,
     row: Row,
-    sums: &Sums,
+    sums: &MaybeUninit<Sums>,
     b: usize,
     s: usize,
 ) {
@@ -334,11 +382,13 @@ unsafe fn accumulate<F: Kernel>(
     unsafe {
         let d = _mm512_set1_ps(*row.scales.add(b));
         let zero = _mm512_setzero_si512();
-        let bias = |i: usize| if F::BIAS_BITS.is_some() { _mm512_set1_epi32(sums.bias[i]) } else { zero };
         let steps = 8 / F::PER_BLOCK;
         for half in 0..F::PER_BLOCK {
             // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
-            let mut dot = [bias(s * F::PER_BLOCK + half), zero];
+            let mut dot = [zero; 2];
+            if F::BIAS_BITS.is_some() {
+                dot[0] = _mm512_set1_epi32(Sums::bias(sums, s * F::PER_BLOCK + half));
+            }
             for j in half * steps..(half + 1) * steps {
                 dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], w[j], _mm512_set1_epi32(row.four(b, j)));
             }
@@ -347,14 +397,15 @@ unsafe fn accumulate<F: Kernel>(
         }
         if F::MINS {
             for half in 0..F::PER_BLOCK {
-                *acc = _mm512_fmadd_ps(scales.min[half], _mm512_set1_ps(sums.min[s * F::PER_BLOCK + half]), *acc);
+                *acc =
+                    _mm512_fmadd_ps(scales.min[half], _mm512_set1_ps(Sums::min(sums, s * F::PER_BLOCK + half)), *acc);
             }
         }
     }
 }
 
 /// Tokens that the inner loop of many tokens takes at a time.
-const MAIN: usize = 4;
+const MAIN: usize = 6;
 
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, a few at a time.
 #[inline(always)]
@@ -413,29 +464,37 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
-        let mut sums = [const { Sums::ZERO }; T];
+        let mut sums = [Sums::NONE; T];
         for (sums, row) in sums.iter_mut().zip(rows) {
-            sums.prepare::<F>(row, first, count);
+            Sums::prepare::<F>(sums, row, first, count);
         }
         let out = |t: usize, g: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP);
-        let mut acc: [[__m512; G]; T] = std::array::from_fn(|t| {
-            std::array::from_fn(|g| if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) })
-        });
+        let mut acc = [[_mm512_setzero_ps(); G]; T];
+        for t in 0..T {
+            for g in 0..G {
+                acc[t][g] = if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) };
+            }
+        }
         let steps = 8 / F::PER_BLOCK;
         for b in 0..count {
             let panel = tile.panel.add(b * G * F::PANEL_BLOCK);
-            let scales = |g: usize, i: usize| _mm512_load_ps(panel.add(g * F::PANEL_BLOCK + (8 + i) * 64).cast());
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
             for half in 0..F::PER_BLOCK {
-                let mut dot: [[__m512i; G]; T] = std::array::from_fn(|t| {
-                    let bias = match F::BIAS_BITS {
-                        None => _mm512_setzero_si512(),
-                        Some(_) => _mm512_set1_epi32(sums[t].bias[b * F::PER_BLOCK + half]),
-                    };
-                    [bias; G]
-                });
+                let mut dot = [[_mm512_setzero_si512(); G]; T];
+                if F::BIAS_BITS.is_some() {
+                    for t in 0..T {
+                        dot[t] = [_mm512_set1_epi32(Sums::bias(&sums[t], b * F::PER_BLOCK + half)); G];
+                    }
+                }
                 for j in half * steps..(half + 1) * steps {
-                    let w: [__m512i; G] =
-                        std::array::from_fn(|g| _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast()));
+                    let mut w = [_mm512_setzero_si512(); G];
+                    for g in 0..G {
+                        w[g] = _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast());
+                    }
                     for t in 0..T {
                         let four = _mm512_set1_epi32(rows[t].four(first + b, j));
                         for g in 0..G {
@@ -444,7 +503,7 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
                     }
                 }
                 for g in 0..G {
-                    let scale = scales(g, half);
+                    let scale = _mm512_load_ps(panel.add(g * F::PANEL_BLOCK + (8 + half) * 64).cast());
                     for t in 0..T {
                         let d = _mm512_set1_ps(*rows[t].scales.add(first + b));
                         let scale = _mm512_mul_ps(scale, d);
@@ -455,9 +514,10 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
             if F::MINS {
                 for half in 0..F::PER_BLOCK {
                     for g in 0..G {
-                        let min = scales(g, F::PER_BLOCK + half);
+                        let at = panel.add(g * F::PANEL_BLOCK + (8 + F::PER_BLOCK + half) * 64);
+                        let min = _mm512_load_ps(at.cast());
                         for t in 0..T {
-                            let sum = _mm512_set1_ps(sums[t].min[b * F::PER_BLOCK + half]);
+                            let sum = _mm512_set1_ps(Sums::min(&sums[t], b * F::PER_BLOCK + half));
                             acc[t][g] = _mm512_fmadd_ps(min, sum, acc[t][g]);
                         }
                     }
