@@ -4,7 +4,8 @@
 //! another, and there are enough of them to hide the latency of an instruction (Intel and AMD: 4 or 5 cycles, two per
 //! cycle).
 
-use super::{Loop, STEP};
+use super::{Loop, Loops, STEP};
+use crate::Isa;
 use std::{
     arch::{asm, x86_64::*},
     hint::black_box,
@@ -59,11 +60,20 @@ fn fetch(pieces: &[[u8; 64]]) {
     }
 }
 
-pub(super) const AVX512_INTEGER: Loop = Loop { instruction: "vpdpbusd zmm", macs: 16 * 64, run: integer_avx512 };
-pub(super) const AVX512_FLOAT: Loop = Loop { instruction: "vfmadd zmm", macs: 16 * 16, run: float_avx512 };
-pub(super) const AVX2_INTEGER: Loop =
-    Loop { instruction: "vpmaddubsw + vpmaddwd + vpaddd ymm", macs: 8 * 32, run: integer_avx2 };
-pub(super) const AVX2_FLOAT: Loop = Loop { instruction: "vfmadd ymm", macs: 12 * 8, run: float_avx2 };
+/// The loops of an instruction set.
+pub(super) fn loops(isa: Isa) -> Option<Loops> {
+    Some(match isa {
+        Isa::Avx2 => Loops {
+            integer: Loop { instruction: "vpmaddubsw + vpmaddwd + vpaddd ymm", macs: 8 * 32, run: integer_avx2 },
+            float: Loop { instruction: "vfmadd ymm", macs: 12 * 8, run: float_avx2 },
+        },
+        Isa::Avx512 => Loops {
+            integer: Loop { instruction: "vpdpbusd zmm", macs: 16 * 64, run: integer_avx512 },
+            float: Loop { instruction: "vfmadd zmm", macs: 16 * 16, run: float_avx512 },
+        },
+        _ => return None,
+    })
+}
 
 /// # Safety
 /// The processor has AVX-512F and VNNI.

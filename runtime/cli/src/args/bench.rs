@@ -1,10 +1,15 @@
 //! Flags of `bench`; names and meanings follow llama-bench.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
 
 /// Flags of `bench`. Several values, separated by commas, give a row for each combination.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// Measures something else than models.
+    #[command(subcommand)]
+    pub what: Option<BenchCommand>,
     /// Models, each a path, `hf:owner/repo/file.gguf` or `default`.
     #[arg(short, long = "model", value_name = "MODEL", value_delimiter = ',', default_value = "default")]
     pub models: Vec<String>,
@@ -49,4 +54,47 @@ pub enum BenchFormat {
     Json,
     /// Comma-separated values.
     Csv,
+}
+
+/// What else `bench` measures.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measures matrix kernels beside the limits of this computer, which the same run measures.
+    ///
+    /// A product multiplies M rows of activations with a matrix of N rows and K columns. Weights come from memory, or stay in a
+    /// cache from product to product. The roof of a product is what bandwidth and arithmetic allow; times are medians.
+    Kernels(KernelsArgs),
+}
+
+/// Flags of `bench kernels`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsArgs {
+    /// Types of weights; without it Q4_0, Q4_K, Q6_K, Q8_0 and F16.
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    pub types: Vec<String>,
+    /// Instruction sets; without it the one that other commands would use.
+    #[arg(long = "isa", value_name = "ISA", value_delimiter = ',')]
+    pub isas: Vec<String>,
+    /// Numbers of tokens (M) [default: 1,4,16,64,512].
+    #[arg(long = "m", value_name = "M", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub tokens: Vec<u32>,
+    /// Models whose matrices are multiplied, each in memory and in a cache if it fits: 135m, 1b, 8b; without it 1b in memory and
+    /// 135m in a cache.
+    #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
+    pub models: Vec<String>,
+    /// Every instruction set, type, model and shape that runs here. Takes long.
+    #[arg(long, conflicts_with_all = ["types", "isas", "models", "quick"])]
+    pub all: bool,
+    /// Fewer and shorter measurements: a first impression.
+    #[arg(long)]
+    pub quick: bool,
+    /// Threads; 0 means one per core.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Also draws a roofline picture into this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }

@@ -5,7 +5,7 @@ mod generate;
 mod shared;
 mod tools;
 
-pub use bench::{BenchArgs, BenchFormat};
+pub use bench::{BenchArgs, BenchCommand, BenchFormat, KernelsArgs};
 pub use generate::{ChatArgs, GenerateArgs};
 pub use shared::{ComputeArgs, ModelArgs, TextArgs};
 pub use tools::{
@@ -88,12 +88,24 @@ mod tests {
     }
 
     #[test]
+    fn a_benchmark_of_kernels_has_flags_of_its_own() {
+        let cli = Cli::try_parse_from(["rustai", "bench", "kernels", "--type", "Q4_0,F16", "--m", "1,16"]).unwrap();
+        let Command::Bench(BenchArgs { what: Some(BenchCommand::Kernels(args)), .. }) = cli.command else {
+            panic!("not bench kernels")
+        };
+        assert_eq!((args.types, args.tokens), (vec!["Q4_0".to_owned(), "F16".to_owned()], vec![1, 16]));
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for line in [
             &["rustai", "generate", "--temperature", "warm", "x"][..],
             &["rustai", "generate", "--file", "a", "x"],
             &["rustai", "generate", "--raw", "--system", "a", "x"],
             &["rustai", "bench", "-o", "xml"],
+            &["rustai", "bench", "-p", "64", "kernels"],
+            &["rustai", "bench", "kernels", "--m", "0"],
+            &["rustai", "bench", "kernels", "--all", "--quick"],
             &["rustai", "fly"],
         ] {
             assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2, "{line:?}");

@@ -3,21 +3,29 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
-/// How far something has come, in bytes.
+/// How far something has come.
 pub struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// A bar with a word for what is going on. It draws nothing before the first [`set`](Self::set).
+    /// A bar that counts bytes, with a word for what is going on. It draws nothing before the first [`set`](Self::set).
     pub fn bytes(what: &str) -> Self {
+        Self::new(what, "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+    }
+
+    /// A bar that counts steps.
+    pub fn steps(what: &str) -> Self {
+        Self::new(what, "{prefix} [{bar:30}] {pos}/{len} {eta}")
+    }
+
+    fn new(what: &str, template: &str) -> Self {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr_with_hz(10)
         } else {
             ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let template = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -32,7 +40,7 @@ impl Progress {
         }
     }
 
-    /// `done` of `total` bytes; a `total` of `None` is not known yet.
+    /// `done` of `total`; a `total` of `None` is not known yet.
     pub fn set(&self, done: u64, total: Option<u64>) {
         if let Some(total) = total {
             self.bar.set_length(total);

@@ -185,6 +185,10 @@ fn a_wrong_log_filter_is_refused() {
 #[test]
 fn a_benchmark_of_nothing_is_refused() {
     Rustai::line("bench -p 0 -n 0").refuses(2, &["nothing to measure"]);
+    Rustai::line("bench kernels --type Q9_0").refuses(2, &["Q9_0", "Q8_0"]);
+    Rustai::line("bench kernels --isa sse9").refuses(2, &["sse9", "avx2"]);
+    Rustai::line("bench kernels --model 70b").refuses(2, &["70b", "1b (Llama"]);
+    Rustai::line("bench kernels --svg no/such/folder.svg").refuses(2, &["no/such/folder.svg", "--svg"]);
 }
 
 #[test]

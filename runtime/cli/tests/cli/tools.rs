@@ -37,6 +37,27 @@ fn bench_speaks_json_and_csv() {
 }
 
 #[test]
+fn bench_kernels_measures_products_beside_the_roofs() {
+    let tiny = Tiny::new();
+    let picture = tiny.file("roofline.svg", "");
+    let line = "bench kernels --quick --type q8_0 --m 1,2 --model 135m -t 1 --json --svg";
+    let report = Rustai::line(line).arg(&picture).json();
+    let reads = report["roofs"][0]["reads"].as_array().unwrap();
+    assert_eq!(reads.last().unwrap()["level"], "memory");
+    assert!(reads.iter().all(|read| read["all_threads"].as_f64().unwrap() > 0.0));
+    let points = report["points"].as_array().unwrap();
+    let in_memory: Vec<_> = points.iter().filter(|point| point["weights_in"] == "memory").collect();
+    assert_eq!(in_memory.iter().map(|point| point["m"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    for point in points {
+        assert_eq!((&point["type"], &point["isa"]), (&"Q8_0".into(), &Isa::best().name().into()));
+        assert_eq!((&point["n"], &point["k"]), (&576.into(), &1536.into()));
+        assert_eq!(point["samples_ns"].as_array().unwrap().len(), 3);
+        assert!(point["percent_of_roof"].as_f64().unwrap() > 0.0);
+    }
+    assert!(std::fs::read_to_string(picture).unwrap().contains("weights in memory"));
+}
+
+#[test]
 fn perplexity_of_a_random_model_is_about_its_vocabulary() {
     let tiny = Tiny::new();
     let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(40));

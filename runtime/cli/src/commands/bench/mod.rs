@@ -2,14 +2,17 @@
 //!
 //! Each row runs steps of the model itself on random tokens: no tokenizer, no sampler, no scheduler. One run before the
 //! measurements warms caches. `t/s` is the mean of the runs' rates, with their sample standard deviation.
+//!
+//! `bench kernels` is [`kernels`].
 
+mod kernels;
 mod measure;
 mod report;
 mod statistics;
 
 use super::model;
 use crate::{
-    args::{BenchArgs, BenchFormat, GlobalArgs},
+    args::{BenchArgs, BenchCommand, BenchFormat, GlobalArgs},
     compute,
     failure::Failure,
     interrupt, ui,
@@ -21,6 +24,9 @@ use std::time::Instant;
 
 /// Runs all combinations of the values given.
 pub fn run(args: &BenchArgs, global: GlobalArgs) -> Result<(), Failure> {
+    if let Some(BenchCommand::Kernels(args)) = &args.what {
+        return kernels::run(args);
+    }
     let tests = tests(args)?;
     let mut rows = Vec::new();
     let finished = measure_all(args, global, &tests, &mut rows);
