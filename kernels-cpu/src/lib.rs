@@ -2,6 +2,8 @@
 //!
 //! This crate knows block formats and instruction sets. It knows no graphs and no files.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod attention;
 mod bytes;
 mod executor;
@@ -13,11 +15,11 @@ mod ops;
 mod pack;
 mod program;
 pub mod reference;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod team;
 mod tile;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

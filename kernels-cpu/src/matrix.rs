@@ -276,8 +276,14 @@ fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
     crate::x86_64::tile_kernel(isa, layout)
 }
 
+/// The fast kernel for a layout; `None` if the reference has to do it.
+#[cfg(target_arch = "aarch64")]
+fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
+    crate::aarch64::tile_kernel(isa, layout)
+}
+
 /// The fast kernel for a layout; none are written for this processor yet.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn tile_kernel(_: Isa, _: Layout) -> Option<TileKernel> {
     None
 }

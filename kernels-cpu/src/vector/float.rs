@@ -44,7 +44,8 @@ unsafe fn micro<V: Simd, const HALF: bool, const T: usize, const N: usize>(tile:
     }
 }
 
-/// All tokens; `MAIN` at a time, the rest in ever smaller steps. `ONE` vectors make a group, `TWO` two of them.
+/// All tokens; `MAIN` at a time, the rest in ever smaller steps. `ONE` vectors make a group, `TWO` two of them; if
+/// they are the same, groups are computed one after the other.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Simd, const HALF: bool, const MAIN: usize, const ONE: usize, const TWO: usize>(
     tile: &Tile,
@@ -56,10 +57,12 @@ pub(crate) unsafe fn tile<V: Simd, const HALF: bool, const MAIN: usize, const ON
             ($($tokens:expr),+) => {
                 $(
                     while t + $tokens <= tile.tokens {
-                        if tile.groups == 2 {
+                        if TWO > ONE && tile.groups == 2 {
                             micro::<V, HALF, { $tokens }, TWO>(tile, 0, t);
                         } else {
-                            micro::<V, HALF, { $tokens }, ONE>(tile, 0, t);
+                            for group in 0..tile.groups {
+                                micro::<V, HALF, { $tokens }, ONE>(tile, group, t);
+                            }
                         }
                         t += $tokens;
                     }

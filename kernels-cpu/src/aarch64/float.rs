@@ -1,0 +1,9 @@
+//! Tile kernels for F16 and F32 weights.
+
+use crate::vector::float::float_kernels;
+use std::arch::aarch64::*;
+
+float_kernels! {
+    neon_f16: "neon", float32x4_t, true, 6, 4, 4;
+    neon_f32: "neon", float32x4_t, false, 6, 4, 4;
+}
