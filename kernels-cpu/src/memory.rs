@@ -68,6 +68,13 @@ impl Region {
         self.start.as_ptr()
     }
 
+    /// # Safety of callers
+    /// Nobody may write through [`as_ptr`](Self::as_ptr) while the slice lives; packed weights are never written again.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `len` initialised (zeroed) bytes; for writers see above.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `start` is valid for `len` initialised (zeroed) bytes, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }

@@ -2,8 +2,7 @@
 //!
 //! A program is made once, when a model is loaded; every offset is checked then. Running it allocates nothing.
 
-use crate::{Matrix, SharedBytes, formats::q8a, memory::align};
-use rustai_abi::DType;
+use crate::{Matrix, formats::q8a, memory::align};
 use std::sync::Arc;
 
 /// Which rows a buffer has: one for each token of the batch, or one for each wanted output.
@@ -102,10 +101,8 @@ pub struct Projection {
 pub enum Call {
     /// Rows of an embedding table for the batch's tokens.
     Embed {
-        /// Element type of the table.
-        dtype: DType,
-        /// The table as the file holds it, row-major.
-        table: SharedBytes,
+        /// The table: a row for each token.
+        table: Arc<Matrix>,
         /// Result; its width is the table's row length.
         out: Buf,
         /// Factor on each value.

@@ -99,13 +99,10 @@ impl Examiner<'_> {
 
     fn call(&self, call: &Call, facts: &mut Facts) -> Reason {
         match call {
-            Call::Embed { dtype, table, out, .. } => {
+            Call::Embed { table, out, .. } => {
                 self.buf(*out)?;
                 ensure(out.rows == Rows::Tokens, || "embeddings have a row per token".into())?;
-                let row = dtype.bytes_for(out.width).filter(|row| table.len().is_multiple_of(*row));
-                ensure(row.is_some() && crate::formats::of(*dtype).is_some(), || {
-                    format!("{} bytes of {dtype} are no table of {} columns", table.len(), out.width)
-                })
+                ensure(table.cols() == out.width, || format!("a table of {} columns for {out:?}", table.cols()))
             }
             Call::RmsNorm { x, weight, out, .. } => {
                 facts.max_width = facts.max_width.max(x.width);
@@ -220,9 +217,8 @@ pub(super) fn batch(program: &Program, batch: &Batch<'_>) -> Result<(), Executor
         return refuse(format!("output row {row} of {tokens}"));
     }
     for call in &program.calls {
-        if let Call::Embed { dtype, table, out, .. } = call {
-            // `program` has proven that rows are whole blocks.
-            let rows = dtype.bytes_for(out.width).map_or(0, |row| table.len() / row);
+        if let Call::Embed { table, .. } = call {
+            let rows = table.rows();
             if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= rows) {
                 return refuse(format!("token {token} of a vocabulary of {rows}"));
             }

@@ -15,7 +15,7 @@ use super::{QueryTile, RopeTable, RowPlace, Scratch};
 use crate::{
     Act, Buf, Call, Matrix, Program, Projection, QBuf, RopeStyle, Rows,
     attention::{AttentionTask, LayerCache},
-    formats::{self, q8a},
+    formats::q8a,
     matrix::{ActRows, TileScratch},
     ops::Ops,
     team::Lockstep,
@@ -115,11 +115,9 @@ impl Step<'_> {
         // SAFETY: see the head of the file. Each arm touches the rows, columns or heads of its own task.
         unsafe {
             match call {
-                Call::Embed { dtype, table, out, scale } => {
-                    let format = formats::of(*dtype).expect("checked: the table's type can be read");
-                    let bytes = dtype.bytes_for(out.width).expect("checked: rows are whole blocks");
+                Call::Embed { table, out, scale } => {
                     let row = self.row_mut(*out, task);
-                    (format.dequantize)(&table[self.batch.tokens[task] as usize * bytes..][..bytes], row);
+                    table.row(self.batch.tokens[task] as usize, row);
                     if *scale != 1.0 {
                         row.iter_mut().for_each(|x| *x *= scale);
                     }

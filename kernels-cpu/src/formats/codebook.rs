@@ -50,6 +50,6 @@ mod tests {
         assert_eq!(even_signs(0), 0);
         assert_eq!(even_signs(1), 0x81);
         assert_eq!(even_signs(0xffff_ff83), 0x03);
-        assert!((0..128).all(|index| even_signs(index).count_ones() % 2 == 0));
+        assert!((0..128).all(|index| even_signs(index).count_ones().is_multiple_of(2)));
     }
 }

@@ -5,6 +5,7 @@
 use super::{
     Format,
     block::{read_blocks, read_f16},
+    parts::{Parts, fixed, nibbles},
 };
 use rustai_abi::DType;
 
@@ -29,4 +30,12 @@ pub(super) fn lookup(scale: f32, table: &[i8; 16], quants: &[u8], out: &mut [f32
         *low = scale * f32::from(table[usize::from(q & 0x0f)]);
         *high = scale * f32::from(table[usize::from(q >> 4)]);
     }
+}
+
+/// Takes a block apart; codes are indices into [`VALUES`].
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, ref quants @ ..] = fixed::<BYTES>(block);
+    parts.d = [d0, d1];
+    nibbles(quants, &mut parts.codes);
 }

@@ -8,6 +8,7 @@ use super::{
     Format,
     block::{QK_K, read_blocks, read_f16},
     iq4_nl::{VALUES, lookup},
+    parts::{Parts, fixed, nibbles},
 };
 use rustai_abi::DType;
 
@@ -34,4 +35,17 @@ pub(crate) fn scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
         let high = (high >> (2 * group) & 3) as u8;
         (low | high << 4) as i8 - 32
     })
+}
+
+/// Takes a block apart; codes are indices into IQ4_NL's table.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, h0, h1, l0, l1, l2, l3, ref quants @ ..] = fixed::<BYTES>(block);
+    parts.d = [d0, d1];
+    for (to, scale) in parts.scales.iter_mut().zip(scales([h0, h1], [l0, l1, l2, l3])) {
+        *to = scale as u8;
+    }
+    for (quants, codes) in quants.as_chunks::<16>().0.iter().zip(parts.codes.as_chunks_mut::<32>().0) {
+        nibbles(quants, codes);
+    }
 }

@@ -5,7 +5,12 @@
 //! Exponent 255 is NaN in the OCP specification; ggml and the `gguf` package read it as the next power of two, 2^128, half
 //! of which is finite. So do we: no byte pattern of this type gives a NaN, and the largest values overflow to infinity.
 
-use super::{Format, block::read_blocks, iq4_nl::lookup};
+use super::{
+    Format,
+    block::read_blocks,
+    iq4_nl::lookup,
+    parts::{Parts, fixed, nibbles},
+};
 use rustai_abi::DType;
 
 const LEN: usize = 32;
@@ -30,4 +35,12 @@ pub(crate) fn half_scale(exponent: u8) -> f32 {
         1 => 0x0040_0000,
         _ => (u32::from(exponent) - 1) << 23,
     })
+}
+
+/// Takes a block apart; codes are indices into [`VALUES`], and the exponent is the only scale.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[exponent, ref quants @ ..] = fixed::<BYTES>(block);
+    parts.scales[0] = exponent;
+    nibbles(quants, &mut parts.codes);
 }

@@ -7,6 +7,7 @@
 use super::{
     Format,
     block::{QK_K, read_blocks, read_f16},
+    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -29,4 +30,16 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[ref head @ .., d0, d1, m0, m1] = fixed::<BYTES>(block);
+    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
+    let (scales, quants) = head.split_at(16);
+    for ((scale, min), both) in parts.scales.iter_mut().zip(&mut parts.mins).zip(scales) {
+        (*scale, *min) = (both & 0x0f, both >> 4);
+    }
+    parts.set_crumbs(quants);
 }

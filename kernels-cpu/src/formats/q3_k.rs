@@ -7,6 +7,7 @@
 use super::{
     Format,
     block::{QK_K, read_blocks, read_f16},
+    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -42,4 +43,21 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[ref head @ .., d0, d1] = fixed::<BYTES>(block);
+    parts.d = [d0, d1];
+    let (third, rest) = head.split_at(32);
+    let (quants, packed) = rest.split_at(64);
+    let scales = unpack_scales(packed.first_chunk().expect("12 bytes are left"));
+    parts.scales = scales.map(|scale| scale as u8);
+    parts.set_crumbs(quants);
+    for (run, codes) in parts.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, third) in codes.iter_mut().zip(third) {
+            *code |= (third >> run & 1) << 2;
+        }
+    }
 }

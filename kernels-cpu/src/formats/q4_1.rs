@@ -5,6 +5,7 @@
 use super::{
     Format,
     block::{inverse_scale, read_blocks, read_f16, write_blocks, write_f16},
+    parts::{Parts, fixed, nibbles},
 };
 use rustai_abi::DType;
 
@@ -52,4 +53,12 @@ fn quantize(values: &[f32], out: &mut [u8]) {
             *q = quant(*low) | quant(*high) << 4;
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, m0, m1, ref quants @ ..] = fixed::<BYTES>(block);
+    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
+    nibbles(quants, &mut parts.codes);
 }

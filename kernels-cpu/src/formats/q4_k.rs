@@ -8,6 +8,7 @@ use super::{
     Format,
     block::{QK_K, read_blocks, read_f16},
     k_scales,
+    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -31,4 +32,14 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, m0, m1, ref rest @ ..] = fixed::<BYTES>(block);
+    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
+    let (packed, quants) = rest.split_first_chunk().expect("scales come before the quants");
+    parts.set_k_scales(packed);
+    parts.set_low_nibbles(quants);
 }

@@ -6,6 +6,7 @@
 use super::{
     Format,
     block::{read_blocks, read_f16},
+    parts::{Parts, add_bits, fixed, nibbles},
 };
 use rustai_abi::DType;
 
@@ -25,4 +26,13 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *high = d * ((q >> 4 | (fifth >> (i + 16) & 1) << 4) as i32 - 16) as f32;
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, h0, h1, h2, h3, ref quants @ ..] = fixed::<BYTES>(block);
+    parts.d = [d0, d1];
+    nibbles(quants, &mut parts.codes);
+    add_bits(u32::from_le_bytes([h0, h1, h2, h3]), 4, &mut parts.codes);
 }

@@ -8,6 +8,7 @@ use super::{
     Format,
     block::{QK_K, read_blocks, read_f16},
     k_scales,
+    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -33,4 +34,20 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Takes a block apart; codes are the quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, m0, m1, ref rest @ ..] = fixed::<BYTES>(block);
+    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
+    let (packed, rest) = rest.split_first_chunk().expect("scales come before the quants");
+    parts.set_k_scales(packed);
+    let (fifth, quants) = rest.split_at(32);
+    parts.set_low_nibbles(quants);
+    for (group, codes) in parts.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, fifth) in codes.iter_mut().zip(fifth) {
+            *code |= (fifth >> group & 1) << 4;
+        }
+    }
 }

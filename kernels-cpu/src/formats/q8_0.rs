@@ -5,6 +5,7 @@
 use super::{
     Format,
     block::{inverse_scale, largest_magnitude, read_blocks, read_f16, write_blocks, write_f16},
+    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -36,4 +37,12 @@ fn quantize(values: &[f32], out: &mut [u8]) {
             *q = (value * inverse).round() as i8 as u8;
         }
     });
+}
+
+/// Takes a block apart; codes are the signed quants.
+#[inline(always)]
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, ref quants @ ..] = fixed::<BYTES>(block);
+    parts.d = [d0, d1];
+    parts.codes[..LEN].copy_from_slice(quants);
 }

@@ -28,7 +28,7 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
         for (bytes, values) in [(first, first_values), (second, second_values), (last, last_values)] {
             for (power, values) in POWERS.iter().zip(values.chunks_exact_mut(bytes.len())) {
                 for (value, byte) in values.iter_mut().zip(bytes) {
-                    let digit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+                    let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                     *value = d * f32::from(digit as i8 - 1);
                 }
             }

@@ -36,4 +36,15 @@ impl Row {
         // SAFETY: the caller says that the columns exist.
         unsafe { self.quants.add(b * 32 + j * 4).cast::<i32>().read_unaligned() }
     }
+
+    /// Fetches the line with block `b` of the row `rows` rows further on, which the next round of a loop over rows reads.
+    ///
+    /// # Safety
+    /// None: prefetching may name any address.
+    #[inline(always)]
+    pub(super) unsafe fn prefetch_later(self, tile: &Tile, rows: usize, b: usize) {
+        let ahead = self.quants.wrapping_add(rows * tile.x_stride + b * 32);
+        // SAFETY: the instruction is part of the baseline and cannot fault.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast()) };
+    }
 }

@@ -2,11 +2,8 @@
 //!
 //! The shape is that of the AVX-512 kernels, on half-wide registers: a group is two halves of eight rows. Without VNNI a
 //! dot product of bytes goes through 16-bit sums, `vpmaddubsw`, which saturates (Intel SDM vol. 2, PMADDUBSW). It never
-//! does here, since activations lie in -127 ..= 127 and
-//!
-//! - quants of 4 bits give at most 15 * 127 * 2 = 3,810 a pair, and all eight steps of a block fit: 30,480;
-//! - quants of 6 bits give at most 63 * 127 * 2 = 16,002, and two steps fit: 32,004;
-//! - signed bytes are multiplied as |w| * sign(a, w), at most 128 * 127 * 2 = 32,512, and one step fits.
+//! does here: activations lie in -127 ..= 127, so a pair of products is at most `2 * 127` times the largest weight, and
+//! [`Kernel::STEPS`] is how many such pairs a 16-bit sum holds. Signed weights are multiplied as |w| * sign(a, w).
 //!
 //! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
 //! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
@@ -15,48 +12,64 @@
 
 use super::act::Row;
 use crate::{
-    pack::{GROUP, Layout},
-    tile::{TILE_ROWS, Tile},
+    pack::{Codes, GROUP, Packed, Scales, Values, integer_types, types},
+    tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
+use rustai_abi::DType;
 use std::arch::x86_64::*;
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
-/// Bytes of one expanded block of one group: 16 registers of quants, two of scales, two of second scales or minima.
-const PANEL_BLOCK_BYTES: usize = 512 + 128;
-const _: () = assert!(PANEL_BLOCKS * 2 * PANEL_BLOCK_BYTES <= crate::tile::PANEL_BYTES);
+
+/// Blocks that share their first-level scales.
+const RUN: usize = 8;
 
 /// Half a group: eight rows.
 const HALF: usize = GROUP / 2;
 
-/// How the bytes of a format are multiplied.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Dot {
-    /// Unsigned quants; so many steps are added up in 16 bits before they are widened.
-    Unsigned(usize),
-    /// Signed quants.
-    Signed,
+/// What the kernels derive from a packed order.
+trait Kernel: Packed {
+    /// Weights are signed bytes; otherwise they are unsigned codes.
+    const SIGNED: bool = !matches!(Self::BLOCKS.values, Values::Offset(_));
+    /// Unsigned codes are the value plus `1 << BIAS_BITS`; no bias if `None`.
+    const BIAS_BITS: Option<u32> = match Self::BLOCKS.values {
+        Values::Offset(0) | Values::Signed | Values::Table(_) => None,
+        Values::Offset(offset) => Some(offset.ilog2()),
+    };
+    /// The largest magnitude of a weight.
+    const LARGEST: i32 = match Self::BLOCKS.values {
+        Values::Offset(_) => Self::BLOCKS.codes.largest(),
+        Values::Signed => 128,
+        Values::Table(table) => largest(table),
+    };
+    /// Steps of four columns that are added up in 16 bits before they are widened: 8, 4, 2 or 1.
+    const STEPS: usize = match (i16::MAX as i32 / (2 * 127 * Self::LARGEST)) as usize {
+        0 => panic!("a single pair does not fit 16 bits"),
+        1 => 1,
+        2 | 3 => 2,
+        4..8 => 4,
+        _ => 8,
+    };
+    const HALVES: bool = Self::BLOCKS.scales.halves();
+    const MINS: bool = Self::BLOCKS.scales.has_min();
+    /// Scales, or minima, of a row in a block.
+    const PER_BLOCK: usize = if Self::HALVES { 2 } else { 1 };
+    /// Bytes of one expanded block of one group: 16 registers of weights, then pairs of registers of scales, then of minima.
+    const PANEL_BLOCK: usize = (8 + Self::PER_BLOCK * if Self::MINS { 2 } else { 1 }) * 64;
+    const FITS: () = assert!(PANEL_BLOCKS * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
-/// How a packed format yields its values for one half (`h`) of a group.
-trait Format {
-    const LAYOUT: Layout;
-    const DOT: Dot;
-    /// Quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
-    const BIAS_BITS: Option<u32> = Self::LAYOUT.bias_bits();
-    /// Rows have a minimum per block.
-    const MINS: bool = Self::LAYOUT.has_minima();
-    /// Rows have a scale per 16 columns.
-    const HALVES: bool = Self::LAYOUT.has_half_scales();
-    /// Writes block `b` of one group as a panel block.
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8);
-}
+impl<F: Packed> Kernel for F {}
 
-struct Q4_0;
-struct Q4_1;
-struct Q8_0;
-struct Q4K;
-struct Q6K;
+const fn largest(table: &[i8; 16]) -> i32 {
+    let (mut largest, mut i) = (0, 0);
+    while i < table.len() {
+        let size = (table[i] as i32).abs();
+        largest = if size > largest { size } else { largest };
+        i += 1;
+    }
+    largest
+}
 
 #[inline(always)]
 unsafe fn load(at: *const u8) -> __m256i {
@@ -70,172 +83,162 @@ unsafe fn load_halves(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
 
+/// Shifts 16-bit lanes left by a positive count, right by a negative one.
 #[inline(always)]
-unsafe fn nibble(packed: __m256i, high: bool) -> __m256i {
+unsafe fn shift(packed: __m256i, left: i32) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        let shifted = if high { _mm256_srli_epi16::<4>(packed) } else { packed };
-        _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+        match left {
+            4 => _mm256_slli_epi16::<4>(packed),
+            3 => _mm256_slli_epi16::<3>(packed),
+            2 => _mm256_slli_epi16::<2>(packed),
+            1 => _mm256_slli_epi16::<1>(packed),
+            0 => packed,
+            -1 => _mm256_srli_epi16::<1>(packed),
+            -2 => _mm256_srli_epi16::<2>(packed),
+            -3 => _mm256_srli_epi16::<3>(packed),
+            -4 => _mm256_srli_epi16::<4>(packed),
+            -5 => _mm256_srli_epi16::<5>(packed),
+            _ => _mm256_srli_epi16::<6>(packed),
+        }
     }
 }
 
-/// Writes 16 registers of quants: half groups of step 0, of step 1, and so on.
+/// Step `j` of half `h` of the block whose codes begin at `codes`.
 #[inline(always)]
-unsafe fn put(to: *mut u8, w: impl Fn(usize) -> __m256i) {
-    for i in 0..16 {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_store_si256(to.add(i * 32).cast(), w(i)) };
-    }
-}
-
-/// Writes scales, and second scales or minima, of half a group.
-#[inline(always)]
-unsafe fn put_scales(to: *mut u8, h: usize, scale: __m256, extra: __m256) {
+unsafe fn weights<F: Kernel>(codes: *const u8, j: usize, h: usize) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        _mm256_store_ps(to.add(512 + h * 32).cast(), scale);
-        _mm256_store_ps(to.add(576 + h * 32).cast(), extra);
+        let and = |bits: __m256i, mask: i8| _mm256_and_si256(bits, _mm256_set1_epi8(mask));
+        let register = |i: usize| load(codes.add(i * 64 + h * 32));
+        let step = j as i32;
+        let nibble = || and(shift(register(j % 4), if j < 4 { 0 } else { -4 }), 15);
+        let plain = match F::BLOCKS.codes {
+            Codes::Two => and(shift(register(j / 4), -2 * (step % 4)), 3),
+            Codes::Three => {
+                let low = and(shift(register(j / 4), -2 * (step % 4)), 3);
+                _mm256_or_si256(low, and(shift(register(2), 2 - step), 4))
+            }
+            Codes::Four => nibble(),
+            Codes::Five => _mm256_or_si256(nibble(), and(shift(register(4), 4 - step), 16)),
+            Codes::Six => _mm256_or_si256(nibble(), and(shift(register(4 + j / 4), 4 - 2 * (step % 4)), 0x30)),
+            Codes::Eight => register(j),
+        };
+        match F::BLOCKS.values {
+            Values::Offset(_) | Values::Signed => plain,
+            Values::Table(table) => {
+                let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+                _mm256_shuffle_epi8(table, plain)
+            }
+        }
     }
 }
 
-/// Eight bytes as floats.
+/// Scales and minima of half a group in one block, for its first and last 16 columns if they differ.
+struct RowScales {
+    scale: [__m256; 2],
+    /// What is added per unit of activation.
+    min: [__m256; 2],
+}
+
+/// First-level scale and minimum, for half `h`, of the 256 columns that block `b` begins, if there are two levels.
 #[inline(always)]
-unsafe fn widen(at: *const u8, signed: bool) -> __m256 {
+unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
     // SAFETY: see the head of the file.
     unsafe {
-        let bytes = _mm_loadl_epi64(at.cast());
-        _mm256_cvtepi32_ps(if signed { _mm256_cvtepi8_epi32(bytes) } else { _mm256_cvtepu8_epi32(bytes) })
+        let zero = _mm256_setzero_ps();
+        if !F::BLOCKS.scales.two_level() {
+            return [zero; 2];
+        }
+        let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256) + h * 16);
+        [load_halves(at), if F::MINS { load_halves(at.add(32)) } else { zero }]
     }
 }
 
-/// Low nibbles of eight registers, then their high nibbles (a block of Q4_0 or Q4_1).
+/// Scales and minima of block `b` for half `h`.
 #[inline(always)]
-unsafe fn put_nibbles(quants: *const u8, to: *mut u8) {
+unsafe fn row_scales<F: Kernel>([d, dmin]: [__m256; 2], scales: *const u8, b: usize, h: usize) -> RowScales {
     // SAFETY: see the head of the file.
-    unsafe { put(to, |i| nibble(load(quants.add(i % 8 * 32)), i >= 8)) }
+    unsafe {
+        let zero = _mm256_setzero_ps();
+        let wide = |at: *const u8| _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(h * HALF).cast()));
+        let unsigned = |at: *const u8| _mm256_cvtepi32_ps(wide(at));
+        let signed = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(h * HALF).cast())));
+        let half = |at: *const u8| load_halves(at.add(h * 16));
+        let minus = |min: __m256| _mm256_sub_ps(zero, _mm256_mul_ps(dmin, min));
+        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
+        let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
+        let (scale, min) = match F::BLOCKS.scales {
+            Scales::Half => ([half(scales.add(b * 32)), zero], [zero; 2]),
+            Scales::HalfWithMin => ([half(scales.add(b * 64)), zero], [half(scales.add(b * 64 + 32)), zero]),
+            Scales::Exponent => {
+                // Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
+                let e = wide(scales.add(b * 16));
+                let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+                let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+                let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+                ([_mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small)), zero], [zero; 2])
+            }
+            Scales::Runs32 => ([_mm256_mul_ps(d, signed(long.add(32 + b * GROUP))), zero], [zero; 2]),
+            Scales::Runs16 => {
+                let at = |half: usize| long.add(32 + (b * 2 + half) * GROUP);
+                ([_mm256_mul_ps(d, signed(at(0))), _mm256_mul_ps(d, signed(at(1)))], [zero; 2])
+            }
+            Scales::Runs32WithMin => {
+                let at = long.add(64 + b * 2 * GROUP);
+                ([_mm256_mul_ps(d, unsigned(at)), zero], [minus(unsigned(at.add(GROUP))), zero])
+            }
+            Scales::Runs16WithMin => {
+                let both = |half: usize| wide(long.add(64 + (b * 2 + half) * GROUP));
+                let low = |both| _mm256_cvtepi32_ps(_mm256_and_si256(both, _mm256_set1_epi32(15)));
+                let high = |both| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(both));
+                let (first, last) = (both(0), both(1));
+                ([_mm256_mul_ps(d, low(first)), _mm256_mul_ps(d, low(last))], [minus(high(first)), minus(high(last))])
+            }
+        };
+        RowScales { scale, min }
+    }
 }
 
-impl Format for Q4_0 {
-    const LAYOUT: Layout = Layout::Q4_0;
-    const DOT: Dot = Dot::Unsigned(8);
-
-    #[inline(always)]
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            put_nibbles(quants.add(b * 256), to);
+/// Writes block `b` of one group as a panel block.
+#[inline(always)]
+unsafe fn expand<F: Kernel>(codes: *const u8, level: &[[__m256; 2]; 2], scales: *const u8, b: usize, to: *mut u8) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let codes = codes.add(b * F::BLOCKS.codes.registers() * 64);
+        for j in 0..8 {
             for h in 0..2 {
-                let scale = load_halves(scales.add(b * 32 + h * 16));
-                put_scales(to, h, scale, scale);
+                _mm256_store_si256(to.add(j * 64 + h * 32).cast(), weights::<F>(codes, j, h));
+            }
+        }
+        for h in 0..2 {
+            let row_scales = row_scales::<F>(level[h], scales, b, h);
+            for half in 0..F::PER_BLOCK {
+                _mm256_store_ps(to.add((8 + half) * 64 + h * 32).cast(), row_scales.scale[half]);
+                if F::MINS {
+                    let at = to.add((8 + F::PER_BLOCK + half) * 64 + h * 32);
+                    _mm256_store_ps(at.cast(), row_scales.min[half]);
+                }
             }
         }
     }
 }
 
-impl Format for Q4_1 {
-    const LAYOUT: Layout = Layout::Q4_1;
-    const DOT: Dot = Dot::Unsigned(8);
-
-    #[inline(always)]
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            put_nibbles(quants.add(b * 256), to);
-            for h in 0..2 {
-                let at = scales.add(b * 64 + h * 16);
-                put_scales(to, h, load_halves(at), load_halves(at.add(32)));
-            }
-        }
-    }
-}
-
-impl Format for Q8_0 {
-    const LAYOUT: Layout = Layout::Q8_0;
-    const DOT: Dot = Dot::Signed;
-
-    #[inline(always)]
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            put(to, |i| load(quants.add(b * 512 + i * 32)));
-            for h in 0..2 {
-                let scale = load_halves(scales.add(b * 32 + h * 16));
-                put_scales(to, h, scale, scale);
-            }
-        }
-    }
-}
-
-impl Format for Q4K {
-    const LAYOUT: Layout = Layout::Q4K;
-    const DOT: Dot = Dot::Unsigned(8);
-
-    #[inline(always)]
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (quants, scales) = (quants.add(b / 2 * 512), scales.add(b / 8 * 320));
-            if b % 2 == 0 {
-                put(to, |i| nibble(load(quants.add(i * 32)), false));
-            } else {
-                put(to, |i| nibble(load(quants.add(i * 32)), true));
-            }
-            for h in 0..2 {
-                let at = b % 8 * GROUP + h * HALF;
-                let scale = _mm256_mul_ps(load_halves(scales.add(h * 16)), widen(scales.add(64 + at), false));
-                let min = _mm256_mul_ps(load_halves(scales.add(32 + h * 16)), widen(scales.add(192 + at), false));
-                put_scales(to, h, scale, _mm256_sub_ps(_mm256_setzero_ps(), min));
-            }
-        }
-    }
-}
-
-impl Format for Q6K {
-    const LAYOUT: Layout = Layout::Q6K;
-    const DOT: Dot = Dot::Unsigned(2);
-
-    #[inline(always)]
-    unsafe fn expand(quants: *const u8, scales: *const u8, b: usize, to: *mut u8) {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (quants, scales) = (quants.add(b / 4 * 1536), scales.add(b / 8 * 288));
-            let low = quants.add(b % 2 * 512);
-            let mask = _mm256_set1_epi8(0x30);
-            let high = |i: usize| load(quants.add(1024 + i * 32));
-            let join = |i: usize, upper: bool, high: __m256i| {
-                _mm256_or_si256(nibble(load(low.add(i * 32)), upper), _mm256_and_si256(high, mask))
-            };
-            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
-            match b % 4 {
-                0 => put(to, |i| join(i, false, _mm256_slli_epi16::<4>(high(i)))),
-                1 => put(to, |i| join(i, false, _mm256_slli_epi16::<2>(high(i)))),
-                2 => put(to, |i| join(i, true, high(i))),
-                _ => put(to, |i| join(i, true, _mm256_srli_epi16::<2>(high(i)))),
-            }
-            for h in 0..2 {
-                let d = load_halves(scales.add(h * 16));
-                let first = scales.add(32 + b % 8 * 2 * GROUP + h * HALF);
-                let scale = _mm256_mul_ps(d, widen(first, true));
-                put_scales(to, h, scale, _mm256_mul_ps(d, widen(first.add(GROUP), true)));
-            }
-        }
-    }
-}
-
-/// What one token contributes to each block of a panel, apart from dot products.
+/// What one token contributes to each block of a panel, apart from dot products: per block, or per half block if there
+/// are halves.
 struct Sums {
-    /// Per block, or per half block if there are halves: what the bias of the quants adds, negated.
+    /// What the bias of the codes adds, negated.
     bias: [i32; 2 * PANEL_BLOCKS],
-    /// Per block: its sum in units of the activation, which the minimum multiplies.
-    min: [f32; PANEL_BLOCKS],
+    /// The sum in units of the activation, which the minimum multiplies.
+    min: [f32; 2 * PANEL_BLOCKS],
 }
 
 impl Sums {
-    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; PANEL_BLOCKS] };
+    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; 2 * PANEL_BLOCKS] };
 
     /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn prepare<F: Format>(&mut self, row: Row, first: usize, count: usize) {
+    unsafe fn prepare<F: Kernel>(&mut self, row: Row, first: usize, count: usize) {
         let bits = F::BIAS_BITS.unwrap_or(0);
         // SAFETY: see the head of the file; whole vectors are used for whole fours of blocks only.
         unsafe {
@@ -249,6 +252,13 @@ impl Sums {
                         _mm_cvtsi32_si128(bits as i32),
                     );
                     _mm256_storeu_si256(self.bias.as_mut_ptr().add(b * 2).cast(), bias);
+                    if F::MINS {
+                        let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
+                        let scales = _mm256_castps128_ps256(_mm_loadu_ps(scales.add(b)));
+                        let scales = _mm256_permutevar8x32_ps(scales, twice);
+                        let min = _mm256_mul_ps(scales, _mm256_cvtepi32_ps(pairs));
+                        _mm256_storeu_ps(self.min.as_mut_ptr().add(b * 2), min);
+                    }
                 } else {
                     let low = _mm256_castsi256_si128(pairs);
                     let whole = _mm_hadd_epi32(low, _mm256_extracti128_si256::<1>(pairs));
@@ -261,12 +271,15 @@ impl Sums {
             }
             for b in b..count {
                 let (low, high) = (*sums.add(b * 2), *sums.add(b * 2 + 1));
+                let scale = *scales.add(b);
                 if F::HALVES {
-                    self.bias[b * 2] = -(low << bits);
-                    self.bias[b * 2 + 1] = -(high << bits);
+                    for (half, sum) in [low, high].into_iter().enumerate() {
+                        self.bias[b * 2 + half] = -(sum << bits);
+                        self.min[b * 2 + half] = scale * sum as f32;
+                    }
                 } else {
                     self.bias[b] = -((low + high) << bits);
-                    self.min[b] = *scales.add(b) * (low + high) as f32;
+                    self.min[b] = scale * (low + high) as f32;
                 }
             }
         }
@@ -281,9 +294,22 @@ fn opaque(mut value: usize) -> usize {
     value
 }
 
+/// Pairs of products of weights and four activations, in 16 bits.
+#[inline(always)]
+unsafe fn pairs<F: Kernel>(w: __m256i, four: __m256i) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        if F::SIGNED {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four, w))
+        } else {
+            _mm256_maddubs_epi16(w, four)
+        }
+    }
+}
+
 /// Integer dot products of the columns of steps `from .. to` of a panel block with `T` tokens.
 #[inline(always)]
-unsafe fn dots<F: Format, const T: usize>(
+unsafe fn dots<F: Kernel, const T: usize>(
     rows: &[Row; T],
     b: usize,
     from: usize,
@@ -298,55 +324,42 @@ unsafe fn dots<F: Format, const T: usize>(
         // With the loops unrolled, the compiler would compute one sum after the other and keep all weights of a block on
         // the stack. With a number of rounds that it does not know, sums stay in registers and weights pass by once.
         let to = opaque(to);
-        match F::DOT {
-            Dot::Unsigned(8) => {
-                let mut pairs = [[_mm256_setzero_si256(); 2]; T];
-                let mut j = from;
-                while j < to {
-                    let w: [__m256i; 2] = w(j);
-                    for t in 0..T {
-                        let four = _mm256_set1_epi32(rows[t].four(b, j));
-                        for h in 0..2 {
-                            pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(w[h], four));
-                        }
-                    }
-                    j += 1;
-                }
+        if F::STEPS * F::PER_BLOCK >= 8 {
+            // All steps fit 16 bits.
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            let mut j = from;
+            while j < to {
+                let w: [__m256i; 2] = w(j);
                 for t in 0..T {
+                    let four = _mm256_set1_epi32(rows[t].four(b, j));
                     for h in 0..2 {
-                        dot[t][h] = _mm256_madd_epi16(pairs[t][h], ones);
+                        sums[t][h] = _mm256_add_epi16(sums[t][h], pairs::<F>(w[h], four));
                     }
+                }
+                j += 1;
+            }
+            for t in 0..T {
+                for h in 0..2 {
+                    dot[t][h] = _mm256_madd_epi16(sums[t][h], ones);
                 }
             }
-            Dot::Unsigned(_) => {
-                let mut j = from;
-                while j < to {
-                    let w: [[__m256i; 2]; 2] = [w(j), w(j + 1)];
-                    for t in 0..T {
-                        let four = [_mm256_set1_epi32(rows[t].four(b, j)), _mm256_set1_epi32(rows[t].four(b, j + 1))];
-                        for h in 0..2 {
-                            let first = _mm256_maddubs_epi16(w[0][h], four[0]);
-                            let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(w[1][h], four[1]));
-                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pairs, ones));
+        } else {
+            let step = if F::STEPS == 1 { 1 } else { 2 };
+            let mut j = from;
+            while j < to {
+                let w: [[__m256i; 2]; 2] = [w(j), w(j + step - 1)];
+                for t in 0..T {
+                    let four =
+                        [_mm256_set1_epi32(rows[t].four(b, j)), _mm256_set1_epi32(rows[t].four(b, j + step - 1))];
+                    for h in 0..2 {
+                        let mut sum = pairs::<F>(w[0][h], four[0]);
+                        if step == 2 {
+                            sum = _mm256_add_epi16(sum, pairs::<F>(w[1][h], four[1]));
                         }
+                        dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(sum, ones));
                     }
-                    j += 2;
                 }
-            }
-            Dot::Signed => {
-                let mut j = from;
-                while j < to {
-                    let w: [__m256i; 2] = w(j);
-                    let size = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
-                    for t in 0..T {
-                        let four = _mm256_set1_epi32(rows[t].four(b, j));
-                        for h in 0..2 {
-                            let pair = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(four, w[h]));
-                            dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(pair, ones));
-                        }
-                    }
-                    j += 1;
-                }
+                j += step;
             }
         }
         dot
@@ -356,7 +369,7 @@ unsafe fn dots<F: Format, const T: usize>(
 /// Adds one panel block, which is block `b` of the activations and block `s` of `sums`, to `acc`. The order of operations
 /// is the same for any `T`.
 #[inline(always)]
-unsafe fn block<F: Format, const T: usize>(
+unsafe fn block<F: Kernel, const T: usize>(
     acc: &mut [[__m256; 2]; T],
     rows: &[Row; T],
     sums: &[Sums; T],
@@ -366,27 +379,28 @@ unsafe fn block<F: Format, const T: usize>(
 ) {
     // SAFETY: see the head of the file.
     unsafe {
-        let scale = |h: usize, i: usize| _mm256_load_ps(panel.add(512 + i * 64 + h * 32).cast());
-        let halves = if F::HALVES { 2 } else { 1 };
-        let steps = 8 / halves;
-        for half in 0..halves {
+        let scale = |h: usize, i: usize| _mm256_load_ps(panel.add((8 + i) * 64 + h * 32).cast());
+        let steps = 8 / F::PER_BLOCK;
+        for half in 0..F::PER_BLOCK {
             let dot = dots::<F, T>(rows, b, half * steps, (half + 1) * steps, panel);
             for t in 0..T {
                 let d = _mm256_set1_ps(*rows[t].scales.add(b));
                 for h in 0..2 {
                     let mut dot = dot[t][h];
                     if F::BIAS_BITS.is_some() {
-                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(sums[t].bias[s * halves + half]));
+                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(sums[t].bias[s * F::PER_BLOCK + half]));
                     }
                     acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale(h, half), d), acc[t][h]);
                 }
             }
         }
         if F::MINS {
-            for t in 0..T {
-                let min = _mm256_set1_ps(sums[t].min[s]);
-                for h in 0..2 {
-                    acc[t][h] = _mm256_fmadd_ps(scale(h, 1), min, acc[t][h]);
+            for half in 0..F::PER_BLOCK {
+                for t in 0..T {
+                    let min = _mm256_set1_ps(sums[t].min[s * F::PER_BLOCK + half]);
+                    for h in 0..2 {
+                        acc[t][h] = _mm256_fmadd_ps(scale(h, F::PER_BLOCK + half), min, acc[t][h]);
+                    }
                 }
             }
         }
@@ -396,30 +410,44 @@ unsafe fn block<F: Format, const T: usize>(
 /// How far ahead of its use a weight is fetched, in bytes, so that waiting and arithmetic overlap.
 const PREFETCH: usize = 4096;
 
+/// Fetches the codes and scales that come `PREFETCH` bytes after block `b`.
+#[inline(always)]
+unsafe fn prefetch<F: Kernel>(codes: *const u8, scales: *const u8, b: usize) {
+    // SAFETY: see the head of the file; prefetching may name any address.
+    unsafe {
+        let ahead = codes.wrapping_add(b * F::BLOCKS.codes.registers() * 64 + PREFETCH);
+        for register in 0..F::BLOCKS.codes.registers() {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(register * 64).cast());
+        }
+        let scale_bytes = F::BLOCKS.scales.bytes(256) / RUN;
+        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
+    }
+}
+
 /// Few tokens: each block is expanded, multiplied and forgotten, so weights are read from memory once.
 #[inline(always)]
-unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
+unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
-        let (block_bytes, scale_bytes) = (F::LAYOUT.quant_bytes(256) / 8, F::LAYOUT.scale_bytes(256) / 8);
         for g in 0..tile.groups {
-            let quants = tile.group.add(g * tile.stride);
-            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            let codes = tile.group.add(g * tile.stride);
+            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
             let mut acc = [[_mm256_setzero_ps(); 2]; T];
             let mut sums = [const { Sums::ZERO }; T];
-            for b in 0..tile.cols / 32 {
-                if b % PANEL_BLOCKS == 0 {
+            let blocks = tile.cols / 32;
+            for run in (0..blocks).step_by(RUN) {
+                if run % PANEL_BLOCKS == 0 {
                     for (sums, row) in sums.iter_mut().zip(rows) {
-                        sums.prepare::<F>(row, b, PANEL_BLOCKS.min(tile.cols / 32 - b));
+                        sums.prepare::<F>(row, run, PANEL_BLOCKS.min(blocks - run));
                     }
                 }
-                for line in (0..block_bytes).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
+                let level = [first_level::<F>(scales, run, 0), first_level::<F>(scales, run, 1)];
+                for b in run..blocks.min(run + RUN) {
+                    prefetch::<F>(codes, scales, b);
+                    expand::<F>(codes, &level, scales, b, tile.panel);
+                    block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
                 }
-                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
-                F::expand(quants, scales, b, tile.panel);
-                block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 for (h, acc) in acc.into_iter().enumerate() {
@@ -432,17 +460,22 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
 
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
 #[inline(always)]
-unsafe fn paneled<F: Format>(tile: &Tile) {
+unsafe fn paneled<F: Kernel>(tile: &Tile) {
+    const { F::FITS };
     // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
-            let quants = tile.group.add(g * tile.stride);
-            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            let codes = tile.group.add(g * tile.stride);
+            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let count = PANEL_BLOCKS.min(blocks - first);
-                for b in 0..count {
-                    F::expand(quants, scales, first + b, tile.panel.add(b * PANEL_BLOCK_BYTES));
+                for run in (0..count).step_by(RUN) {
+                    let level = [first_level::<F>(scales, first + run, 0), first_level::<F>(scales, first + run, 1)];
+                    for b in run..count.min(run + RUN) {
+                        prefetch::<F>(codes, scales, first + b);
+                        expand::<F>(codes, &level, scales, first + b, tile.panel.add(b * F::PANEL_BLOCK));
+                    }
                 }
                 let mut t = 0;
                 while t + 4 <= tile.tokens {
@@ -462,7 +495,7 @@ unsafe fn paneled<F: Format>(tile: &Tile) {
 
 /// `T` tokens times the `count` expanded blocks of one group, added to what earlier panels left in `out`.
 #[inline(always)]
-unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
+unsafe fn micro<F: Kernel, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
@@ -475,7 +508,12 @@ unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, 
             sums.prepare::<F>(row, first, count);
         }
         for b in 0..count {
-            block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * PANEL_BLOCK_BYTES));
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
+            block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * F::PANEL_BLOCK));
         }
         for t in 0..T {
             for h in 0..2 {
@@ -486,7 +524,7 @@ unsafe fn micro<F: Format, const T: usize>(tile: &Tile, g: usize, token: usize, 
 }
 
 #[inline(always)]
-unsafe fn tile<F: Format>(tile: &Tile) {
+unsafe fn tile<F: Kernel>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         match tile.tokens {
@@ -499,17 +537,25 @@ unsafe fn tile<F: Format>(tile: &Tile) {
 }
 
 macro_rules! entries {
-    ($($name:ident: $format:ty),+) => {
+    ($($entry:ident: $name:ident),+) => {
         $(
             /// # Safety
             /// See [`TileKernel`](crate::tile::TileKernel).
             #[target_feature(enable = "avx2,fma,f16c")]
-            pub(super) unsafe fn $name(args: &Tile) {
+            unsafe fn $entry(args: &Tile) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { tile::<$format>(args) }
+                unsafe { tile::<types::$name>(args) }
             }
         )+
+
+        /// The kernel of a type.
+        pub(super) fn kernel(dtype: DType) -> Option<TileKernel> {
+            Some(match dtype {
+                $(DType::$name => $entry,)+
+                _ => return None,
+            })
+        }
     };
 }
 
-entries!(q4_0: Q4_0, q4_1: Q4_1, q8_0: Q8_0, q4_k: Q4K, q6_k: Q6K);
+integer_types!(entries);

@@ -1,7 +1,7 @@
 //! AVX-512 VNNI tile kernels for integer formats.
 //!
 //! All formats come down to one shape: blocks of 32 columns of unsigned bytes for sixteen rows (eight registers), a
-//! scale per row (two for formats with scales per 16 columns), and perhaps a minimum per row. `vpdpbusd` multiplies
+//! scale per row (two for formats with scales per 16 columns), and perhaps as many minima. `vpdpbusd` multiplies
 //! them with four broadcast bytes of the activations and adds exactly, without saturation on the way (Intel SDM vol. 2,
 //! VPDPBUSD). With few tokens the weights go from memory to registers once and straight into the dot products; with
 //! more they are first expanded into a panel that stays in the first-level cache.
@@ -13,44 +13,43 @@
 
 use super::act::Row;
 use crate::{
-    pack::{GROUP, Layout},
-    tile::{TILE_ROWS, Tile},
+    pack::{Codes, GROUP, Packed, Scales, Values, integer_types, types},
+    tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
+use rustai_abi::DType;
 use std::arch::x86_64::*;
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
-/// Bytes of one expanded block of one group: eight registers of quants, one of scales, one of second scales or minima.
-const PANEL_BLOCK_BYTES: usize = 10 * 64;
-const _: () = assert!(PANEL_BLOCKS * 2 * PANEL_BLOCK_BYTES <= crate::tile::PANEL_BYTES);
 
-/// Sixteen rows of 32 columns.
-struct Block {
-    /// Register `j` holds columns `4j .. 4j + 4` of each row, plus the format's bias.
-    w: [__m512i; 8],
-    /// Scale of each row (of the first 16 columns, if there are halves).
-    scale: __m512,
-    /// Scale of the last 16 columns, or what is added per unit of activation.
-    extra: __m512,
+/// Blocks that share their first-level scales.
+const RUN: usize = 8;
+
+/// What the kernels derive from a packed order.
+trait Kernel: Packed {
+    /// Codes are unsigned bytes here: the value plus `1 << BIAS_BITS`; no bias if `None`.
+    const BIAS_BITS: Option<u32> = match Self::BLOCKS.values {
+        Values::Offset(0) => None,
+        Values::Offset(offset) => Some(offset.ilog2()),
+        Values::Signed | Values::Table(_) => Some(7),
+    };
+    const HALVES: bool = Self::BLOCKS.scales.halves();
+    const MINS: bool = Self::BLOCKS.scales.has_min();
+    /// Scales, or minima, of a row in a block.
+    const PER_BLOCK: usize = if Self::HALVES { 2 } else { 1 };
+    /// Bytes of one expanded block of one group: eight registers of codes, then scales, then minima.
+    const PANEL_BLOCK: usize = (8 + Self::PER_BLOCK * if Self::MINS { 2 } else { 1 }) * 64;
+    const FITS: () = assert!(PANEL_BLOCKS * 2 * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
-/// How a packed format yields blocks.
-trait Format {
-    const LAYOUT: Layout;
-    /// Quants are stored as value plus `1 << BIAS_BITS`; no bias if `None`.
-    const BIAS_BITS: Option<u32> = Self::LAYOUT.bias_bits();
-    /// Rows have a minimum per block.
-    const MINS: bool = Self::LAYOUT.has_minima();
-    /// Rows have a scale per 16 columns.
-    const HALVES: bool = Self::LAYOUT.has_half_scales();
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block;
-}
+impl<F: Packed> Kernel for F {}
 
-struct Q4_0;
-struct Q4_1;
-struct Q8_0;
-struct Q4K;
-struct Q6K;
+/// Scales and minima of sixteen rows in one block, for its first and last 16 columns if they differ.
+struct RowScales {
+    scale: [__m512; 2],
+    /// What is added per unit of activation.
+    min: [__m512; 2],
+}
 
 #[inline(always)]
 unsafe fn load(at: *const u8) -> __m512i {
@@ -64,141 +63,172 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
-/// Low nibbles of four registers, then their high nibbles.
+/// `low` where `mask` has ones, `high` elsewhere.
 #[inline(always)]
-unsafe fn nibbles(quants: *const u8) -> [__m512i; 8] {
+unsafe fn blend(low: __m512i, high: __m512i, mask: __m512i) -> __m512i {
+    // SAFETY: see the head of the file. The truth table of `mask ? low : high`.
+    unsafe { _mm512_ternarylogic_epi32::<0xca>(mask, low, high) }
+}
+
+/// Step `j` of the low nibbles and high nibbles of four registers, other bits undefined above bit 3.
+#[inline(always)]
+unsafe fn nibble(codes: *const u8, j: usize) -> __m512i {
     // SAFETY: see the head of the file.
     unsafe {
-        let mask = _mm512_set1_epi8(15);
-        std::array::from_fn(|j| {
-            let packed = load(quants.add(j % 4 * 64));
-            let shifted = if j < 4 { packed } else { _mm512_srli_epi16::<4>(packed) };
-            _mm512_and_si512(shifted, mask)
-        })
+        let packed = load(codes.add(j % 4 * 64));
+        if j < 4 { packed } else { _mm512_srli_epi16::<4>(packed) }
     }
 }
 
-impl Format for Q4_0 {
-    const LAYOUT: Layout = Layout::Q4_0;
-
-    #[inline(always)]
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let scale = load_halves(scales.add(b * 32));
-            Block { w: nibbles(quants.add(b * 256)), scale, extra: scale }
+/// Bits `2s` and `2s + 1` of register `i`, step `j = 4i + s`, moved to bits 4 and 5 (`up`) or 0 and 1; other bits undefined.
+#[inline(always)]
+unsafe fn crumb(codes: *const u8, j: usize, up: bool) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let packed = load(codes.add(j / 4 * 64));
+        match (j % 4, up) {
+            (0, false) | (2, true) => packed,
+            (0, true) => _mm512_slli_epi16::<4>(packed),
+            (1, true) => _mm512_slli_epi16::<2>(packed),
+            (1, false) | (3, true) => _mm512_srli_epi16::<2>(packed),
+            (2, false) => _mm512_srli_epi16::<4>(packed),
+            _ => _mm512_srli_epi16::<6>(packed),
         }
     }
 }
 
-impl Format for Q4_1 {
-    const LAYOUT: Layout = Layout::Q4_1;
+/// Bit `j` of a register, moved to bit `TO`; other bits undefined.
+#[inline(always)]
+unsafe fn bit<const TO: usize>(codes: *const u8, j: usize) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let packed = load(codes);
+        match (j, TO) {
+            (0, 4) => _mm512_slli_epi16::<4>(packed),
+            (1, 4) => _mm512_slli_epi16::<3>(packed),
+            (2, 4) | (0, 2) => _mm512_slli_epi16::<2>(packed),
+            (3, 4) | (1, 2) => _mm512_slli_epi16::<1>(packed),
+            (4, 4) | (2, 2) => packed,
+            (5, 4) | (3, 2) => _mm512_srli_epi16::<1>(packed),
+            (6, 4) | (4, 2) => _mm512_srli_epi16::<2>(packed),
+            (7, 4) | (5, 2) => _mm512_srli_epi16::<3>(packed),
+            (6, 2) => _mm512_srli_epi16::<4>(packed),
+            _ => _mm512_srli_epi16::<5>(packed),
+        }
+    }
+}
 
-    #[inline(always)]
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
-        // SAFETY: see the head of the file.
-        unsafe {
-            Block {
-                w: nibbles(quants.add(b * 256)),
-                scale: load_halves(scales.add(b * 64)),
-                extra: load_halves(scales.add(b * 64 + 32)),
+/// The block whose codes begin at `codes`: register `j` holds columns `4j .. 4j + 4` of each row.
+#[inline(always)]
+unsafe fn weights<F: Kernel>(codes: *const u8) -> [__m512i; 8] {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let ones = |mask: i8| _mm512_set1_epi8(mask);
+        let plain: [__m512i; 8] = std::array::from_fn(|j| match F::BLOCKS.codes {
+            Codes::Two => _mm512_and_si512(crumb(codes, j, false), ones(3)),
+            Codes::Three => {
+                let third = _mm512_and_si512(bit::<2>(codes.add(128), j), ones(4));
+                blend(crumb(codes, j, false), third, ones(3))
+            }
+            Codes::Four => _mm512_and_si512(nibble(codes, j), ones(15)),
+            Codes::Five => {
+                let fifth = _mm512_and_si512(bit::<4>(codes.add(256), j), ones(16));
+                blend(nibble(codes, j), fifth, ones(15))
+            }
+            Codes::Six => {
+                let high = _mm512_and_si512(crumb(codes.add(256), j, true), ones(0x30));
+                blend(nibble(codes, j), high, ones(15))
+            }
+            Codes::Eight => load(codes.add(j * 64)),
+        });
+        match F::BLOCKS.values {
+            Values::Offset(_) => plain,
+            Values::Signed => plain.map(|w| _mm512_xor_si512(w, ones(-128))),
+            Values::Table(table) => {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+                let table = _mm512_xor_si512(table, ones(-128));
+                plain.map(|w| _mm512_shuffle_epi8(table, w))
             }
         }
     }
 }
 
-impl Format for Q8_0 {
-    const LAYOUT: Layout = Layout::Q8_0;
-    /// The sign bit is flipped on the way, since `vpdpbusd` wants unsigned weights.
-    const BIAS_BITS: Option<u32> = Some(7);
-
-    #[inline(always)]
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let flip = _mm512_set1_epi8(-128);
-            let scale = load_halves(scales.add(b * 32));
-            let w = std::array::from_fn(|j| _mm512_xor_si512(load(quants.add(b * 512 + j * 64)), flip));
-            Block { w, scale, extra: scale }
+/// First-level scale and minimum of the 256 columns that block `b` begins, if there are two levels.
+#[inline(always)]
+unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize) -> [__m512; 2] {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        if !F::BLOCKS.scales.two_level() {
+            return [zero; 2];
         }
+        let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
+        [load_halves(at), if F::MINS { load_halves(at.add(32)) } else { zero }]
     }
 }
 
-impl Format for Q4K {
-    const LAYOUT: Layout = Layout::Q4K;
-
-    #[inline(always)]
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (quants, scales) = (quants.add(b / 2 * 512), scales.add(b / 8 * 320));
-            let mask = _mm512_set1_epi8(15);
-            let w = if b % 2 == 0 {
-                std::array::from_fn(|j| _mm512_and_si512(load(quants.add(j * 64)), mask))
-            } else {
-                std::array::from_fn(|j| _mm512_and_si512(_mm512_srli_epi16::<4>(load(quants.add(j * 64))), mask))
-            };
-            let widen = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())));
-            let scale = _mm512_mul_ps(load_halves(scales), widen(scales.add(64 + b % 8 * GROUP)));
-            let min = _mm512_mul_ps(load_halves(scales.add(32)), widen(scales.add(192 + b % 8 * GROUP)));
-            Block { w, scale, extra: _mm512_sub_ps(_mm512_setzero_ps(), min) }
-        }
+/// Scales and minima of block `b`.
+#[inline(always)]
+unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, b: usize) -> RowScales {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        let signed = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
+        let unsigned = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())));
+        let minus = |min: __m512| _mm512_sub_ps(zero, _mm512_mul_ps(dmin, min));
+        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
+        let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
+        let (scale, min) = match F::BLOCKS.scales {
+            Scales::Half => ([load_halves(scales.add(b * 32)), zero], [zero; 2]),
+            Scales::HalfWithMin => {
+                ([load_halves(scales.add(b * 64)), zero], [load_halves(scales.add(b * 64 + 32)), zero])
+            }
+            Scales::Exponent => {
+                // Half of 2^(e - 127); `vscalefps` makes denormals where they are due.
+                let power = _mm512_sub_epi32(
+                    _mm512_cvtepu8_epi32(_mm_loadu_si128(scales.add(b * 16).cast())),
+                    _mm512_set1_epi32(128),
+                );
+                ([_mm512_scalef_ps(_mm512_set1_ps(1.0), _mm512_cvtepi32_ps(power)), zero], [zero; 2])
+            }
+            Scales::Runs32 => ([_mm512_mul_ps(d, signed(long.add(32 + b * GROUP))), zero], [zero; 2]),
+            Scales::Runs16 => {
+                let at = |half: usize| long.add(32 + (b * 2 + half) * GROUP);
+                ([_mm512_mul_ps(d, signed(at(0))), _mm512_mul_ps(d, signed(at(1)))], [zero; 2])
+            }
+            Scales::Runs32WithMin => {
+                let at = long.add(64 + b * 2 * GROUP);
+                ([_mm512_mul_ps(d, unsigned(at)), zero], [minus(unsigned(at.add(GROUP))), zero])
+            }
+            Scales::Runs16WithMin => {
+                let both =
+                    |half: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(long.add(64 + (b * 2 + half) * GROUP).cast()));
+                let low = |both| _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+                let high = |both| _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(both));
+                let (first, last) = (both(0), both(1));
+                ([_mm512_mul_ps(d, low(first)), _mm512_mul_ps(d, low(last))], [minus(high(first)), minus(high(last))])
+            }
+        };
+        RowScales { scale, min }
     }
 }
 
-impl Format for Q6K {
-    const LAYOUT: Layout = Layout::Q6K;
-
-    #[inline(always)]
-    unsafe fn block(quants: *const u8, scales: *const u8, b: usize) -> Block {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (quants, scales) = (quants.add(b / 4 * 1536), scales.add(b / 8 * 288));
-            let low = quants.add(b % 2 * 512);
-            let high = quants.add(1024);
-            let mask4 = _mm512_set1_epi8(15);
-            let mask2 = _mm512_set1_epi8(0x30);
-            // Bits 4 and 5 of the value come from bits 2q and 2q + 1 of the high byte, q = b mod 4.
-            let w = match b % 4 {
-                0 | 1 => {
-                    let left = _mm_cvtsi32_si128(if b % 4 == 0 { 4 } else { 2 });
-                    std::array::from_fn(|j| {
-                        let high = _mm512_and_si512(_mm512_sll_epi16(load(high.add(j * 64)), left), mask2);
-                        _mm512_or_si512(_mm512_and_si512(load(low.add(j * 64)), mask4), high)
-                    })
-                }
-                q => {
-                    let right = _mm_cvtsi32_si128(if q == 2 { 0 } else { 2 });
-                    std::array::from_fn(|j| {
-                        let high = _mm512_and_si512(_mm512_srl_epi16(load(high.add(j * 64)), right), mask2);
-                        let low = _mm512_and_si512(_mm512_srli_epi16::<4>(load(low.add(j * 64))), mask4);
-                        _mm512_or_si512(low, high)
-                    })
-                }
-            };
-            let d = load_halves(scales);
-            let widen = |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())));
-            let first = scales.add(32 + b % 8 * 2 * GROUP);
-            Block { w, scale: _mm512_mul_ps(d, widen(first)), extra: _mm512_mul_ps(d, widen(first.add(GROUP))) }
-        }
-    }
-}
-
-/// What one token contributes to each block of a panel, apart from dot products.
+/// What one token contributes to each block of a panel, apart from dot products: per block, or per half block if there
+/// are halves.
 #[repr(align(64))]
 struct Sums {
-    /// Per block, or per half block if there are halves: what the bias of the quants adds, negated.
+    /// What the bias of the codes adds, negated.
     bias: [i32; 2 * PANEL_BLOCKS],
-    /// Per block: the sum that the minimum multiplies.
-    min: [f32; PANEL_BLOCKS],
+    /// The sum that the minimum multiplies.
+    min: [f32; 2 * PANEL_BLOCKS],
 }
 
 impl Sums {
-    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; PANEL_BLOCKS] };
+    const ZERO: Self = Self { bias: [0; 2 * PANEL_BLOCKS], min: [0.0; 2 * PANEL_BLOCKS] };
 
     /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn prepare<F: Format>(&mut self, row: Row, first: usize, count: usize) {
+    unsafe fn prepare<F: Kernel>(&mut self, row: Row, first: usize, count: usize) {
         // SAFETY: see the head of the file; masks keep loads inside the row.
         unsafe {
             let lanes = |count: usize| ((1u32 << count.min(16)) - 1) as __mmask16;
@@ -209,9 +239,18 @@ impl Sums {
                 let bits = _mm_cvtsi32_si128(F::BIAS_BITS.unwrap_or(0) as i32);
                 _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sums, bits))
             };
+            let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
+            let (bias, min) = (self.bias.as_mut_ptr(), self.min.as_mut_ptr());
             if F::HALVES {
-                _mm512_store_si512(self.bias.as_mut_ptr().cast(), negated(low));
-                _mm512_store_si512(self.bias.as_mut_ptr().add(16).cast(), negated(high));
+                _mm512_store_si512(bias.cast(), negated(low));
+                _mm512_store_si512(bias.add(16).cast(), negated(high));
+                if F::MINS {
+                    let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+                    let first = _mm512_permutexvar_ps(twice, scales);
+                    let last = _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), scales);
+                    _mm512_store_ps(min, _mm512_mul_ps(first, _mm512_cvtepi32_ps(low)));
+                    _mm512_store_ps(min.add(16), _mm512_mul_ps(last, _mm512_cvtepi32_ps(high)));
+                }
             } else {
                 let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
                 let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
@@ -219,9 +258,8 @@ impl Sums {
                     _mm512_permutex2var_epi32(low, even, high),
                     _mm512_permutex2var_epi32(low, odd, high),
                 );
-                _mm512_store_si512(self.bias.as_mut_ptr().cast(), negated(whole));
-                let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
-                _mm512_store_ps(self.min.as_mut_ptr(), _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
+                _mm512_store_si512(bias.cast(), negated(whole));
+                _mm512_store_ps(min, _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
             }
         }
     }
@@ -231,32 +269,46 @@ impl Sums {
 /// one add up instead of overlapping, since a block's instructions fill much of the reorder window.
 const PREFETCH: usize = 4096;
 
+/// Fetches the codes and scales that come `PREFETCH` bytes after block `b`.
+#[inline(always)]
+unsafe fn prefetch<F: Kernel>(codes: *const u8, scales: *const u8, b: usize) {
+    // SAFETY: see the head of the file; prefetching may name any address.
+    unsafe {
+        let ahead = codes.wrapping_add(b * F::BLOCKS.codes.registers() * 64 + PREFETCH);
+        for register in 0..F::BLOCKS.codes.registers() {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(register * 64).cast());
+        }
+        let scale_bytes = F::BLOCKS.scales.bytes(256) / RUN;
+        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
+    }
+}
+
 /// Few tokens: weights from memory into registers, once.
 #[inline(always)]
-unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
-    // SAFETY: see the head of the file; prefetching may name any address.
+unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
+    // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
         let blocks = tile.cols / 32;
-        let (block_bytes, scale_bytes) = (F::LAYOUT.quant_bytes(256) / 8, F::LAYOUT.scale_bytes(256) / 8);
         for g in 0..tile.groups {
-            let quants = tile.group.add(g * tile.stride);
-            let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
+            let codes = tile.group.add(g * tile.stride);
+            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
             let mut acc = [_mm512_setzero_ps(); T];
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
-                let count = PANEL_BLOCKS.min(blocks - first);
+                let end = blocks.min(first + PANEL_BLOCKS);
                 let mut sums = [const { Sums::ZERO }; T];
                 for (sums, row) in sums.iter_mut().zip(rows) {
-                    sums.prepare::<F>(row, first, count);
+                    sums.prepare::<F>(row, first, end - first);
                 }
-                for b in first..first + count {
-                    for line in (0..block_bytes).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(quants.wrapping_add(b * block_bytes + line + PREFETCH).cast());
-                    }
-                    _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
-                    let block = F::block(quants, scales, b);
-                    for t in 0..T {
-                        accumulate::<F>(&mut acc[t], &block, rows[t], &sums[t], b, b - first);
+                for run in (first..end).step_by(RUN) {
+                    let level = first_level::<F>(scales, run);
+                    for b in run..end.min(run + RUN) {
+                        prefetch::<F>(codes, scales, b);
+                        let w = weights::<F>(codes.add(b * F::BLOCKS.codes.registers() * 64));
+                        let row_scales = row_scales::<F>(level, scales, b);
+                        for t in 0..T {
+                            accumulate::<F>(&mut acc[t], &w, &row_scales, rows[t], &sums[t], b, b - first);
+                        }
                     }
                 }
             }
@@ -269,57 +321,78 @@ unsafe fn direct<F: Format, const T: usize>(tile: &Tile) {
 
 /// Adds a block, which is block `b` of the activations and block `s` of `sums`, to `acc`.
 #[inline(always)]
-unsafe fn accumulate<F: Format>(acc: &mut __m512, block: &Block, row: Row, sums: &Sums, b: usize, s: usize) {
+unsafe fn accumulate<F: Kernel>(
+    acc: &mut __m512,
+    w: &[__m512i; 8],
+    scales: &RowScales,
+    row: Row,
+    sums: &Sums,
+    b: usize,
+    s: usize,
+) {
     // SAFETY: see the head of the file.
     unsafe {
         let d = _mm512_set1_ps(*row.scales.add(b));
-        let bias =
-            |i: usize| if F::BIAS_BITS.is_some() { _mm512_set1_epi32(sums.bias[i]) } else { _mm512_setzero_si512() };
-        if F::HALVES {
-            for (half, scale) in [block.scale, block.extra].into_iter().enumerate() {
-                let mut dot = bias(s * 2 + half);
-                for j in half * 4..half * 4 + 4 {
-                    dot = _mm512_dpbusd_epi32(dot, block.w[j], _mm512_set1_epi32(row.four(b, j)));
-                }
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, d), *acc);
+        let zero = _mm512_setzero_si512();
+        let bias = |i: usize| if F::BIAS_BITS.is_some() { _mm512_set1_epi32(sums.bias[i]) } else { zero };
+        let steps = 8 / F::PER_BLOCK;
+        for half in 0..F::PER_BLOCK {
+            // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
+            let mut dot = [bias(s * F::PER_BLOCK + half), zero];
+            for j in half * steps..(half + 1) * steps {
+                dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], w[j], _mm512_set1_epi32(row.four(b, j)));
             }
-            return;
+            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
+            *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scales.scale[half], d), *acc);
         }
-        // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
-        let mut dot = [bias(s), _mm512_setzero_si512()];
-        for j in 0..8 {
-            dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], block.w[j], _mm512_set1_epi32(row.four(b, j)));
-        }
-        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
-        *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(block.scale, d), *acc);
         if F::MINS {
-            *acc = _mm512_fmadd_ps(block.extra, _mm512_set1_ps(sums.min[s]), *acc);
+            for half in 0..F::PER_BLOCK {
+                *acc = _mm512_fmadd_ps(scales.min[half], _mm512_set1_ps(sums.min[s * F::PER_BLOCK + half]), *acc);
+            }
         }
     }
 }
 
-/// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
+/// Tokens that the inner loop of many tokens takes at a time.
+const MAIN: usize = 4;
+
+/// Many tokens: expands a run of blocks, then multiplies it with all tokens, a few at a time.
 #[inline(always)]
-unsafe fn paneled<F: Format, const G: usize>(tile: &Tile) {
+unsafe fn paneled<F: Kernel, const G: usize>(tile: &Tile) {
+    const { F::FITS };
     // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
         for first in (0..blocks).step_by(PANEL_BLOCKS) {
             let count = PANEL_BLOCKS.min(blocks - first);
             for g in 0..G {
-                let quants = tile.group.add(g * tile.stride);
-                let scales = quants.add(F::LAYOUT.quant_bytes(tile.cols));
-                for b in 0..count {
-                    let block = F::block(quants, scales, first + b);
-                    let to = tile.panel.add((b * G + g) * PANEL_BLOCK_BYTES);
-                    for (j, w) in block.w.into_iter().enumerate() {
-                        _mm512_store_si512(to.add(j * 64).cast(), w);
+                let codes = tile.group.add(g * tile.stride);
+                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
+                for run in (0..count).step_by(RUN) {
+                    let level = first_level::<F>(scales, first + run);
+                    for b in run..count.min(run + RUN) {
+                        prefetch::<F>(codes, scales, first + b);
+                        let w = weights::<F>(codes.add((first + b) * F::BLOCKS.codes.registers() * 64));
+                        let row_scales = row_scales::<F>(level, scales, first + b);
+                        let to = tile.panel.add((b * G + g) * F::PANEL_BLOCK);
+                        for (j, w) in w.into_iter().enumerate() {
+                            _mm512_store_si512(to.add(j * 64).cast(), w);
+                        }
+                        for half in 0..F::PER_BLOCK {
+                            _mm512_store_ps(to.add((8 + half) * 64).cast(), row_scales.scale[half]);
+                            if F::MINS {
+                                let at = to.add((8 + F::PER_BLOCK + half) * 64);
+                                _mm512_store_ps(at.cast(), row_scales.min[half]);
+                            }
+                        }
                     }
-                    _mm512_store_ps(to.add(512).cast(), block.scale);
-                    _mm512_store_ps(to.add(576).cast(), block.extra);
                 }
             }
             let mut t = 0;
+            while t + MAIN <= tile.tokens {
+                micro::<F, G, MAIN>(tile, t, first, count);
+                t += MAIN;
+            }
             while t + 4 <= tile.tokens {
                 micro::<F, G, 4>(tile, t, first, count);
                 t += 4;
@@ -336,7 +409,7 @@ unsafe fn paneled<F: Format, const G: usize>(tile: &Tile) {
 
 /// `T` tokens times the `count` expanded blocks of `G` groups, added to what earlier panels left in `out`.
 #[inline(always)]
-unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
+unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
     // SAFETY: see the head of the file.
     unsafe {
         let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
@@ -348,22 +421,26 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
         let mut acc: [[__m512; G]; T] = std::array::from_fn(|t| {
             std::array::from_fn(|g| if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) })
         });
+        let steps = 8 / F::PER_BLOCK;
         for b in 0..count {
-            let panel = tile.panel.add(b * G * PANEL_BLOCK_BYTES);
-            let d: [__m512; T] = std::array::from_fn(|t| _mm512_set1_ps(*rows[t].scales.add(first + b)));
-            let halves = if F::HALVES { 2 } else { 1 };
-            for half in 0..halves {
+            let panel = tile.panel.add(b * G * F::PANEL_BLOCK);
+            if b % 2 == 0 {
+                for row in rows {
+                    row.prefetch_later(tile, T, first + b);
+                }
+            }
+            let scales = |g: usize, i: usize| _mm512_load_ps(panel.add(g * F::PANEL_BLOCK + (8 + i) * 64).cast());
+            for half in 0..F::PER_BLOCK {
                 let mut dot: [[__m512i; G]; T] = std::array::from_fn(|t| {
                     let bias = match F::BIAS_BITS {
                         None => _mm512_setzero_si512(),
-                        Some(_) => _mm512_set1_epi32(sums[t].bias[if F::HALVES { b * 2 + half } else { b }]),
+                        Some(_) => _mm512_set1_epi32(sums[t].bias[b * F::PER_BLOCK + half]),
                     };
                     [bias; G]
                 });
-                let steps = 8 / halves;
                 for j in half * steps..(half + 1) * steps {
                     let w: [__m512i; G] =
-                        std::array::from_fn(|g| _mm512_load_si512(panel.add(g * PANEL_BLOCK_BYTES + j * 64).cast()));
+                        std::array::from_fn(|g| _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast()));
                     for t in 0..T {
                         let four = _mm512_set1_epi32(rows[t].four(first + b, j));
                         for g in 0..G {
@@ -372,18 +449,22 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
                     }
                 }
                 for g in 0..G {
-                    let scale = _mm512_load_ps(panel.add(g * PANEL_BLOCK_BYTES + 512 + half * 64).cast());
+                    let scale = scales(g, half);
                     for t in 0..T {
-                        acc[t][g] =
-                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]), _mm512_mul_ps(scale, d[t]), acc[t][g]);
+                        let d = _mm512_set1_ps(*rows[t].scales.add(first + b));
+                        let scale = _mm512_mul_ps(scale, d);
+                        acc[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]), scale, acc[t][g]);
                     }
                 }
             }
             if F::MINS {
-                for g in 0..G {
-                    let min = _mm512_load_ps(panel.add(g * PANEL_BLOCK_BYTES + 576).cast());
-                    for t in 0..T {
-                        acc[t][g] = _mm512_fmadd_ps(min, _mm512_set1_ps(sums[t].min[b]), acc[t][g]);
+                for half in 0..F::PER_BLOCK {
+                    for g in 0..G {
+                        let min = scales(g, F::PER_BLOCK + half);
+                        for t in 0..T {
+                            let sum = _mm512_set1_ps(sums[t].min[b * F::PER_BLOCK + half]);
+                            acc[t][g] = _mm512_fmadd_ps(min, sum, acc[t][g]);
+                        }
                     }
                 }
             }
@@ -397,7 +478,7 @@ unsafe fn micro<F: Format, const G: usize, const T: usize>(tile: &Tile, token: u
 }
 
 #[inline(always)]
-unsafe fn tile<F: Format>(tile: &Tile) {
+unsafe fn tile<F: Kernel>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         match (tile.tokens, tile.groups) {
@@ -411,17 +492,25 @@ unsafe fn tile<F: Format>(tile: &Tile) {
 }
 
 macro_rules! entries {
-    ($($name:ident: $format:ty),+) => {
+    ($($entry:ident: $name:ident),+) => {
         $(
             /// # Safety
             /// See [`TileKernel`](crate::tile::TileKernel).
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            pub(super) unsafe fn $name(args: &Tile) {
+            unsafe fn $entry(args: &Tile) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { tile::<$format>(args) }
+                unsafe { tile::<types::$name>(args) }
             }
         )+
+
+        /// The kernel of a type.
+        pub(super) fn kernel(dtype: DType) -> Option<TileKernel> {
+            Some(match dtype {
+                $(DType::$name => $entry,)+
+                _ => return None,
+            })
+        }
     };
 }
 
-entries!(q4_0: Q4_0, q4_1: Q4_1, q8_0: Q8_0, q4_k: Q4K, q6_k: Q6K);
+integer_types!(entries);

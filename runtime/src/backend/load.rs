@@ -57,7 +57,7 @@ pub(super) fn forms(graph: &Graph, isa: Isa) -> Result<Vec<ActKind>, BuildError>
                 Some(form) => *form,
                 None => {
                     let row = vec![0; weight.dtype.bytes_for(cols).ok_or_else(unsupported)?];
-                    let matrix = matrix(isa, weight, 1, row.into())?;
+                    let matrix = matrix(Matrix::new, isa, weight, 1, row.into())?;
                     known.insert((weight.dtype, cols), matrix.wants());
                     matrix.wants()
                 }
@@ -149,22 +149,24 @@ fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -
             values.ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })?;
         resolved.vector = Some(values.into());
     }
-    if needs.table {
-        resolved.table = Some(bytes.clone());
-    }
     if needs.matrix {
-        let matrix = matrix(isa, weight, weight.dims[1], bytes)?;
-        // Of a tied embedding only the rows of the prompt's tokens are read again.
+        let matrix = Arc::new(matrix(Matrix::new, isa, weight, weight.dims[1], bytes)?);
         if matrix.is_packed() && weight.inline.is_none() {
             source.release(&weight.name);
         }
-        resolved.matrix = Some(Arc::new(matrix));
+        // A tied embedding is looked up in the packed matrix, so the file is not needed again.
+        resolved.table = needs.table.then(|| Arc::clone(&matrix));
+        resolved.matrix = Some(matrix);
+    } else if needs.table {
+        resolved.table = Some(Arc::new(matrix(Matrix::unpacked, isa, weight, weight.dims[1], bytes)?));
     }
     Ok(resolved)
 }
 
-fn matrix(isa: Isa, weight: &Weight, rows: usize, bytes: SharedBytes) -> Result<Matrix, BuildError> {
-    Matrix::new(isa, weight.dtype, rows, weight.dims[0], bytes).map_err(|source| match source {
+type MakeMatrix = fn(Isa, DType, usize, usize, SharedBytes) -> Result<Matrix, MatrixError>;
+
+fn matrix(make: MakeMatrix, isa: Isa, weight: &Weight, rows: usize, bytes: SharedBytes) -> Result<Matrix, BuildError> {
+    make(isa, weight.dtype, rows, weight.dims[0], bytes).map_err(|source| match source {
         MatrixError::Unsupported(dtype) => BuildError::UnsupportedType { tensor: weight.name.clone(), dtype },
         source => BuildError::Matrix { tensor: weight.name.clone(), source },
     })

@@ -2,8 +2,7 @@
 
 use super::{BufferId, Form, Plan, Step};
 use crate::graph;
-use rustai_abi::DType;
-use rustai_kernels_cpu::{Act, Buf, Call, Matrix, Program, Projection, QBuf, Rope, RopeStyle, Rows, SharedBytes};
+use rustai_kernels_cpu::{Act, Buf, Call, Matrix, Program, Projection, QBuf, Rope, RopeStyle, Rows};
 use std::sync::Arc;
 
 /// A weight of a graph in the forms that its readers want. A weight may need several: a tied embedding is a table and a
@@ -15,7 +14,7 @@ pub struct Resolved {
     /// For norms and biases.
     pub vector: Option<Arc<[f32]>>,
     /// For embeddings.
-    pub table: Option<SharedBytes>,
+    pub table: Option<Arc<Matrix>>,
 }
 
 impl Plan {
@@ -45,10 +44,7 @@ struct Binder<'a> {
 impl Binder<'_> {
     fn call(&self, step: &Step) -> Result<Call, String> {
         Ok(match *step {
-            Step::Embed { table, scale, out } => {
-                let (dtype, table) = self.table(table)?;
-                Call::Embed { dtype, table, out: self.buf(out), scale }
-            }
+            Step::Embed { table, scale, out } => Call::Embed { table: self.table(table)?, out: self.buf(out), scale },
             Step::RmsNorm { x, weight, eps, out } => {
                 Call::RmsNorm { x: self.buf(x), weight: self.vector(weight)?, eps, out: self.act(out) }
             }
@@ -111,9 +107,8 @@ impl Binder<'_> {
         self.weights.get(id.index()).and_then(|weight| weight.vector.clone()).ok_or_else(|| self.name(id))
     }
 
-    fn table(&self, id: graph::WeightId) -> Result<(DType, SharedBytes), String> {
-        let bytes = self.weights.get(id.index()).and_then(|weight| weight.table.clone());
-        Ok((self.plan.graph.weight(id).dtype, bytes.ok_or_else(|| self.name(id))?))
+    fn table(&self, id: graph::WeightId) -> Result<Arc<Matrix>, String> {
+        self.weights.get(id.index()).and_then(|weight| weight.table.clone()).ok_or_else(|| self.name(id))
     }
 
     fn name(&self, id: graph::WeightId) -> String {

@@ -14,7 +14,10 @@ pub struct BenchArgs {
     /// Numbers of tokens to generate; 0 skips the generation row.
     #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "128")]
     pub n_gen: Vec<usize>,
-    /// Tokens that the cache already holds when a measurement starts.
+    /// Sequences that generate together, one token each in every step.
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    pub sequences: Vec<usize>,
+    /// Tokens that the cache of each sequence already holds when a measurement starts.
     #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub n_depth: Vec<usize>,
     /// Most tokens of a prompt in one step.

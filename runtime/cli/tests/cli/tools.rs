@@ -107,6 +107,31 @@ fn inspect_tells_metadata_tensors_and_kernels() {
 }
 
 #[test]
+fn inspect_tells_which_types_run_fast_and_which_do_not() {
+    let kernels = |model: TinyLlama| {
+        let tiny = Tiny::of(&model);
+        let report = tiny.run("inspect --json --no-tensors").json();
+        let rows = report["types"].as_array().unwrap().clone();
+        let text = tiny.run("inspect --no-tensors").ok();
+        rows.into_iter()
+            .map(|row| {
+                let (name, kernel) =
+                    (row["type"].as_str().unwrap().to_owned(), row["kernel"].as_str().map(str::to_owned));
+                let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+                assert!(line.ends_with(kernel.as_deref().unwrap_or("none")), "{line}");
+                (name, kernel)
+            })
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let fast = Some(Isa::best().name().to_owned());
+    let reference = Some(Isa::Reference.name().to_owned());
+    let found = kernels(TinyLlama { embedding_dtype: Some(DType::IQ1_M), ..TinyLlama::of(DType::Q4_K) });
+    assert_eq!((&found["Q4_K"], &found["IQ1_M"]), (&fast, &reference));
+    let found = kernels(TinyLlama { embedding_dtype: Some(DType::Q8_1), ..TinyLlama::of(DType::NVFP4) });
+    assert_eq!((&found["NVFP4"], &found["Q8_1"], &found["F32"]), (&reference, &None, &fast));
+}
+
+#[test]
 fn info_tells_what_was_chosen_and_why() {
     let info = Rustai::line("info --json").env("RUSTAI_CACHE", "/a/cache").json();
     assert_eq!(info["isa"], Isa::best().name());
@@ -128,8 +153,8 @@ fn graph_prints_text_dot_and_svg() {
     assert!(std::fs::read_to_string(path).unwrap().contains("<svg"));
     // The plan is the one that runs, made without reading a weight.
     assert!(!tiny.run("graph --plan").ok().is_empty());
-    let unsupported = Tiny::of(&TinyLlama::of(DType::IQ4_NL));
-    unsupported.run("graph --plan").refuses(1, &["IQ4_NL", "token_embd.weight"]);
+    let unsupported = Tiny::of(&TinyLlama::of(DType::Q8_1));
+    unsupported.run("graph --plan").refuses(1, &["Q8_1", "token_embd.weight"]);
     assert!(unsupported.run("graph").ok().contains("attention"));
 }
 

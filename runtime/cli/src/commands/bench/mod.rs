@@ -34,6 +34,7 @@ pub fn run(args: &BenchArgs, global: GlobalArgs) -> Result<(), Failure> {
 
 fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut Vec<Row>) -> Result<(), Failure> {
     let longest = tests.iter().map(Test::context).max().unwrap_or(0);
+    let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
     for spec in &args.models {
         let path = model::find(spec)?;
         let file = model::open(&path)?;
@@ -42,8 +43,9 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                 let options = LoadOptions {
                     threads: compute::threads(threads),
                     context: longest,
-                    max_batch: batch,
-                    max_outputs: 1,
+                    max_sequences: sequences,
+                    max_batch: batch.max(sequences),
+                    max_outputs: sequences,
                     ..LoadOptions::default()
                 };
                 let started = Instant::now();
@@ -54,7 +56,7 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                     if global.verbose > 0 {
                         ui::note(format_args!("{}: {} threads, {}", path.display(), options.threads, test.name()));
                     }
-                    let samples = measure(&mut *model, *test, args.repetitions, !args.no_warmup, &guard)?;
+                    let samples = measure(&mut *model, *test, batch, args.repetitions, !args.no_warmup, &guard)?;
                     rows.push(Row::new(setup.clone(), *test, samples));
                 }
             }
@@ -67,14 +69,19 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
 fn tests(args: &BenchArgs) -> Result<Vec<Test>, Failure> {
     let mut tests = Vec::new();
     for &depth in &args.n_depth {
-        tests.extend(args.n_prompt.iter().map(|&prompt| Test { prompt, generate: 0, depth }));
-        tests.extend(args.n_gen.iter().map(|&generate| Test { prompt: 0, generate, depth }));
+        tests.extend(args.n_prompt.iter().map(|&prompt| Test { prompt, generate: 0, depth, sequences: 1 }));
+        for &sequences in &args.sequences {
+            tests.extend(args.n_gen.iter().map(|&generate| Test { prompt: 0, generate, depth, sequences }));
+        }
     }
     tests.retain(|test| test.prompt + test.generate > 0);
     if tests.is_empty() {
         return Err(
             Failure::usage("there is nothing to measure: -p and -n are both 0").help("give one of them a number")
         );
+    }
+    if args.sequences.contains(&0) {
+        return Err(Failure::usage("no sequences generate nothing").help("give --sequences at least 1"));
     }
     if args.batch_size.contains(&0) {
         return Err(Failure::usage("a batch of 0 tokens computes nothing").help("give --batch-size at least 1"));

@@ -76,6 +76,7 @@ pub struct Row {
     n_prompt: usize,
     n_gen: usize,
     n_depth: usize,
+    n_sequences: usize,
     avg_ns: f64,
     stddev_ns: f64,
     avg_ts: f64,
@@ -97,6 +98,7 @@ impl Row {
             n_prompt: test.prompt,
             n_gen: test.generate,
             n_depth: test.depth,
+            n_sequences: test.sequences,
             avg_ns: mean(&nanoseconds),
             stddev_ns: deviation(&nanoseconds),
             avg_ts: mean(&rates),
@@ -154,13 +156,14 @@ fn csv(rows: &[Row]) -> String {
         "n_prompt",
         "n_gen",
         "n_depth",
+        "n_sequences",
         "avg_ns",
         "stddev_ns",
         "avg_ts",
         "stddev_ts",
     ]);
     for row in rows {
-        let Row { setup, n_prompt, n_gen, n_depth, avg_ns, stddev_ns, avg_ts, stddev_ts, .. } = row;
+        let Row { setup, n_prompt, n_gen, n_depth, n_sequences, avg_ns, stddev_ns, avg_ts, stddev_ts, .. } = row;
         table.row(vec![
             setup.build_version.to_owned(),
             setup.cpu_info.clone(),
@@ -174,6 +177,7 @@ fn csv(rows: &[Row]) -> String {
             n_prompt.to_string(),
             n_gen.to_string(),
             n_depth.to_string(),
+            n_sequences.to_string(),
             format!("{avg_ns:.0}"),
             format!("{stddev_ns:.0}"),
             format!("{avg_ts:.6}"),
@@ -202,7 +206,7 @@ mod tests {
             load_ns: 1,
         };
         let samples = vec![Duration::from_secs(1), Duration::from_secs(2)];
-        Row::new(setup, Test { prompt: 512, generate: 0, depth: 0 }, samples)
+        Row::new(setup, Test { prompt: 512, generate: 0, depth: 0, sequences: 1 }, samples)
     }
 
     #[test]

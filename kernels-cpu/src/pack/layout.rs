@@ -1,0 +1,235 @@
+//! Packed orders: one row of [`LAYOUTS`] for each type that a fast kernel reads.
+//!
+//! A layout says three things, and kernels are made from these alone: how codes lie in memory, which whole number a code
+//! stands for, and how scales are kept.
+
+use crate::formats::{iq4_nl, iq4_xs, mxfp4, parts::Parts, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use rustai_abi::DType;
+
+/// How the codes of a block of 32 columns and 16 rows lie in 64-byte registers.
+///
+/// Register by register, bytes `4r .. 4r + 4` belong to row `r`. *Step* `j` means columns `4j .. 4j + 4`, so a step of all
+/// rows is one register of bytes, once it is expanded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// Two registers; bits `2s` of register `i` are step `4i + s`.
+    Two,
+    /// As [`Two`](Self::Two), then a register whose bit `j` is the third bit of step `j`.
+    Three,
+    /// Four registers; low nibbles of register `i` are step `i`, high nibbles step `i + 4`.
+    Four,
+    /// As [`Four`](Self::Four), then a register whose bit `j` is the fifth bit of step `j`.
+    Five,
+    /// As [`Four`](Self::Four), then the upper two bits as in [`Two`](Self::Two).
+    Six,
+    /// Eight registers of bytes.
+    Eight,
+}
+
+/// The whole number that a code stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// The code less a power of two, or less nothing.
+    Offset(u8),
+    /// The code is a signed byte.
+    Signed,
+    /// An entry of a table.
+    Table(&'static [i8; 16]),
+}
+
+/// How the scales of a group are kept; each line is what belongs to so many columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// Per 32: 16 x f16 d.
+    Half,
+    /// Per 32: 16 x f16 d, 16 x f16 m, which is added.
+    HalfWithMin,
+    /// Per 32: 16 x E8M0.
+    Exponent,
+    /// Per 256: 16 x f16 d, then for each 32 columns 16 x i8.
+    Runs32,
+    /// Per 256: 16 x f16 d, then for each 16 columns 16 x i8.
+    Runs16,
+    /// Per 256: 16 x f16 d, 16 x f16 dmin, then for each 32 columns 16 x u8 scale, 16 x u8 min, which is subtracted.
+    Runs32WithMin,
+    /// Per 256: 16 x f16 d, 16 x f16 dmin, then for each 16 columns 16 x (scale in the low nibble, min in the high).
+    Runs16WithMin,
+}
+
+/// Integer formats and their packed order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    pub(crate) codes: Codes,
+    pub(crate) values: Values,
+    pub(crate) scales: Scales,
+    /// Takes a block of the file apart.
+    pub(crate) parts: fn(&[u8], &mut Parts),
+}
+
+/// A packed order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Layout {
+    /// Per column 16 values of so many bytes, as the file has them.
+    Plain(usize),
+    /// Quantized blocks; kernels multiply 8-bit activations.
+    Blocks(Blocks),
+}
+
+/// The types with a packed order.
+pub(crate) const LAYOUTS: [(DType, Layout); 16] = [
+    (DType::F32, Layout::Plain(4)),
+    (DType::F16, Layout::Plain(2)),
+    (DType::BF16, Layout::Plain(2)),
+    (DType::Q4_0, blocks(Codes::Four, Values::Offset(8), Scales::Half, q4_0::parts)),
+    (DType::Q4_1, blocks(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::parts)),
+    (DType::Q5_0, blocks(Codes::Five, Values::Offset(16), Scales::Half, q5_0::parts)),
+    (DType::Q5_1, blocks(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::parts)),
+    (DType::Q8_0, blocks(Codes::Eight, Values::Signed, Scales::Half, q8_0::parts)),
+    (DType::Q2_K, blocks(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::parts)),
+    (DType::Q3_K, blocks(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::parts)),
+    (DType::Q4_K, blocks(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::parts)),
+    (DType::Q5_K, blocks(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::parts)),
+    (DType::Q6_K, blocks(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::parts)),
+    (DType::IQ4_NL, blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::parts)),
+    (DType::IQ4_XS, blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::parts)),
+    (DType::MXFP4, blocks(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::parts)),
+];
+
+const fn blocks(codes: Codes, values: Values, scales: Scales, parts: fn(&[u8], &mut Parts)) -> Layout {
+    Layout::Blocks(Blocks { codes, values, scales, parts })
+}
+
+impl Layout {
+    /// The packed order of a type, if it has one.
+    pub(crate) fn of(dtype: DType) -> Option<Self> {
+        LAYOUTS.iter().find(|row| row.0 == dtype).map(|row| row.1)
+    }
+
+    /// Whether the layout's kernels multiply 8-bit activations.
+    pub(crate) const fn is_integer(self) -> bool {
+        matches!(self, Self::Blocks(_))
+    }
+
+    /// Bytes of one group of rows of `cols` columns, a multiple of 64.
+    pub(crate) const fn group_bytes(self, cols: usize) -> usize {
+        let bytes = match self {
+            Self::Plain(size) => cols * size * super::GROUP,
+            Self::Blocks(blocks) => blocks.code_bytes(cols) + blocks.scales.bytes(cols),
+        };
+        bytes.next_multiple_of(64)
+    }
+}
+
+impl Blocks {
+    /// The row of [`LAYOUTS`] for a type of blocks, for kernels to be made from.
+    pub(crate) const fn of(dtype: DType) -> Self {
+        let mut i = 0;
+        while i < LAYOUTS.len() {
+            if let (found, Layout::Blocks(blocks)) = LAYOUTS[i]
+                && found as u32 == dtype as u32
+            {
+                return blocks;
+            }
+            i += 1;
+        }
+        // PANIC: while compiling, since kernels are made from constants.
+        panic!("no such row")
+    }
+
+    /// Bytes of a group's codes, where its scales begin.
+    pub(crate) const fn code_bytes(&self, cols: usize) -> usize {
+        cols / 32 * self.codes.registers() * 64
+    }
+}
+
+impl Codes {
+    /// Registers of a block.
+    pub(crate) const fn registers(self) -> usize {
+        match self {
+            Self::Two => 2,
+            Self::Three => 3,
+            Self::Four => 4,
+            Self::Five => 5,
+            Self::Six => 6,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The largest code.
+    pub(crate) const fn largest(self) -> i32 {
+        match self {
+            Self::Two => 3,
+            Self::Three => 7,
+            Self::Four => 15,
+            Self::Five => 31,
+            Self::Six => 63,
+            Self::Eight => 255,
+        }
+    }
+}
+
+impl Scales {
+    /// Bytes for a group of `cols` columns.
+    pub(crate) const fn bytes(self, cols: usize) -> usize {
+        match self {
+            Self::Half => cols / 32 * 32,
+            Self::HalfWithMin => cols / 32 * 64,
+            Self::Exponent => cols / 32 * 16,
+            Self::Runs32 => cols / 256 * (32 + 8 * 16),
+            Self::Runs16 => cols / 256 * (32 + 16 * 16),
+            Self::Runs32WithMin => cols / 256 * (64 + 8 * 32),
+            Self::Runs16WithMin => cols / 256 * (64 + 16 * 16),
+        }
+    }
+
+    /// Whether a scale belongs to 16 columns rather than to 32.
+    pub(crate) const fn halves(self) -> bool {
+        matches!(self, Self::Runs16 | Self::Runs16WithMin)
+    }
+
+    /// Whether there are minima besides scales.
+    pub(crate) const fn has_min(self) -> bool {
+        matches!(self, Self::HalfWithMin | Self::Runs32WithMin | Self::Runs16WithMin)
+    }
+
+    /// Whether scales are products of whole numbers and one `d` for 256 columns.
+    pub(crate) const fn two_level(self) -> bool {
+        matches!(self, Self::Runs32 | Self::Runs16 | Self::Runs32WithMin | Self::Runs16WithMin)
+    }
+}
+
+/// A type of blocks, for kernels to be generic over.
+pub(crate) trait Packed {
+    /// Its row of [`LAYOUTS`].
+    const BLOCKS: Blocks;
+}
+
+/// Calls a macro with all types that have integer kernels: the name of the entry point, then the name of the type.
+macro_rules! integer_types {
+    ($callback:ident) => {
+        $callback! {
+            q4_0: Q4_0, q4_1: Q4_1, q5_0: Q5_0, q5_1: Q5_1, q8_0: Q8_0, q2_k: Q2_K, q3_k: Q3_K, q4_k: Q4_K, q5_k: Q5_K,
+            q6_k: Q6_K, iq4_nl: IQ4_NL, iq4_xs: IQ4_XS, mxfp4: MXFP4
+        }
+    };
+}
+pub(crate) use integer_types;
+
+/// One type without values for each of the integer types.
+#[allow(non_camel_case_types, reason = "the field writes these names so")]
+pub(crate) mod types {
+    use super::{Blocks, DType, Packed};
+
+    macro_rules! declare {
+        ($($entry:ident: $name:ident),+) => {
+            $(
+                pub(crate) struct $name;
+
+                impl Packed for $name {
+                    const BLOCKS: Blocks = Blocks::of(DType::$name);
+                }
+            )+
+        };
+    }
+    integer_types!(declare);
+}

@@ -1,0 +1,318 @@
+//! The order in which packed weights lie in memory.
+//!
+//! Sixteen rows form a *group*. Within a group the rows are interleaved in pieces of four columns, so that one 64-byte
+//! register brings the same four columns of all sixteen rows: exactly what one `vpdpbusd` on a 512-bit register consumes,
+//! two on 256-bit registers, four `sdot` on 128-bit ones, and no horizontal sum is ever needed. Codes come first, block
+//! after block; scales follow in a plane of their own, so loads of codes stay 64-byte aligned. [`layout`] has the details.
+//!
+//! Packing rearranges bits and changes none of the numbers, so a row can be read back exactly ([`unpack_row`]). A group
+//! takes as many bytes as its rows do in the file, but for types whose 6-bit scales are widened to bytes (Q4_K: 148 bytes
+//! instead of 144; Q3_K, Q5_K and IQ4_XS likewise).
+
+mod layout;
+
+pub(crate) use layout::{Blocks, Codes, Layout, Packed, Scales, Values, integer_types, types};
+
+use crate::formats::{self, mxfp4, parts::Parts};
+use half::f16;
+use rayon::prelude::*;
+use rustai_abi::DType;
+
+/// Rows in a group.
+pub(crate) const GROUP: usize = 16;
+
+/// Groups that are packed by one task: enough to be worth a task, few enough to share evenly.
+const GROUPS_PER_TASK: usize = 8;
+
+/// Packs row-major blocks of `dtype` into `out`, which is zeroed and holds the rows rounded up to whole groups.
+pub(crate) fn pack(dtype: DType, layout: Layout, cols: usize, bytes: &[u8], out: &mut [u8]) {
+    let row_bytes = dtype.bytes_for(cols).expect("rows are whole blocks");
+    let stride = layout.group_bytes(cols);
+    let zeros = vec![0; row_bytes];
+    out.par_chunks_mut(stride * GROUPS_PER_TASK).enumerate().for_each(|(task, chunk)| {
+        for (i, group) in chunk.chunks_exact_mut(stride).enumerate() {
+            let first = (task * GROUPS_PER_TASK + i) * GROUP;
+            let rows: [&[u8]; GROUP] = std::array::from_fn(|r| {
+                let start = (first + r) * row_bytes;
+                bytes.get(start..start + row_bytes).unwrap_or(&zeros)
+            });
+            match layout {
+                Layout::Plain(2) => interleave::<2>(&rows, group),
+                Layout::Plain(_) => interleave::<4>(&rows, group),
+                Layout::Blocks(blocks) => {
+                    let (codes, scales) = group.split_at_mut(blocks.code_bytes(cols));
+                    let (len, bytes) = (dtype.block_len(), dtype.block_bytes());
+                    pack_group(&blocks, &rows, (len, bytes), codes, scales);
+                }
+            }
+        }
+    });
+}
+
+/// `out[j][r] = rows[r][j]` for pieces of `SIZE` bytes.
+fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
+    let rows: [&[[u8; SIZE]]; GROUP] = rows.map(|row| row.as_chunks().0);
+    let count = rows[0].len();
+    for (j, out) in out.as_chunks_mut::<SIZE>().0.as_chunks_mut::<GROUP>().0[..count].iter_mut().enumerate() {
+        for (out, row) in out.iter_mut().zip(&rows) {
+            *out = row[j];
+        }
+    }
+}
+
+fn pack_group(blocks: &Blocks, rows: &[&[u8]; GROUP], block: (usize, usize), codes: &mut [u8], scales: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn wide(blocks: &Blocks, rows: &[&[u8]; GROUP], block: (usize, usize), codes: &mut [u8], scales: &mut [u8]) {
+            pack_group_inline(blocks, rows, block, codes, scales);
+        }
+        // SAFETY: the processor has the feature; nothing else is asked for.
+        unsafe { wide(blocks, rows, block, codes, scales) };
+        return;
+    }
+    pack_group_inline(blocks, rows, block, codes, scales);
+}
+
+/// Bytes of a row's codes in one block of 32 columns, at most.
+const ROW_CODES: usize = 32;
+
+#[inline(always)]
+fn pack_group_inline(
+    blocks: &Blocks,
+    rows: &[&[u8]; GROUP],
+    (len, bytes): (usize, usize),
+    codes: &mut [u8],
+    scales: &mut [u8],
+) {
+    let mut parts = Parts::ZERO;
+    let pieces = blocks.codes.registers();
+    let (code_bytes, scale_bytes) = (blocks.code_bytes(len), blocks.scales.bytes(len));
+    let places = codes.chunks_exact_mut(code_bytes).zip(scales.chunks_exact_mut(scale_bytes));
+    for (b, (codes, scales)) in places.enumerate() {
+        let mut row_codes = [[0; ROW_CODES]; 8];
+        for (r, row) in rows.iter().enumerate() {
+            (blocks.parts)(&row[b * bytes..(b + 1) * bytes], &mut parts);
+            for (to, codes) in row_codes.iter_mut().zip(parts.codes[..len].as_chunks::<32>().0) {
+                pack_codes(blocks.codes, codes, to);
+            }
+            for (registers, codes) in codes.chunks_exact_mut(pieces * 64).zip(&row_codes) {
+                for (register, four) in registers.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
+                    register[r * 4..r * 4 + 4].copy_from_slice(four);
+                }
+            }
+            put_scales(blocks.scales, &parts, r, scales);
+        }
+    }
+}
+
+/// One row's part of a block: four bytes of each register in turn.
+#[inline(always)]
+fn pack_codes(order: Codes, codes: &[u8; 32], out: &mut [u8; ROW_CODES]) {
+    match order {
+        Codes::Two => pack_crumbs(codes, 0, &mut out[..8]),
+        Codes::Three => {
+            pack_crumbs(codes, 0, &mut out[..8]);
+            pack_bits(codes, 2, &mut out[8..12]);
+        }
+        Codes::Four => pack_nibbles(codes, &mut out[..16]),
+        Codes::Five => {
+            pack_nibbles(codes, &mut out[..16]);
+            pack_bits(codes, 4, &mut out[16..20]);
+        }
+        Codes::Six => {
+            pack_nibbles(codes, &mut out[..16]);
+            pack_crumbs(codes, 4, &mut out[16..24]);
+        }
+        Codes::Eight => *out = *codes,
+    }
+}
+
+#[inline(always)]
+fn pack_nibbles(codes: &[u8; 32], out: &mut [u8]) {
+    let (low, high) = codes.split_at(16);
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+        *out = low & 0x0f | high << 4;
+    }
+}
+
+/// Two bits of each code, from bit `place` on.
+#[inline(always)]
+fn pack_crumbs(codes: &[u8; 32], place: u32, out: &mut [u8]) {
+    for (out, steps) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes.as_chunks::<16>().0) {
+        for (c, out) in out.iter_mut().enumerate() {
+            let crumb = |s: usize| (steps[4 * s + c] >> place & 3) << (2 * s);
+            *out = crumb(0) | crumb(1) | crumb(2) | crumb(3);
+        }
+    }
+}
+
+/// Bit `place` of each code.
+#[inline(always)]
+fn pack_bits(codes: &[u8; 32], place: u32, out: &mut [u8]) {
+    for (c, out) in out.iter_mut().enumerate() {
+        *out = (0..8).fold(0, |bits, j| bits | (codes[4 * j + c] >> place & 1) << j);
+    }
+}
+
+/// The code of column `col` of a row's part of a block, the inverse of [`pack_codes`].
+fn unpack_code(order: Codes, packed: &[u8; ROW_CODES], col: usize) -> u8 {
+    let nibble = |bytes: &[u8]| bytes[col % 16] >> (col / 16 * 4) & 0x0f;
+    let crumb = |bytes: &[u8]| bytes[col / 16 * 4 + col % 4] >> (col % 16 / 4 * 2) & 3;
+    let bit = |bytes: &[u8]| bytes[col % 4] >> (col / 4) & 1;
+    match order {
+        Codes::Two => crumb(packed),
+        Codes::Three => crumb(packed) | bit(&packed[8..]) << 2,
+        Codes::Four => nibble(packed),
+        Codes::Five => nibble(packed) | bit(&packed[16..]) << 4,
+        Codes::Six => nibble(packed) | crumb(&packed[16..]) << 4,
+        Codes::Eight => packed[col],
+    }
+}
+
+/// Writes the scales of row `r`.
+#[inline(always)]
+fn put_scales(scales: Scales, parts: &Parts, r: usize, out: &mut [u8]) {
+    let d = |out: &mut [u8]| out[r * 2..r * 2 + 2].copy_from_slice(&parts.d);
+    let dmin = |out: &mut [u8]| out[32 + r * 2..34 + r * 2].copy_from_slice(&parts.dmin);
+    match scales {
+        Scales::Half => d(out),
+        Scales::HalfWithMin => {
+            d(out);
+            dmin(out);
+        }
+        Scales::Exponent => out[r] = parts.scales[0],
+        Scales::Runs32 => {
+            d(out);
+            for i in 0..8 {
+                out[32 + i * GROUP + r] = parts.scales[i];
+            }
+        }
+        Scales::Runs16 => {
+            d(out);
+            for i in 0..16 {
+                out[32 + i * GROUP + r] = parts.scales[i];
+            }
+        }
+        Scales::Runs32WithMin => {
+            d(out);
+            dmin(out);
+            for i in 0..8 {
+                out[64 + i * 2 * GROUP + r] = parts.scales[i];
+                out[64 + (i * 2 + 1) * GROUP + r] = parts.mins[i];
+            }
+        }
+        Scales::Runs16WithMin => {
+            d(out);
+            dmin(out);
+            for i in 0..16 {
+                out[64 + i * GROUP + r] = parts.scales[i] | parts.mins[i] << 4;
+            }
+        }
+    }
+}
+
+/// Scale and addend of row `r` for column `col`, with the same operations as the type's `dequantize`.
+fn scale_of(scales: Scales, r: usize, col: usize, packed: &[u8]) -> (f32, f32) {
+    let half = |at: usize| f16::from_le_bytes([packed[at + r * 2], packed[at + r * 2 + 1]]).to_f32();
+    let byte = |at: usize| packed[at + r];
+    let (block, long) = (col / 32, col / 256);
+    match scales {
+        Scales::Half => (half(block * 32), 0.0),
+        Scales::HalfWithMin => (half(block * 64), half(block * 64 + 32)),
+        Scales::Exponent => (mxfp4::half_scale(byte(block * 16)), 0.0),
+        Scales::Runs32 | Scales::Runs16 => {
+            let run = if scales == Scales::Runs32 { col % 256 / 32 } else { col % 256 / 16 };
+            let at = long * scales.bytes(256);
+            (half(at) * f32::from(byte(at + 32 + run * GROUP) as i8), 0.0)
+        }
+        Scales::Runs32WithMin => {
+            let at = long * scales.bytes(256);
+            let run = at + 64 + col % 256 / 32 * 2 * GROUP;
+            (half(at) * f32::from(byte(run)), -(half(at + 32) * f32::from(byte(run + GROUP))))
+        }
+        Scales::Runs16WithMin => {
+            let at = long * scales.bytes(256);
+            let both = byte(at + 64 + col % 256 / 16 * GROUP);
+            (half(at) * f32::from(both & 0x0f), -(half(at + 32) * f32::from(both >> 4)))
+        }
+    }
+}
+
+/// The values of row `r` of a packed group: what the type's `dequantize` gives, bit for bit.
+pub(crate) fn unpack_row(dtype: DType, layout: Layout, group: &[u8], r: usize, out: &mut [f32]) {
+    match layout {
+        Layout::Plain(size) => {
+            // PANIC: every type with a layout is in the table of formats.
+            let format = formats::of(dtype).expect("a format");
+            for (k, value) in out.iter_mut().enumerate() {
+                (format.dequantize)(&group[(k * GROUP + r) * size..][..size], std::slice::from_mut(value));
+            }
+        }
+        Layout::Blocks(blocks) => {
+            let (codes, scales) = group.split_at(blocks.code_bytes(out.len()));
+            let blocks_of_codes = codes.chunks_exact(blocks.codes.registers() * 64);
+            for (b, (out, codes)) in out.as_chunks_mut().0.iter_mut().zip(blocks_of_codes).enumerate() {
+                unpack_block(&blocks, codes, scales, (r, b * 32), out);
+            }
+        }
+    }
+}
+
+/// The 32 values of row `r` from column `col` on.
+fn unpack_block(blocks: &Blocks, codes: &[u8], scales: &[u8], (r, col): (usize, usize), out: &mut [f32; 32]) {
+    let mut packed = [0; ROW_CODES];
+    for (four, register) in packed.as_chunks_mut::<4>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
+        four.copy_from_slice(&register[r * 4..r * 4 + 4]);
+    }
+    let run = if blocks.scales.halves() { 16 } else { 32 };
+    for (half, out) in out.chunks_exact_mut(run).enumerate() {
+        let (scale, addend) = scale_of(blocks.scales, r, col + half * run, scales);
+        for (i, value) in out.iter_mut().enumerate() {
+            let code = unpack_code(blocks.codes, &packed, half * run + i);
+            let whole = match blocks.values {
+                Values::Offset(offset) => code as i8 - offset as i8,
+                Values::Signed => code as i8,
+                Values::Table(table) => table[usize::from(code)],
+            };
+            *value = scale * f32::from(whole);
+            // Adding zero would turn a negative zero into a positive one.
+            if blocks.scales.has_min() {
+                *value += addend;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_reads_back_as_its_type_dequantizes_it() {
+        for (dtype, layout) in layout::LAYOUTS {
+            let (cols, rows) = (3 * dtype.block_len().max(5), 21);
+            let row_bytes = dtype.bytes_for(cols).unwrap();
+            // Any bits are a block.
+            let mut state = 1u64;
+            let bytes: Vec<u8> = (0..rows * row_bytes)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 56) as u8
+                })
+                .collect();
+            let stride = layout.group_bytes(cols);
+            let mut packed = vec![0; rows.div_ceil(GROUP) * stride];
+            pack(dtype, layout, cols, &bytes, &mut packed);
+            let (mut got, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
+            for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
+                (formats::of(dtype).unwrap().dequantize)(row, &mut expected);
+                unpack_row(dtype, layout, &packed[r / GROUP * stride..][..stride], r % GROUP, &mut got);
+                for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                    assert!(same, "{dtype} row {r} value {i}: {got:e} for {expected:e}");
+                }
+            }
+        }
+    }
+}
