@@ -4,6 +4,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod act;
 mod attention;
 pub mod bench;
 mod bytes;
