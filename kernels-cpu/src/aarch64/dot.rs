@@ -16,13 +16,17 @@ use super::expand::{Kernel, Sink};
 use std::{
     arch::{aarch64::*, asm},
     marker::PhantomData,
-    ops::Range,
 };
 
 /// How a level adds up products.
 pub(super) trait Level {
     /// Sums for one quarter (four rows) and one token.
     type Sum: Copy;
+
+    /// Tokens, at most, that multiply weights on their way from memory: for so many there are registers.
+    const FEW: usize;
+    /// Whether products are added up in 16 bits where they fit, so that formats whose products do not take more registers.
+    const SHORT: bool;
 
     /// A sum that begins with `bias`.
     unsafe fn begin(bias: i32) -> Self::Sum;
@@ -55,31 +59,31 @@ pub(super) trait Level {
     ) -> [[int32x4_t; 2]; T] {
         // SAFETY: see the head of the file.
         unsafe {
-            let mut sums: [[Self::Sum; 2]; T] = std::array::from_fn(|t| [Self::begin(bias[t]); 2]);
-            for half in halves::<F>(half) {
-                let x: [int8x16_t; T] = std::array::from_fn(|t| vld1q_s8(x[t].add(half * 16)));
-                let w = |j: usize, i: usize| vld1q_s8(panel.add((half * 4 + j) * 64 + (q + i) * 16).cast());
-                let w: [[int8x16_t; 2]; 4] = std::array::from_fn(|j| std::array::from_fn(|i| w(j, i)));
-                for i in 0..2 {
-                    for t in 0..T {
-                        Self::pair::<F, 0>(&mut sums[t][i], w[0][i], w[1][i], x[t]);
-                    }
-                }
-                for i in 0..2 {
-                    for t in 0..T {
-                        Self::pair::<F, 2>(&mut sums[t][i], w[2][i], w[3][i], x[t]);
-                    }
-                }
+            let mut sums = each!([Self::begin(0); 2]; T, t => [Self::begin(bias[t]); 2]);
+            macro_rules! add {
+                ($half:expr) => {
+                    let x = each!(vdupq_n_s8(0); T, t => vld1q_s8(x[t].add($half * 16)));
+                    unrolled!(i in [0, 1] {
+                        let w = panel.add($half * 256 + (q + i) * 16).cast::<i8>();
+                        let w = each!(vdupq_n_s8(0); 4, j => vld1q_s8(w.add(j * 64)));
+                        for t in 0..T {
+                            Self::pair::<F, 0>(&mut sums[t][i], w[0], w[1], x[t]);
+                        }
+                        for t in 0..T {
+                            Self::pair::<F, 2>(&mut sums[t][i], w[2], w[3], x[t]);
+                        }
+                    });
+                };
             }
-            sums.map(|sums| sums.map(|sum| Self::end(sum)))
+            if F::HALVES {
+                add!(half);
+            } else {
+                add!(0);
+                add!(1);
+            }
+            each!([vdupq_n_s32(0); 2]; T, t => [Self::end(sums[t][0]), Self::end(sums[t][1])])
         }
     }
-}
-
-/// The halves that one sum runs over.
-#[inline(always)]
-fn halves<F: Kernel>(half: usize) -> Range<usize> {
-    if F::HALVES { half..half + 1 } else { 0..2 }
 }
 
 /// Writes weights into a panel block as they are expanded.
@@ -118,7 +122,7 @@ impl<L: Level, F: Kernel, const T: usize> Products<L, F, T> {
     #[inline(always)]
     pub(super) unsafe fn new(x: [[int8x16_t; 2]; T], bias: [[i32; 2]; T]) -> Self {
         // SAFETY: see the head of the file.
-        let sums = bias.map(|bias| bias.map(|bias| unsafe { L::begin(bias) }));
+        let sums = unsafe { each!([L::begin(0); 2]; T, t => [L::begin(bias[t][0]), L::begin(bias[t][1])]) };
         Self { x, sums, format: PhantomData }
     }
 
@@ -126,7 +130,7 @@ impl<L: Level, F: Kernel, const T: usize> Products<L, F, T> {
     #[inline(always)]
     pub(super) unsafe fn end(self) -> [[int32x4_t; 2]; T] {
         // SAFETY: see the head of the file.
-        self.sums.map(|sums| sums.map(|sum| unsafe { L::end(sum) }))
+        unsafe { each!([vdupq_n_s32(0); 2]; T, t => [L::end(self.sums[t][0]), L::end(self.sums[t][1])]) }
     }
 }
 
@@ -154,6 +158,9 @@ pub(super) struct NeonSum {
 impl Level for Neon {
     type Sum = NeonSum;
 
+    const FEW: usize = 1;
+    const SHORT: bool = true;
+
     #[inline(always)]
     unsafe fn begin(bias: i32) -> NeonSum {
         // SAFETY: see the head of the file.
@@ -171,17 +178,15 @@ impl Level for Neon {
                 (vdupq_laneq_s32::<2>(fours), vdupq_laneq_s32::<3>(fours))
             };
             let (a, b) = (vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
-            let add = |short: [int16x8_t; 2]| {
-                let low = vmlal_s8(short[0], vget_low_s8(first), vget_low_s8(a));
-                let high = vmlal_high_s8(short[1], first, a);
-                [vmlal_s8(low, vget_low_s8(second), vget_low_s8(b)), vmlal_high_s8(high, second, b)]
-            };
-            // A sum over 16 columns is at most four products, one over a block eight.
-            if F::SHORT_STEPS >= 8 || F::SHORT_STEPS >= 4 && F::HALVES {
-                sum.short = add(sum.short);
+            let short = if F::STAYS_SHORT { sum.short } else { [vdupq_n_s16(0); 2] };
+            let low = vmlal_s8(short[0], vget_low_s8(first), vget_low_s8(a));
+            let high = vmlal_high_s8(short[1], first, a);
+            let low = vmlal_s8(low, vget_low_s8(second), vget_low_s8(b));
+            let high = vmlal_high_s8(high, second, b);
+            if F::STAYS_SHORT {
+                sum.short = [low, high];
             } else {
-                let short = add([vdupq_n_s16(0); 2]);
-                sum.wide = std::array::from_fn(|i| vpadalq_s16(sum.wide[i], short[i]));
+                sum.wide = [vpadalq_s16(sum.wide[0], low), vpadalq_s16(sum.wide[1], high)];
             }
         }
     }
@@ -190,8 +195,8 @@ impl Level for Neon {
     unsafe fn end(sum: NeonSum) -> int32x4_t {
         // SAFETY: see the head of the file.
         unsafe {
-            let wide: [int32x4_t; 2] = std::array::from_fn(|i| vpadalq_s16(sum.wide[i], sum.short[i]));
-            vaddq_s32(vpaddq_s32(wide[0], wide[1]), vdupq_n_s32(sum.bias))
+            let (low, high) = (vpadalq_s16(sum.wide[0], sum.short[0]), vpadalq_s16(sum.wide[1], sum.short[1]));
+            vaddq_s32(vpaddq_s32(low, high), vdupq_n_s32(sum.bias))
         }
     }
 }
@@ -228,6 +233,9 @@ unsafe fn sdot_pair<const J: usize>(sum: &mut int32x4_t, first: int8x16_t, secon
 
 impl Level for Dotprod {
     type Sum = int32x4_t;
+
+    const FEW: usize = 3;
+    const SHORT: bool = false;
 
     #[inline(always)]
     unsafe fn begin(bias: i32) -> int32x4_t {
@@ -267,6 +275,9 @@ unsafe fn smmla(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
 
 impl Level for I8mm {
     type Sum = int32x4_t;
+
+    const FEW: usize = 3;
+    const SHORT: bool = false;
 
     #[inline(always)]
     unsafe fn begin(bias: i32) -> int32x4_t {
@@ -309,7 +320,7 @@ impl Level for I8mm {
         const PAIRS: usize = 2;
         const { assert!(T <= 2 * PAIRS) };
         let pairs = T.div_ceil(2);
-        // Of an odd number of tokens the last is computed twice.
+        // A single token is computed twice.
         let second = |p: usize| (2 * p + 1).min(T - 1);
         // SAFETY: see the head of the file.
         unsafe {
@@ -319,33 +330,45 @@ impl Level for I8mm {
                 let both = vzip1q_s32(vdupq_n_s32(bias[2 * p]), vdupq_n_s32(bias[second(p)]));
                 sums[p] = [[both; 2]; 2];
             }
-            for half in halves::<F>(half) {
-                let mut tokens = [[vdupq_n_s64(0); 2]; PAIRS];
-                for p in 0..pairs {
-                    let a = vreinterpretq_s64_s8(vld1q_s8(x[2 * p].add(half * 16)));
-                    let b = vreinterpretq_s64_s8(vld1q_s8(x[second(p)].add(half * 16)));
-                    tokens[p] = [vzip1q_s64(a, b), vzip2q_s64(a, b)];
-                }
-                for eight in 0..2 {
-                    for i in 0..2 {
-                        for two in 0..2 {
-                            let j = half * 4 + eight * 2 + two;
-                            let w = vld1q_s8(panel.add(j * 64 + (q + i) * 16).cast());
-                            for p in 0..pairs {
-                                let x = vreinterpretq_s8_s64(tokens[p][eight]);
-                                sums[p][i][two] = smmla(sums[p][i][two], w, x);
-                            }
-                        }
+            macro_rules! add {
+                ($half:expr) => {
+                    let mut tokens = [[vdupq_n_s64(0); 2]; PAIRS];
+                    for p in 0..pairs {
+                        let a = vreinterpretq_s64_s8(vld1q_s8(x[2 * p].add($half * 16)));
+                        let b = vreinterpretq_s64_s8(vld1q_s8(x[second(p)].add($half * 16)));
+                        tokens[p] = [vzip1q_s64(a, b), vzip2q_s64(a, b)];
                     }
-                }
+                    unrolled!(eight in [0, 1] {
+                        unrolled!(i in [0, 1] {
+                            unrolled!(two in [0, 1] {
+                                let w = panel.add(($half * 4 + eight * 2 + two) * 64 + (q + i) * 16);
+                                let w = vld1q_s8(w.cast());
+                                for p in 0..pairs {
+                                    let x = vreinterpretq_s8_s64(tokens[p][eight]);
+                                    sums[p][i][two] = smmla(sums[p][i][two], w, x);
+                                }
+                            });
+                        });
+                    });
+                };
             }
-            std::array::from_fn(|t| {
-                sums[t / 2].map(
-                    |[first, last]| {
-                        if t.is_multiple_of(2) { vuzp1q_s32(first, last) } else { vuzp2q_s32(first, last) }
-                    },
-                )
-            })
+            if F::HALVES {
+                add!(half);
+            } else {
+                add!(0);
+                add!(1);
+            }
+            // From two tokens of two rows to one token of four rows.
+            let mut out = [[vdupq_n_s32(0); 2]; T];
+            for t in 0..T {
+                let [[a, b], [c, d]] = sums[t / 2];
+                out[t] = if t % 2 == 0 {
+                    [vuzp1q_s32(a, b), vuzp1q_s32(c, d)]
+                } else {
+                    [vuzp2q_s32(a, b), vuzp2q_s32(c, d)]
+                };
+            }
+            out
         }
     }
 }

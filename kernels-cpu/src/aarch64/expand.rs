@@ -38,6 +38,8 @@ pub(super) trait Kernel: Packed {
         4..8 => 4,
         _ => 8,
     };
+    /// Whether 16-bit sums hold what one scale belongs to: four products, or eight.
+    const STAYS_SHORT: bool = Self::SHORT_STEPS * Self::PER_BLOCK >= 8;
     const HALVES: bool = Self::BLOCKS.scales.halves();
     const MINS: bool = Self::BLOCKS.scales.has_min();
     /// Scales, or minima, of a row in a block.
@@ -172,7 +174,10 @@ unsafe fn wide(bytes: uint8x16_t) -> [uint32x4_t; 4] {
 #[inline(always)]
 unsafe fn unsigned(bytes: uint8x16_t) -> [float32x4_t; 4] {
     // SAFETY: see the head of the file.
-    unsafe { wide(bytes).map(|four| vcvtq_f32_u32(four)) }
+    unsafe {
+        let wide = wide(bytes);
+        each!(vdupq_n_f32(0.0); 4, q => vcvtq_f32_u32(wide[q]))
+    }
 }
 
 #[inline(always)]
@@ -181,15 +186,33 @@ unsafe fn signed(bytes: uint8x16_t) -> [float32x4_t; 4] {
     unsafe {
         let bytes = vreinterpretq_s8_u8(bytes);
         let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
-        [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-            .map(|four| vcvtq_f32_s32(four))
+        let wide =
+            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)];
+        each!(vdupq_n_f32(0.0); 4, q => vcvtq_f32_s32(wide[q]))
     }
 }
 
 #[inline(always)]
 unsafe fn times(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
     // SAFETY: see the head of the file.
-    std::array::from_fn(|q| unsafe { vmulq_f32(a[q], b[q]) })
+    unsafe { each!(vdupq_n_f32(0.0); 4, q => vmulq_f32(a[q], b[q])) }
+}
+
+#[inline(always)]
+unsafe fn negative(a: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: see the head of the file.
+    unsafe { each!(vdupq_n_f32(0.0); 4, q => vnegq_f32(a[q])) }
+}
+
+/// Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
+#[inline(always)]
+unsafe fn half_of_power(e: uint32x4_t) -> float32x4_t {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let normal = vshlq_n_u32::<23>(vsubq_u32(e, vdupq_n_u32(1)));
+        let denormal = vshlq_u32(vdupq_n_u32(0x0020_0000), vreinterpretq_s32_u32(e));
+        vreinterpretq_f32_u32(vbslq_u32(vcltq_u32(e, vdupq_n_u32(2)), denormal, normal))
+    }
 }
 
 /// Scales and minima of block `b`.
@@ -200,18 +223,12 @@ pub(super) unsafe fn row_scales<F: Kernel>(scales: *const u8, b: usize) -> RowSc
         let zero = [vdupq_n_f32(0.0); 4];
         let bytes = |at: *const u8| vld1q_u8(at);
         let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
-        let negative = |four: [float32x4_t; 4]| four.map(|four| vnegq_f32(four));
         let (scale, min) = match F::BLOCKS.scales {
             Scales::Half => ([halves(scales.add(b * 32)), zero], [zero; 2]),
             Scales::HalfWithMin => ([halves(scales.add(b * 64)), zero], [halves(scales.add(b * 64 + 32)), zero]),
             Scales::Exponent => {
-                // Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
-                let power = |e: uint32x4_t| {
-                    let normal = vshlq_n_u32::<23>(vsubq_u32(e, vdupq_n_u32(1)));
-                    let denormal = vshlq_u32(vdupq_n_u32(0x0020_0000), vreinterpretq_s32_u32(e));
-                    vreinterpretq_f32_u32(vbslq_u32(vcltq_u32(e, vdupq_n_u32(2)), denormal, normal))
-                };
-                ([wide(bytes(scales.add(b * 16))).map(power), zero], [zero; 2])
+                let e = wide(bytes(scales.add(b * 16)));
+                ([each!(vdupq_n_f32(0.0); 4, q => half_of_power(e[q])), zero], [zero; 2])
             }
             Scales::Runs32 => {
                 let at = long.add(32 + b % RUN * GROUP);
@@ -229,11 +246,10 @@ pub(super) unsafe fn row_scales<F: Kernel>(scales: *const u8, b: usize) -> RowSc
             Scales::Runs16WithMin => {
                 let (d, dmin) = (halves(long), negative(halves(long.add(32))));
                 let at = long.add(64 + b % RUN * 2 * GROUP);
-                let both = [bytes(at), bytes(at.add(GROUP))];
-                (
-                    both.map(|both| times(d, unsigned(vandq_u8(both, vdupq_n_u8(15))))),
-                    both.map(|both| times(dmin, unsigned(vshrq_n_u8::<4>(both)))),
-                )
+                let (first, last) = (bytes(at), bytes(at.add(GROUP)));
+                let low = |both| times(d, unsigned(vandq_u8(both, vdupq_n_u8(15))));
+                let high = |both| times(dmin, unsigned(vshrq_n_u8::<4>(both)));
+                ([low(first), low(last)], [high(first), high(last)])
             }
         };
         RowScales { scale, min }

@@ -47,12 +47,13 @@ impl Sums {
                 std::slice::from_raw_parts(row.scales.add(first), count),
             )
         };
-        for (b, ([low, high], scale)) in sums.iter().zip(scales).enumerate().take(PANEL_BLOCKS) {
+        for b in 0..count.min(PANEL_BLOCKS) {
+            let ([low, high], scale) = (sums[b], scales[b]);
             if F::HALVES {
-                for (half, sum) in [low, high].into_iter().enumerate() {
-                    self.bias[b * 2 + half] = -(sum << bits);
-                    self.min[b * 2 + half] = scale * *sum as f32;
-                }
+                self.bias[b * 2] = -(low << bits);
+                self.bias[b * 2 + 1] = -(high << bits);
+                self.min[b * 2] = scale * low as f32;
+                self.min[b * 2 + 1] = scale * high as f32;
             } else {
                 self.bias[b] = -((low + high) << bits);
                 self.min[b] = scale * (low + high) as f32;
@@ -72,7 +73,7 @@ impl Sums {
 unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        let rows = each!(Row::of(tile, 0); T, t => Row::of(tile, t));
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
             let codes = tile.group.add(g * tile.stride);
@@ -81,51 +82,52 @@ unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let count = PANEL_BLOCKS.min(blocks - first);
                 let mut sums = [const { Sums::ZERO }; T];
-                for (sums, row) in sums.iter_mut().zip(rows) {
-                    sums.prepare::<F>(row, first, count);
+                for t in 0..T {
+                    sums[t].prepare::<F>(rows[t], first, count);
                 }
                 for s in 0..count {
                     let b = first + s;
-                    let x: [[int8x16_t; 2]; T] =
-                        rows.map(|row| std::array::from_fn(|half| vld1q_s8(row.block(b).add(half * 16))));
-                    let bias: [[i32; 2]; T] = std::array::from_fn(|t| {
-                        [sums[t].bias::<F>(s, 0), if F::HALVES { sums[t].bias::<F>(s, 1) } else { 0 }]
-                    });
+                    let mut x = [[vdupq_n_s8(0); 2]; T];
+                    let mut bias = [[0; 2]; T];
+                    for t in 0..T {
+                        let at = rows[t].block(b);
+                        x[t] = [vld1q_s8(at), vld1q_s8(at.add(16))];
+                        bias[t] = [sums[t].bias::<F>(s, 0), if F::HALVES { sums[t].bias::<F>(s, 1) } else { 0 }];
+                    }
                     let row_scales = row_scales::<F>(scales, b);
-                    for q in 0..4 {
+                    unrolled!(q in [0, 1, 2, 3] {
                         let mut products = Products::<L, F, T>::new(x, bias);
                         quarter::<F, _>(codes, b, q, &mut products);
-                        for (t, [low, high]) in products.end().into_iter().enumerate() {
-                            let d = *rows[t].scales.add(b);
-                            let add = |acc, half: usize, dot| {
-                                vfmaq_f32(acc, vcvtq_f32_s32(dot), vmulq_n_f32(row_scales.scale[half][q], d))
-                            };
-                            acc[t][q] = if F::HALVES {
-                                add(add(acc[t][q], 0, low), 1, high)
+                        let dots = products.end();
+                        for t in 0..T {
+                            let (d, [low, high]) = (*rows[t].scales.add(b), dots[t]);
+                            let mut sum = acc[t][q];
+                            if F::HALVES {
+                                sum = vfmaq_f32(sum, vcvtq_f32_s32(low), vmulq_n_f32(row_scales.scale[0][q], d));
+                                sum = vfmaq_f32(sum, vcvtq_f32_s32(high), vmulq_n_f32(row_scales.scale[1][q], d));
                             } else {
-                                add(acc[t][q], 0, vaddq_s32(low, high))
-                            };
+                                let dot = vcvtq_f32_s32(vaddq_s32(low, high));
+                                sum = vfmaq_f32(sum, dot, vmulq_n_f32(row_scales.scale[0][q], d));
+                            }
                             if F::MINS {
                                 for half in 0..F::PER_BLOCK {
-                                    let sum = sums[t].min[s * F::PER_BLOCK + half];
-                                    acc[t][q] = vfmaq_n_f32(acc[t][q], row_scales.min[half][q], sum);
+                                    let min = sums[t].min[s * F::PER_BLOCK + half];
+                                    sum = vfmaq_n_f32(sum, row_scales.min[half][q], min);
                                 }
                             }
+                            acc[t][q] = sum;
                         }
-                    }
+                    });
                 }
             }
-            for (t, acc) in acc.into_iter().enumerate() {
-                for (q, acc) in acc.into_iter().enumerate() {
-                    vst1q_f32(tile.out.add(t * TILE_ROWS + g * GROUP + q * 4), acc);
+            for t in 0..T {
+                for q in 0..4 {
+                    vst1q_f32(tile.out.add(t * TILE_ROWS + g * GROUP + q * 4), acc[t][q]);
                 }
             }
         }
     }
 }
-
-/// Tokens that the inner loop of many tokens takes at a time.
-const MAIN: usize = 4;
 
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, a few at a time.
 #[inline(always)]
@@ -143,15 +145,17 @@ unsafe fn paneled<L: Level, F: Kernel>(tile: &Tile) {
                     expand::<L, F>(codes, scales, first + b, tile.panel.add(b * F::PANEL_BLOCK));
                 }
                 let mut t = 0;
-                while t + MAIN <= tile.tokens {
-                    micro::<L, F, MAIN>(tile, g, t, first, count);
-                    t += MAIN;
+                // Four at a time, if there are registers for their sums.
+                while (!L::SHORT || F::STAYS_SHORT) && t + 4 <= tile.tokens {
+                    micro::<L, F, 4>(tile, g, t, first, count);
+                    t += 4;
                 }
-                match tile.tokens - t {
-                    0 => {}
-                    1 => micro::<L, F, 1>(tile, g, t, first, count),
-                    2 => micro::<L, F, 2>(tile, g, t, first, count),
-                    _ => micro::<L, F, 3>(tile, g, t, first, count),
+                while t + 2 <= tile.tokens {
+                    micro::<L, F, 2>(tile, g, t, first, count);
+                    t += 2;
+                }
+                if t < tile.tokens {
+                    micro::<L, F, 1>(tile, g, t, first, count);
                 }
             }
         }
@@ -163,9 +167,9 @@ unsafe fn paneled<L: Level, F: Kernel>(tile: &Tile) {
 unsafe fn expand<L: Level, F: Kernel>(codes: *const u8, scales: *const u8, b: usize, to: *mut u8) {
     // SAFETY: see the head of the file.
     unsafe {
-        for q in 0..4 {
+        unrolled!(q in [0, 1, 2, 3] {
             quarter::<F, _>(codes, b, q, &mut Panel::<L>::new(to, q));
-        }
+        });
         let row_scales = row_scales::<F>(scales, b);
         for half in 0..F::PER_BLOCK {
             for q in 0..4 {
@@ -184,22 +188,25 @@ unsafe fn expand<L: Level, F: Kernel>(codes: *const u8, scales: *const u8, b: us
 unsafe fn micro<L: Level, F: Kernel, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
+        let rows = each!(Row::of(tile, token); T, t => Row::of(tile, token + t));
         let mut sums = [const { Sums::ZERO }; T];
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            sums.prepare::<F>(row, first, count);
+        for t in 0..T {
+            sums[t].prepare::<F>(rows[t], first, count);
         }
         for q in [0, 2] {
             let out = |t: usize, i: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + (q + i) * 4);
-            let mut acc: [[float32x4_t; 2]; T] = std::array::from_fn(|t| {
-                std::array::from_fn(|i| if first == 0 { vdupq_n_f32(0.0) } else { vld1q_f32(out(t, i)) })
-            });
+            let mut acc = [[vdupq_n_f32(0.0); 2]; T];
+            if first > 0 {
+                for t in 0..T {
+                    acc[t] = [vld1q_f32(out(t, 0)), vld1q_f32(out(t, 1))];
+                }
+            }
             for b in 0..count {
                 let panel = tile.panel.add(b * F::PANEL_BLOCK).cast_const();
                 let scales = |n: usize, i: usize| vld1q_f32(panel.add((8 + n) * 64 + (q + i) * 16).cast());
-                let x = rows.map(|row| row.block(first + b));
+                let x = each!(rows[0].block(0); T, t => rows[t].block(first + b));
                 for half in 0..F::PER_BLOCK {
-                    let bias = std::array::from_fn(|t| sums[t].bias::<F>(b, half));
+                    let bias = each!(0; T, t => sums[t].bias::<F>(b, half));
                     let dots = L::dots::<F, T>(panel, q, half, x, bias);
                     for t in 0..T {
                         let d = *rows[t].scales.add(first + b);
@@ -235,8 +242,8 @@ unsafe fn tile<L: Level, F: Kernel>(tile: &Tile) {
     unsafe {
         match tile.tokens {
             1 => direct::<L, F, 1>(tile),
-            2 => direct::<L, F, 2>(tile),
-            3 => direct::<L, F, 3>(tile),
+            2 if L::FEW >= 2 => direct::<L, F, 2>(tile),
+            3 if L::FEW >= 3 => direct::<L, F, 3>(tile),
             _ => paneled::<L, F>(tile),
         }
     }

@@ -4,6 +4,28 @@
     reason = "arrays here are registers, indexed by row and token as in the formulas"
 )]
 
+/// `[$value for $i in 0 .. $n]` as a plain loop. The closures of `array::from_fn` and `map` are not always inlined, and
+/// then all registers pass through memory.
+macro_rules! each {
+    ($zero:expr; $n:expr, $i:ident => $value:expr) => {{
+        let mut out = [$zero; $n];
+        for $i in 0..$n {
+            out[$i] = $value;
+        }
+        out
+    }};
+}
+
+/// A body for each of some numbers, whatever the compiler thinks of unrolling it.
+macro_rules! unrolled {
+    ($i:ident in [$($n:literal),+] $body:block) => {
+        $({
+            let $i = $n;
+            $body
+        })+
+    };
+}
+
 mod dot;
 mod expand;
 mod float;
