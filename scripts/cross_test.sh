@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CPU kernels for another architecture and runs their tests under qemu's user emulation, once for every
-# instruction set that the kernels know there. Speed under emulation says nothing; results do.
+# instruction set that the kernels know there. Speed under emulation says nothing; results do, and on AArch64 the
+# instructions in the kernels' inner loops.
 #
 #     scripts/cross_test.sh [aarch64|riscv64]... [-- cargo's arguments, such as -p rustai or a test's name]
 #
@@ -96,6 +97,14 @@ level() {
         cargo test --release --target "$target" "${standard[@]}" --lib --tests "${arguments[@]}"
 }
 
+# What the compiler made of the NEON kernels, in the library that the tests were linked with.
+check_neon_code() {
+    local library
+    library=$(ls -t "$CARGO_TARGET_DIR/$target"/release/deps/librustai_kernels_cpu-*.rlib | head -n 1)
+    echo "--- aarch64: code of the integer kernels"
+    scripts/check_neon_code.py "$library"
+}
+
 for arch in "${architectures[@]}"; do
     case $arch in
         aarch64) debian=arm64 target=aarch64-unknown-linux-gnu ;;
@@ -116,6 +125,7 @@ for arch in "${architectures[@]}"; do
             level "$arch" cortex-a53 neon
             level "$arch" neoverse-n1 neon-dotprod
             level "$arch" max neon-i8mm
+            check_neon_code
             ;;
         riscv64) level "$arch" rv64 reference ;;
     esac

@@ -2,6 +2,10 @@
 //!
 //! This crate knows block formats and instruction sets. It knows no graphs and no files.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod act;
 mod attention;
 pub mod bench;
 mod bytes;
@@ -15,11 +19,11 @@ mod pack;
 mod program;
 pub mod reference;
 pub mod roof;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod team;
 mod tile;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

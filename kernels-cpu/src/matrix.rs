@@ -304,8 +304,14 @@ fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
     crate::x86_64::tile_kernel(isa, dtype)
 }
 
+/// The fast kernel for a type; `None` if the reference has to do it.
+#[cfg(target_arch = "aarch64")]
+fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
+    crate::aarch64::tile_kernel(isa, dtype)
+}
+
 /// The fast kernel for a type; none are written for this processor yet.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn tile_kernel(_: Isa, _: DType) -> Option<TileKernel> {
     None
 }

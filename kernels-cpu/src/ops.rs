@@ -34,6 +34,8 @@ impl Ops {
             Isa::Avx2 => ops!(crate::x86_64::rows::avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => ops!(crate::x86_64::rows::avx512),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => ops!(crate::aarch64::rows::neon),
             _ => Self {
                 rms_norm: reference::rms_norm,
                 quantize: q8a::quantize_row,
@@ -55,7 +57,7 @@ impl Ops {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! ops {
     ($($module:tt)+) => {{
         use $($module)+ as kernels;
@@ -70,5 +72,5 @@ macro_rules! ops {
         }
     }};
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use ops;

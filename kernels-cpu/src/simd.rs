@@ -17,14 +17,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once.
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
-    /// The larger; `other` if one is NaN.
+    /// The larger; NaN if `other` is, and either if only `self` is.
     unsafe fn max(self, other: Self) -> Self;
-    /// The smaller; `other` if one is NaN.
+    /// The smaller; NaN if `other` is, and either if only `self` is.
     unsafe fn min(self, other: Self) -> Self;
     unsafe fn round(self) -> Self;
     /// `self * 2^power` for whole powers in -126 ..= 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;
     unsafe fn sum(self) -> f32;
+    /// The largest of the values; which, is unspecified if one is NaN.
     unsafe fn largest(self) -> f32;
 
     /// `e^self`, within 2 units in the last place; arguments beyond the range of normal `f32` are clamped to it, NaN gives
@@ -36,7 +37,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn exp(self) -> Self {
         // SAFETY: see the head of the file.
         unsafe {
-            // `max` and `min` give their second operand if one is NaN, so NaN stays.
+            // The argument is the second operand of `max`, so NaN stays.
             let x = Self::splat(88.3).min(Self::splat(-87.3).max(self));
             let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
             // ln 2 in two parts; the first has zeros at its end, so that `n` times it is exact.

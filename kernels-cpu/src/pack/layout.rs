@@ -193,6 +193,7 @@ impl Scales {
     }
 
     /// Whether scales are products of whole numbers and one `d` for 256 columns.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) const fn two_level(self) -> bool {
         matches!(self, Self::Runs32 | Self::Runs16 | Self::Runs32WithMin | Self::Runs16WithMin)
     }

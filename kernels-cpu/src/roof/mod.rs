@@ -134,6 +134,7 @@ fn peak(isa: Isa, threads: usize, which: fn(Loops) -> Loop) -> Result<Option<Pea
 }
 
 /// Reads all of `data`, which is a whole number of steps, and mixes it into one value.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "plain code does not fetch ahead"))]
 fn read_once(isa: Isa, ahead: bool, data: &[u8]) -> u64 {
     match isa {
         // SAFETY: `read`, the only caller, has found the processor to have the features.

@@ -131,8 +131,6 @@ pub(crate) unsafe fn attention<V: Simd>(task: &AttentionTask) {
     // SAFETY: see the head of the file.
     unsafe {
         let (dim, rows) = (task.head_dim, task.tokens * task.group);
-        // Whether 32 positions are two vectors, else four.
-        let wide = V::LANES == 16;
         let s = {
             let q = task.scratch;
             let out = q.add(rows * dim);
@@ -154,10 +152,17 @@ pub(crate) unsafe fn attention<V: Simd>(task: &AttentionTask) {
         for page in first_page..end.div_ceil(PAGE_TOKENS) {
             let (keys, values) = task.page(page);
             let base = page * PAGE_TOKENS;
-            if wide {
-                in_steps!(rows, row, [6, 3, 2, 1], scores::<V, R, 2>(&s, row, dim, keys));
-            } else {
-                in_steps!(rows, row, [2, 1], scores::<V, R, 4>(&s, row, dim, keys));
+            // All positions of the page at once, and as many rows as there are registers for.
+            match V::LANES {
+                16 => {
+                    in_steps!(rows, row, [6, 3, 2, 1], scores::<V, R, 2>(&s, row, dim, keys));
+                }
+                8 => {
+                    in_steps!(rows, row, [2, 1], scores::<V, R, 4>(&s, row, dim, keys));
+                }
+                _ => {
+                    in_steps!(rows, row, [2, 1], scores::<V, R, 8>(&s, row, dim, keys));
+                }
             }
             for row in 0..rows {
                 let token = row / task.group;
@@ -172,10 +177,11 @@ pub(crate) unsafe fn attention<V: Simd>(task: &AttentionTask) {
             let count = PAGE_TOKENS.min(end - base);
             let mut column = 0;
             while column + 4 * V::LANES <= dim {
-                if wide {
-                    in_steps!(rows, row, [4, 3, 2, 1], weigh::<V, R, 4>(&s, row, dim, column, values, count));
-                } else {
+                // AVX2 has 16 registers, the others 32.
+                if V::LANES == 8 {
                     in_steps!(rows, row, [2, 1], weigh::<V, R, 4>(&s, row, dim, column, values, count));
+                } else {
+                    in_steps!(rows, row, [4, 3, 2, 1], weigh::<V, R, 4>(&s, row, dim, column, values, count));
                 }
                 column += 4 * V::LANES;
             }

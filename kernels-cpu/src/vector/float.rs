@@ -71,7 +71,8 @@ unsafe fn micro<V: Simd, E: Element, const T: usize, const N: usize>(tile: &Tile
     }
 }
 
-/// All tokens; `MAIN` at a time, the rest in ever smaller steps. `ONE` vectors make a group, `TWO` two of them.
+/// All tokens; `MAIN` at a time, the rest in ever smaller steps. `ONE` vectors make a group, `TWO` two of them; if
+/// they are the same, groups are computed one after the other.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Simd, E: Element, const MAIN: usize, const ONE: usize, const TWO: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
@@ -81,10 +82,12 @@ pub(crate) unsafe fn tile<V: Simd, E: Element, const MAIN: usize, const ONE: usi
             ($($tokens:expr),+) => {
                 $(
                     while t + $tokens <= tile.tokens {
-                        if tile.groups == 2 {
+                        if TWO > ONE && tile.groups == 2 {
                             micro::<V, E, { $tokens }, TWO>(tile, 0, t);
                         } else {
-                            micro::<V, E, { $tokens }, ONE>(tile, 0, t);
+                            for group in 0..tile.groups {
+                                micro::<V, E, { $tokens }, ONE>(tile, group, t);
+                            }
                         }
                         t += $tokens;
                     }

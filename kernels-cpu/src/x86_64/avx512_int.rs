@@ -11,8 +11,8 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
-use super::act::Row;
 use crate::{
+    act::Row,
     pack::{Codes, GROUP, Packed, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };

@@ -4,7 +4,6 @@
     reason = "arrays here are registers, indexed by row and token as in the formulas"
 )]
 
-mod act;
 mod avx2_int;
 mod avx512_int;
 mod float;
