@@ -58,7 +58,7 @@ fn quantize_equals_numpy() {
     for (format, expected, values) in with_vectors("quantize") {
         let quantize = format.quantize.expect("a type with a vector can be written");
         let mut blocks = vec![0xa5; expected.len()];
-        quantize(&values, &mut blocks);
+        quantize(&values, None, &mut blocks);
         let size = format.dtype.block_bytes();
         for (i, (block, expected)) in blocks.chunks(size).zip(expected.chunks(size)).enumerate() {
             assert_eq!(block, expected, "{} block {i}", format.dtype);
@@ -86,7 +86,7 @@ fn round_trips_stay_within_a_step() {
         let format = formats::of(dtype).unwrap();
         let mut blocks = vec![0; dtype.bytes_for(values.len()).unwrap()];
         let mut back = vec![0.0; values.len()];
-        format.quantize.unwrap()(&values, &mut blocks);
+        format.quantize.unwrap()(&values, None, &mut blocks);
         (format.dequantize)(&blocks, &mut back);
         for (value, back) in values.iter().zip(&back) {
             // The largest magnitude is 0.5, so that ceilings are relative to it.
