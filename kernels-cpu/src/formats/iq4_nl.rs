@@ -17,7 +17,8 @@ const BYTES: usize = 18;
 /// The steps, denser around zero (`kvalues` of `IQ4_NL` in the `gguf` package's `quants.py`). IQ4_XS has the same.
 pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-pub(super) const FORMAT: Format = Format::new(DType::IQ4_NL, dequantize).with_quantize(write_searched::<Searched, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::IQ4_NL, dequantize).with_quantize(write_searched::<Searched, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {

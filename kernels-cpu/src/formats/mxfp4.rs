@@ -21,7 +21,8 @@ const BYTES: usize = 17;
 /// The sixteen E2M1 floats, doubled to be whole numbers (`kvalues` of `MXFP4` in the `gguf` package's `quants.py`).
 pub(crate) const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-pub(super) const FORMAT: Format = Format::new(DType::MXFP4, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::MXFP4, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[exponent, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {

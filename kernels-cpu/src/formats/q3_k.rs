@@ -15,7 +15,8 @@ use rustai_abi::DType;
 
 const BYTES: usize = 110;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q3_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q3_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 /// The 16 scales, less their middle of 32. Bytes 0-7 hold the low four bits of scales 0-7 (low nibble) and 8-15 (high
 /// nibble); byte `8 + i` holds the upper two bits of scales `i`, `i + 4`, `i + 8` and `i + 12`, lowest first.

@@ -12,7 +12,8 @@ use rustai_abi::DType;
 
 const BYTES: usize = 20;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q4_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q4_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, m0, m1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {

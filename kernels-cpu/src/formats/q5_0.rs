@@ -13,7 +13,8 @@ use rustai_abi::DType;
 
 const BYTES: usize = 22;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q5_0, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q5_0, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, h0, h1, h2, h3, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {

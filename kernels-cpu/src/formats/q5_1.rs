@@ -13,7 +13,8 @@ use rustai_abi::DType;
 
 const BYTES: usize = 24;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q5_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q5_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; LEN]| {

@@ -16,7 +16,8 @@ use rustai_abi::DType;
 
 const BYTES: usize = 210;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q6_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q6_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {

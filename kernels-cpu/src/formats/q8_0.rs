@@ -12,7 +12,8 @@ use rustai_abi::DType;
 const LEN: usize = 32;
 const BYTES: usize = 34;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q8_0, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q8_0, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {

@@ -387,7 +387,13 @@ impl Rules<'_> {
             Q2_K_S if first_8th => DType::Q4_K,
             Q3_K_M if first_16th => DType::Q5_K,
             Q3_K_M if !falcon || sensitive => DType::Q4_K,
-            Q3_K_L => if falcon { DType::Q4_K } else { DType::Q5_K },
+            Q3_K_L => {
+                if falcon {
+                    DType::Q4_K
+                } else {
+                    DType::Q5_K
+                }
+            }
             Q4_K_M if falcon && first_16th => DType::Q6_K,
             Q4_K_M if falcon && sensitive => DType::Q5_K,
             Q4_K_M if !falcon && sensitive => DType::Q6_K,
