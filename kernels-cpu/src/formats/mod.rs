@@ -67,8 +67,8 @@ pub struct Format {
     /// Conversion of `f32` to blocks, where there is one: the same bytes on every processor.
     ///
     /// The second slice says how much the error of each value counts: zero or more, on any scale, usually the mean square
-    /// of the activations that the value's column meets. Types that have no choice to make ignore it, and so do all
-    /// where it is zero throughout a block.
+    /// of the activations that the value's column meets. Types that have no choice to make ignore it. Where it is zero
+    /// throughout a block, all its values count alike.
     ///
     /// Never panics because of a value or an importance. A block with a NaN or infinity in it reads back with at least
     /// one value that is not finite, so that the fault shows.

@@ -11,7 +11,7 @@ use super::{
     iq4_nl::lookup,
     parts::{Parts, fixed, nibbles, put_nibbles},
     search::{sum, unit_of},
-    superblock::weights,
+    superblock::shares,
 };
 use rustai_abi::DType;
 
@@ -63,10 +63,7 @@ impl WriteBlock<BYTES, LEN> for Writer {
             return;
         };
         let x = values.map(|value| if unit > 0.0 { value / unit } else { 0.0 });
-        let w = match importance {
-            Some(importance) => weights(&x, Some(importance)),
-            None => [1.0; LEN],
-        };
+        let w = importance.and_then(shares).unwrap_or([1.0; LEN]);
         // The unit is the power of two below the largest magnitude: `4 * 2^(smallest - 127)`.
         let smallest = ((unit.to_bits() >> 23) as u8).saturating_sub(2);
         let mut least = f32::INFINITY;

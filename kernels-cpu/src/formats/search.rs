@@ -196,13 +196,13 @@ pub(super) fn line<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32, negativ
         return Line { scale: 0.0, offset: low };
     }
     let totals = Totals { w: sum::<N>(|i| w[i]), wx: sum::<N>(|i| w[i] * x[i]) };
-    // Each try cuts off some of the upper end and some of the lower, in steps of a level.
+    // Each try cuts off some of the upper end and some of the lower, or lies outside of them.
     let step = range / top;
     let (mut inverses, mut shifts) = ([0f32; TRIES], [0f32; TRIES]);
     for k in 0..TRIES {
         let (up, down) = ((k % UPPER) as f32, (k / UPPER) as f32);
-        let low = low + step * (down * CUT - CUT_FROM);
-        let high = high - step * (up * CUT - CUT_FROM);
+        let low = low + step * (down * CUT - OUTSIDE_LOWER);
+        let high = high - step * (up * CUT - OUTSIDE_UPPER);
         inverses[k] = top / (high - low);
         shifts[k] = -low * inverses[k];
     }
@@ -239,5 +239,8 @@ pub(super) fn line<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32, negativ
 const UPPER: usize = 8;
 /// Distance between tries, in levels.
 const CUT: f32 = 0.25;
-/// The first try lies so far outside, in levels.
-const CUT_FROM: f32 = 0.5;
+/// The first tries lie so far outside, in levels: a whole one above, so that values which had half as many levels before
+/// find them again.
+const OUTSIDE_LOWER: f32 = 0.25;
+/// As [`OUTSIDE_LOWER`], for the upper end.
+const OUTSIDE_UPPER: f32 = 1.0;

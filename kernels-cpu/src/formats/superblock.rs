@@ -29,13 +29,17 @@ pub(super) const NAN: [u8; 2] = [0x00, 0x7e];
 pub(super) fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]>) -> [f32; N] {
     let mean = sum::<N>(|i| x[i] * x[i]) / N as f32;
     let own: [f32; N] = std::array::from_fn(|i| (mean + x[i] * x[i]).sqrt());
-    let Some(importance) = importance else { return own };
-    let most = importance.iter().fold(0f32, |most, value| if *value > most { *value } else { most });
-    // Columns of zeros that never met an activation say nothing.
-    if !(most > 0.0 && most < f32::INFINITY) {
-        return own;
+    match importance.and_then(shares) {
+        Some(shares) => std::array::from_fn(|i| shares[i] * own[i]),
+        None => own,
     }
-    std::array::from_fn(|i| importance[i] / most * own[i])
+}
+
+/// Importance as shares of the largest; `None` if that is zero or not finite.
+#[inline(always)]
+pub(super) fn shares<const N: usize>(importance: &[f32; N]) -> Option<[f32; N]> {
+    let most = importance.iter().fold(0f32, |most, value| if *value > most { *value } else { most });
+    (most > 0.0 && most < f32::INFINITY).then(|| importance.map(|value| value / most))
 }
 
 /// The common scale of a block as it will be read back: rounded to half precision.

@@ -87,7 +87,8 @@ pub fn gather(
             return Err(QuantizeError::Cancelled.into());
         }
     }
-    let mut imatrix = Imatrix { chunks: total as u32, chunk_tokens: chunk as u32, ..Imatrix::default() };
+    let mut imatrix = Imatrix::default();
+    (imatrix.chunks, imatrix.chunk_tokens) = (total as u32, chunk as u32);
     for (name, Sums { squares, rows }) in sums {
         let squares: Vec<f32> = squares.iter().map(|&sum| sum as f32).collect();
         let entry = Entry::new(&squares, vec![rows as f32]);

@@ -223,7 +223,7 @@ impl<'a> Job<'a> {
                 let tasks =
                     out.par_chunks_mut(rows_per_task * row_after).zip(piece.par_chunks(rows_per_task * row_before));
                 pool.install(|| {
-                    tasks.enumerate().try_for_each_init(Vec::new, |values, (task, (out, bytes))| {
+                    tasks.enumerate().try_for_each_init(Vec::<f32>::new, |values, (task, (out, bytes))| {
                         values.resize(cols, 0.0);
                         let rows = bytes.chunks_exact(row_before).zip(out.chunks_exact_mut(row_after));
                         for (i, (bytes, out)) in rows.enumerate() {
@@ -358,8 +358,8 @@ pub(super) fn write_whole<E>(
     prefix.push(name);
     prefix.push(".partial-");
     // The usual permissions of new files; the system takes away what the user's mask says.
-    let file = tempfile::Builder::new().prefix(&prefix).permissions(fs::Permissions::from_mode(0o666));
-    let file = file.tempfile_in(folder).map_err(&io)?;
+    let usual = fs::Permissions::from_mode(0o666);
+    let file = tempfile::Builder::new().prefix(&prefix).permissions(usual).tempfile_in(folder).map_err(&io)?;
     let mut sink = io::BufWriter::with_capacity(1 << 20, file.as_file());
     write(&mut sink)?;
     sink.flush().map_err(&io)?;
