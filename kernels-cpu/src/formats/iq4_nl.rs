@@ -6,7 +6,7 @@ use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_f16, write_searched},
     parts::{Parts, fixed, nibbles, put_nibbles},
-    search::{Levels, inverse, scale, unit_of},
+    search::{Levels, SCALE_TRIES, inverse, scale, unit_of},
     superblock::{NAN, weights},
 };
 use rustai_abi::DType;
@@ -66,9 +66,9 @@ impl Levels for Steps {
 
     #[inline(always)]
     fn target(self, index: usize) -> f32 {
-        // Both ends, because the table has no symmetry.
-        let (end, try_) = if index % 2 == 0 { (VALUES[0], index / 2) } else { (VALUES[15], index / 2) };
-        f32::from(end) * (1.0 + (try_ as f32 - 6.0) * 0.02)
+        // Both ends, because the table has no symmetry; from a sixth less than the end to a sixth more.
+        let (end, step) = (VALUES[if index.is_multiple_of(2) { 0 } else { 15 }], (index / 2) as f32);
+        f32::from(end) * (5.0 / 6.0 + step / (SCALE_TRIES / 2 - 1) as f32 / 3.0)
     }
 }
 

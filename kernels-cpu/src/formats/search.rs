@@ -12,8 +12,11 @@
 
 use super::block::largest_magnitude_bits;
 
-/// Inverse scales that one search tries.
-const TRIES: usize = 32;
+/// Inverse scales that a search for a scale alone tries.
+pub(super) const SCALE_TRIES: usize = 16;
+
+/// Pairs of inverse scale and offset that a search for a line tries.
+const LINE_TRIES: usize = 32;
 
 /// Rounds of Lloyd's algorithm after a search.
 const POLISH: usize = 2;
@@ -27,7 +30,7 @@ pub(super) trait Levels: Copy {
     fn nearest(self, t: f32) -> f32;
     /// The code of the level that is nearest to `t`.
     fn code(self, t: f32) -> u8;
-    /// The level on which try number `index` of [`TRIES`] puts the value of largest magnitude.
+    /// The level on which try number `index` of [`SCALE_TRIES`] puts the value of largest magnitude.
     fn target(self, index: usize) -> f32;
 }
 
@@ -54,7 +57,7 @@ impl Levels for Whole {
     fn target(self, index: usize) -> f32 {
         // The outermost level, and up to one and a half less or more: the latter cuts the largest value off.
         let outermost = if self.lowest < 0.0 { self.lowest } else { self.highest };
-        outermost + (index as f32 / (TRIES - 1) as f32 * 2.0 - 1.0) * 1.5f32.min(outermost.abs() * 0.4)
+        outermost + (index as f32 / (SCALE_TRIES - 1) as f32 * 2.0 - 1.0) * 1.5f32.min(outermost.abs() * 0.4)
     }
 }
 
@@ -118,10 +121,10 @@ pub(super) fn scale<L: Levels, const N: usize>(x: &[f32; N], w: &[f32; N], level
         return 0.0;
     }
     let per_level = 1.0 / largest;
-    let inverses: [f32; TRIES] = std::array::from_fn(|k| levels.target(k) * per_level);
-    let (mut xq, mut qq) = ([0f32; TRIES], [0f32; TRIES]);
+    let inverses: [f32; SCALE_TRIES] = std::array::from_fn(|k| levels.target(k) * per_level);
+    let (mut xq, mut qq) = ([0f32; SCALE_TRIES], [0f32; SCALE_TRIES]);
     for (x, w) in x.iter().zip(w) {
-        for k in 0..TRIES {
+        for k in 0..SCALE_TRIES {
             let q = levels.nearest(x * inverses[k]);
             let wq = w * q;
             xq[k] += wq * x;
@@ -129,7 +132,7 @@ pub(super) fn scale<L: Levels, const N: usize>(x: &[f32; N], w: &[f32; N], level
         }
     }
     let (mut best, mut gain) = (0.0, 0.0);
-    for k in 0..TRIES {
+    for k in 0..SCALE_TRIES {
         let d = ratio(xq[k], qq[k]);
         if d * xq[k] > gain {
             (best, gain) = (d, d * xq[k]);
@@ -198,17 +201,17 @@ pub(super) fn line<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32, negativ
     let totals = Totals { w: sum::<N>(|i| w[i]), wx: sum::<N>(|i| w[i] * x[i]) };
     // Each try cuts off some of the upper end and some of the lower, or lies outside of them.
     let step = range / top;
-    let (mut inverses, mut shifts) = ([0f32; TRIES], [0f32; TRIES]);
-    for k in 0..TRIES {
+    let (mut inverses, mut shifts) = ([0f32; LINE_TRIES], [0f32; LINE_TRIES]);
+    for k in 0..LINE_TRIES {
         let (up, down) = ((k % UPPER) as f32, (k / UPPER) as f32);
         let low = low + step * (down * CUT - OUTSIDE_LOWER);
         let high = high - step * (up * CUT - OUTSIDE_UPPER);
         inverses[k] = top / (high - low);
         shifts[k] = -low * inverses[k];
     }
-    let (mut sq, mut sqq, mut sxq) = ([0f32; TRIES], [0f32; TRIES], [0f32; TRIES]);
+    let (mut sq, mut sqq, mut sxq) = ([0f32; LINE_TRIES], [0f32; LINE_TRIES], [0f32; LINE_TRIES]);
     for (x, w) in x.iter().zip(w) {
-        for k in 0..TRIES {
+        for k in 0..LINE_TRIES {
             let q = round((x * inverses[k] + shifts[k]).clamp(0.0, top));
             let wq = w * q;
             sq[k] += wq;
@@ -217,7 +220,7 @@ pub(super) fn line<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32, negativ
         }
     }
     let (mut best, mut gain) = (Line::default(), 0.0);
-    for k in 0..TRIES {
+    for k in 0..LINE_TRIES {
         let (line, better) = totals.fit(sq[k], sqq[k], sxq[k], negative);
         if better > gain {
             (best, gain) = (line, better);
