@@ -213,7 +213,8 @@ mod tests {
         }
     }
 
-    /// The emulated processors of `scripts/cross_test.sh` differ in what they detect, and each level has to be met.
+    /// The emulated processors of `scripts/cross_test.sh` and `scripts/emulate_x86.sh` differ in what they detect, and each
+    /// level has to be met.
     #[test]
     fn the_best_is_the_one_that_the_environment_says_this_processor_has() {
         if let Ok(name) = std::env::var("RUSTAI_TEST_BEST") {
