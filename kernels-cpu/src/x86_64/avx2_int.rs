@@ -541,7 +541,7 @@ unsafe fn dots<F: Kernel, const T: usize, const H: usize>(
         let mut dot = [[zero; H]; T];
         let mut sum = [[zero; H]; T];
         unrolled!(j => {
-            if F::BIASED && j % F::STEPS == 0 {
+            if F::BIASED && j.is_multiple_of(F::STEPS) {
                 for t in 0..T {
                     sum[t] = [_mm256_set1_epi32(Sums::bias(&sums[t], s * F::PER_BLOCK + j / F::STEPS)); H];
                 }
@@ -554,7 +554,7 @@ unsafe fn dots<F: Kernel, const T: usize, const H: usize>(
                 let w = source.weights(j, h);
                 for t in 0..T {
                     sum[t][h] = _mm256_add_epi16(sum[t][h], pairs::<F>(w, four[t]));
-                    if (j + 1) % F::CHUNK == 0 {
+                    if (j + 1).is_multiple_of(F::CHUNK) {
                         let by = if F::HALVES { source.whole(h, j / F::STEPS) } else { ones };
                         dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(sum[t][h], by));
                         sum[t][h] = zero;
