@@ -2,7 +2,7 @@
 # Runs the tests of the CPU kernels for x86-64 instruction sets that this processor lacks, on an emulated machine: Bochs
 # boots a stock Linux kernel whose only program is the tests. Speed under emulation says nothing; results do.
 #
-#     scripts/emulate_x86.sh [avx512]... [-- arguments of the tests, such as a test's name or --list]
+#     scripts/emulate_x86.sh [avx-vnni|avx512bw|avx512]... [-- arguments of the tests, such as a test's name or --list]
 #
 # Without levels: those that this processor lacks; what it has is tested by `cargo test`. Without arguments of the tests:
 # all tests of the kernels, and the crate's own ones that depend on the instruction set. Each level gets a processor that
@@ -22,6 +22,8 @@ mkdir -p "$work"
 
 # Level, the processor's flag in /proc/cpuinfo that makes it, and Bochs' name of a processor whose best it is.
 known=(
+    "avx-vnni avx_vnni arrow_lake"
+    "avx512bw avx512bw corei7_skylake_x"
     "avx512 avx512_vnni corei7_icelake_u"
 )
 
