@@ -8,9 +8,9 @@
 //! | instruction set | integer peak | float peak |
 //! |---|---|---|
 //! | AVX-512 VNNI | `vpdpbusd` on 512 bits: 64 multiply-adds each | `vfmadd` on 512 bits |
-//! | AVX-512 | `vpmaddubsw`, `vpmaddwd`, `vpaddd` on 512 bits: 64 multiply-adds per three | as AVX-512 VNNI |
+//! | AVX-512 | `vpmaddubsw`, `vpaddw` on 512 bits: 64 multiply-adds per two | as AVX-512 VNNI |
 //! | AVX-VNNI | `vpdpbusd` on 256 bits: 32 multiply-adds each | as AVX2 |
-//! | AVX2 | `vpmaddubsw`, `vpmaddwd`, `vpaddd` on 256 bits: 32 multiply-adds per three | `vfmadd` on 256 bits |
+//! | AVX2 | `vpmaddubsw`, `vpaddw` on 256 bits: 32 multiply-adds per two | `vfmadd` on 256 bits |
 //! | NEON | `smull`, `smlal2`, `sadalp`: 16 multiply-adds per three | `fmla` on 128 bits |
 //! | NEON with dot products | `sdot`: 16 multiply-adds each | as NEON |
 //! | NEON with matrix products | `smmla`: 32 multiply-adds each | as NEON |

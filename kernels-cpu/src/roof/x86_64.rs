@@ -67,7 +67,7 @@ const FLOAT_512: Loop = Loop { instruction: "vfmadd zmm", macs: 16 * 16, run: fl
 pub(super) fn loops(isa: Isa) -> Option<Loops> {
     Some(match isa {
         Isa::Avx2 => Loops {
-            integer: Loop { instruction: "vpmaddubsw + vpmaddwd + vpaddd ymm", macs: 8 * 32, run: integer_avx2 },
+            integer: Loop { instruction: "vpmaddubsw + vpaddw ymm", macs: 8 * 32, run: integer_avx2 },
             float: FLOAT_256,
         },
         Isa::AvxVnni => Loops {
@@ -75,7 +75,7 @@ pub(super) fn loops(isa: Isa) -> Option<Loops> {
             float: FLOAT_256,
         },
         Isa::Avx512Bw => {
-            let instruction = "vpmaddubsw + vpmaddwd + vpaddd zmm";
+            let instruction = "vpmaddubsw + vpaddw zmm";
             Loops { integer: Loop { instruction, macs: 8 * 64, run: integer_avx512bw }, float: FLOAT_512 }
         }
         Isa::Avx512 => Loops {
@@ -119,13 +119,13 @@ unsafe fn float_avx512(turns: u64) -> f64 {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn integer_avx512bw(turns: u64) -> f64 {
     let mut a = black_box(_mm512_set1_epi8(2));
-    let (b, ones) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi16(1)));
+    let b = black_box(_mm512_set1_epi8(3));
     let mut all: [__m512i; 8] = std::array::from_fn(|i| black_box(_mm512_set1_epi32(i as i32)));
     for _ in 0..turns {
         for one in &mut all {
             // SAFETY: no instruction at all, as in `integer_avx2`.
             unsafe { asm!("/* {0} */", inout(zmm_reg) a, options(nomem, nostack, preserves_flags)) };
-            *one = _mm512_add_epi32(*one, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), ones));
+            *one = _mm512_add_epi16(*one, _mm512_maddubs_epi16(a, b));
         }
     }
     all.into_iter().map(|one| f64::from(_mm512_reduce_add_epi32(one))).sum()
@@ -136,14 +136,14 @@ unsafe fn integer_avx512bw(turns: u64) -> f64 {
 #[target_feature(enable = "avx2")]
 unsafe fn integer_avx2(turns: u64) -> f64 {
     let mut a = black_box(_mm256_set1_epi8(2));
-    let (b, ones) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi16(1)));
+    let b = black_box(_mm256_set1_epi8(3));
     let mut all: [__m256i; 8] = std::array::from_fn(|i| black_box(_mm256_set1_epi32(i as i32)));
     for _ in 0..turns {
         for one in &mut all {
             // SAFETY: no instruction at all. The compiler has to take `a` for a new value each time, so it cannot compute the
             // product once and add it eight times.
             unsafe { asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags)) };
-            *one = _mm256_add_epi32(*one, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+            *one = _mm256_add_epi16(*one, _mm256_maddubs_epi16(a, b));
         }
     }
     all.into_iter().map(|one| sum_of_lanes(one)).sum()
