@@ -15,8 +15,8 @@
 //! | NEON with dot products | `sdot`: 16 multiply-adds each | as NEON |
 //! | NEON with matrix products | `smmla`: 32 multiply-adds each | as NEON |
 //!
-//! A kernel may pass the integer peak of AVX2, of AVX-512 without VNNI and of plain NEON where its quants are so small that
-//! it can add 16-bit sums before it widens them. The reference has a bandwidth only.
+//! A kernel may pass the integer peak of plain NEON where its quants are so small that it can add 16-bit sums before it widens
+//! them; those of AVX2 and of AVX-512 without VNNI count such sums already. The reference has a bandwidth only.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -128,7 +128,7 @@ unsafe fn integer_avx512bw(turns: u64) -> f64 {
             *one = _mm512_add_epi16(*one, _mm512_maddubs_epi16(a, b));
         }
     }
-    all.into_iter().map(|one| f64::from(_mm512_reduce_add_epi32(one))).sum()
+    all.into_iter().map(|one| f64::from(_mm512_reduce_add_epi32(_mm512_madd_epi16(one, _mm512_set1_epi16(1))))).sum()
 }
 
 /// # Safety
@@ -146,7 +146,7 @@ unsafe fn integer_avx2(turns: u64) -> f64 {
             *one = _mm256_add_epi16(*one, _mm256_maddubs_epi16(a, b));
         }
     }
-    all.into_iter().map(|one| sum_of_lanes(one)).sum()
+    all.into_iter().map(|one| sum_of_lanes(_mm256_madd_epi16(one, _mm256_set1_epi16(1)))).sum()
 }
 
 #[target_feature(enable = "avx2")]
