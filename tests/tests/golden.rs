@@ -15,7 +15,7 @@ use rustai::{
     perplexity::Score,
     text::{Specials, Tokenizer},
 };
-use rustai_tests::fixtures;
+use rustai_tests::{divergence::kl, fixtures};
 use serde_json::Value;
 
 struct Case {
@@ -75,17 +75,6 @@ fn best(logits: &[f32]) -> u32 {
     (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
-    logits.iter().map(|&logit| f64::from(logit) - largest - sum.ln()).collect()
-}
-
-/// KL(p || q) of two sets of logits, in nats.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    log_softmax(p).iter().zip(log_softmax(q)).map(|(p, q)| p.exp() * (p - q)).sum()
-}
-
 #[test]
 fn prompts_become_the_same_tokens() {
     let tokenizer = Tokenizer::from_metadata(file().metadata()).expect("a supported vocabulary");
@@ -112,7 +101,7 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
         let kl: Vec<f64> = cases
             .iter()
             .zip(&truth)
-            .map(|(case, truth)| divergence(truth, &logits(&mut *model, 0, &case.tokens)))
+            .map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens)))
             .collect();
         let ours = kl.iter().sum::<f64>() / kl.len() as f64;
         println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
