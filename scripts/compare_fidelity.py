@@ -14,7 +14,7 @@ for our fast kernels and for llama.cpp as it was built (with its defaults: f16 k
   narrow    random weights, rows of 512 and 1536, every matrix of the one type
   wide      random weights, rows of 1024 and 2816, likewise
 
-The distributions of random weights are nearly uniform, and their KL small; there, the error tells more.
+or the path of a file, which is taken as it is. The distributions of random weights are nearly uniform, and their KL small; there, the error tells more.
 
     scripts/compare_fidelity.py                        all of them; builds llama.cpp below target/peers if it is not there
     scripts/compare_fidelity.py --models wide --types Q4_0,Q4_K
@@ -104,23 +104,27 @@ class Fidelity:
 
     def quantized(self, model, type_):
         path = self.folder / f"{model}-{type_.lower()}.gguf"
-        if type_ == "MXFP4":
-            # Its mix uses the type for experts only.
-            matrices = ["--tensor-type", "attn=mxfp4", "--tensor-type", "ffn=mxfp4"]
-            return self.quantize(self.original(model), path, *matrices, TYPES[type_])
-        pure = [] if model == "smollm2" else ["--pure"]
-        return self.quantize(self.original(model), path, *pure, TYPES[type_])
+        if model != "smollm2":
+            flags = ["--pure"]
+        elif type_ == "MXFP4":
+            # Its usual mix has the type in experts only.
+            flags = ["--tensor-type", "attn=mxfp4", "--tensor-type", "ffn=mxfp4"]
+        else:
+            flags = []
+        return self.quantize(self.original(model), path, *flags, TYPES[type_])
 
     def compare(self, model, type_):
-        path, tokens, theirs = self.quantized(model, type_), self.folder / "tokens", self.folder / "logits"
+        path = self.quantized(model, type_) if model in MODELS else Path(model)
+        tokens, theirs = self.folder / "tokens", self.folder / "logits"
         args = self.args
         run([self.fidelity, "tokens", path, args.window * args.windows, tokens], None)
         run([self.logits, path, tokens, args.window, args.threads, theirs], self.environment)
         found = json.loads(run([self.fidelity, "compare", path, tokens, args.window, theirs], None)[0])
         inspected = run([args.rustai, "inspect", path, "--json", "--no-tensors"], None)[0]
         found["types"] = {row["type"]: row["tensors"] for row in json.loads(inspected)["types"]}
-        path.unlink()
         theirs.unlink()
+        if model in MODELS:
+            path.unlink()
         return found
 
 
@@ -141,7 +145,7 @@ def markdown(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS), help=f"any of {', '.join(MODELS)}")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"any of {', '.join(MODELS)}, or paths")
     parser.add_argument("--types", default=",".join(TYPES), help=f"any of {', '.join(TYPES)}")
     parser.add_argument("--window", type=int, default=256, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=2)
@@ -154,9 +158,9 @@ def main():
     args.rustai = rustai.build()
     fidelity, results = Fidelity(args), []
     for model in args.models.split(","):
-        for type_ in args.types.split(","):
+        for type_ in args.types.split(",") if model in MODELS else ["as it is"]:
             started = time.perf_counter()
-            results.append({"model": model, "type": type_, **fidelity.compare(model, type_)})
+            results.append({"model": Path(model).stem, "type": type_, **fidelity.compare(model, type_)})
             say(f"{model} {type_}: {time.perf_counter() - started:.0f} s")
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(markdown(results))
