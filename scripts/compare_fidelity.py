@@ -87,7 +87,7 @@ class Fidelity:
         self.logits, self.fidelity = logits_program(self.binaries), fidelity_program()
         self.folder = PEERS / "fidelity"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.smollm2 = args.smollm2 or files.pulled(rustai.build())
+        self.smollm2 = args.smollm2 or files.pulled(args.rustai)
 
     def quantize(self, source, target, *flags):
         """Quantizes a file; the last of the flags is the type."""
