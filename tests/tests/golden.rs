@@ -98,11 +98,8 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
     let theirs = cases.iter().map(|case| case.kl).sum::<f64>() / cases.len() as f64;
     for isa in fast_isas() {
         let mut model = load(&file, isa, 2);
-        let kl: Vec<f64> = cases
-            .iter()
-            .zip(&truth)
-            .map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens)))
-            .collect();
+        let kl: Vec<f64> =
+            cases.iter().zip(&truth).map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens))).collect();
         let ours = kl.iter().sum::<f64>() / kl.len() as f64;
         println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
         assert!(ours <= theirs, "{isa:?}: mean KL {ours}, llama.cpp {theirs}");
