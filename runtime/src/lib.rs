@@ -36,6 +36,7 @@
 //! | [`sampler`] | choosing tokens: one documented chain |
 //! | [`graph`], [`plan`] | building a graph by hand, and seeing what a model's graph becomes |
 //! | [`perplexity`] | how well a model predicts a text |
+//! | [`quantize`] | making smaller files, and measuring which weights matter |
 //! | [`model`], [`backend`] | architectures, and running a planned graph without the engine |
 //!
 //! A request is a plain value that says what is asked for; a service makes one from whatever its clients send:
@@ -82,6 +83,7 @@ pub mod hub;
 pub mod model;
 pub mod perplexity;
 pub mod plan;
+pub mod quantize;
 pub mod sampler;
 mod sys;
 pub mod text;
