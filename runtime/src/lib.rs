@@ -72,7 +72,7 @@
 //!
 //! # What runs where
 //! The best instruction set is detected when a model is loaded; the environment variable `RUSTAI_CPU` (`reference`, `avx2`,
-//! `avx512`) forces a lower one, and [`Info::executable`](engine::Info::executable) says what was chosen.
+//! `avx-vnni`, `avx512bw`, `avx512`) forces a lower one, and [`Info::executable`](engine::Info::executable) says what was chosen.
 
 pub mod backend;
 pub mod engine;

@@ -32,7 +32,7 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
-Environment: RUSTAI_CPU (reference, avx2, avx512, neon, neon-dotprod, neon-i8mm),
+Environment: RUSTAI_CPU (reference, avx2, avx-vnni, avx512bw, avx512, neon, neon-dotprod, neon-i8mm),
 RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
 
 /// Flags of every subcommand.
