@@ -45,7 +45,7 @@ pub enum Error {
     Engine(#[from] EngineError),
     /// A model cannot be quantized, or an importance matrix not used.
     #[error(transparent)]
-    Quantize(#[from] QuantizeError),
+    Quantize(Box<QuantizeError>),
     /// A graph was put together wrongly.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -55,6 +55,12 @@ pub enum Error {
     /// A step that was run without an engine failed.
     #[error(transparent)]
     Step(#[from] StepError),
+}
+
+impl From<QuantizeError> for Error {
+    fn from(error: QuantizeError) -> Self {
+        Self::Quantize(Box::new(error))
+    }
 }
 
 impl Error {

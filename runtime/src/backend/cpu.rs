@@ -142,6 +142,9 @@ pub struct CpuModel {
     context: usize,
 }
 
+/// Is shown the names of the weights that meet an input, the input's width, and its rows.
+pub type Observer<'a> = dyn FnMut(&[&str], usize, &[f32]) + 'a;
+
 impl CpuModel {
     /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
     /// sequence; `progress` takes the bytes of weights that are done and their total.
@@ -172,11 +175,7 @@ impl CpuModel {
     ///
     /// # Errors
     /// As [`step`](Executable::step).
-    pub fn step_observed(
-        &mut self,
-        batch: &Batch<'_>,
-        observe: &mut dyn FnMut(&[&str], usize, &[f32]),
-    ) -> Result<&[f32], StepError> {
+    pub fn step_observed(&mut self, batch: &Batch<'_>, observe: &mut Observer<'_>) -> Result<&[f32], StepError> {
         let Compiled { executor, plan, .. } = &mut self.compiled;
         let name = |weight| plan.graph.weight(weight).name.as_str();
         // Each step of the plan is one call of the program.

@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn old_files_are_read_and_damaged_ones_refused() {
         let mut bytes = Vec::new();
-        let mut int = |bytes: &mut Vec<u8>, value: i32| bytes.extend(value.to_le_bytes());
+        let int = |bytes: &mut Vec<u8>, value: i32| bytes.extend(value.to_le_bytes());
         int(&mut bytes, 1);
         int(&mut bytes, 3);
         bytes.extend(b"a.w");

@@ -136,7 +136,7 @@ impl Facts {
             }
         };
         let (heads, kv_heads) = (count("attention.head_count")?, count("attention.head_count_kv")?);
-        let sharing = if kv_heads == 0 { 1 } else { heads / kv_heads };
+        let sharing = heads.checked_div(kv_heads).unwrap_or(1);
         Ok(Self { layers: count("block_count")?, sharing, experts: count("expert_count")?, architecture })
     }
 }

@@ -47,8 +47,8 @@ pub fn run(args: &ImatrixArgs) -> Result<(), Failure> {
     });
     bar.clear();
     let mut imatrix = gathered.map_err(|error| match error {
-        Error::Quantize(QuantizeError::Cancelled) => Failure::Interrupted,
-        Error::Quantize(QuantizeError::TextTooShort { .. }) => Failure::from(error),
+        Error::Quantize(ref inner) if matches!(**inner, QuantizeError::Cancelled) => Failure::Interrupted,
+        Error::Quantize(ref inner) if matches!(**inner, QuantizeError::TextTooShort { .. }) => Failure::from(error),
         error => session::explain(error).within(path.display()),
     })?;
     imatrix.datasets = vec![args.file.display().to_string()];

@@ -109,8 +109,9 @@ fn importance_is_gathered_and_used() {
     let tiny = tiny();
     let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(40));
     let (matrix, out) = (beside(&tiny, "imatrix.gguf"), beside(&tiny, "out.gguf"));
-    let gather =
-        |from: &str| tiny.run(&format!("imatrix --ctx 64 --json -t 2 {from} -f")).arg(&text).arg("-o").arg(&matrix);
+    let gather = |from: &str| {
+        tiny.run(&format!("imatrix --ctx 64 --json -t 2 {from}")).arg("-f").arg(&text).arg("-o").arg(&matrix)
+    };
     let report = gather("--chunks 3").json();
     // Two layers with seven matrices each; the output is left out.
     assert_eq!((&report["matrices"], &report["chunks"], &report["ctx"]), (&14.into(), &3.into(), &64.into()));
@@ -131,7 +132,7 @@ fn importance_is_gathered_and_used() {
     let other = Tiny::of(&TinyLlama::of(DType::F16));
     let run = with("").arg(&other.model).arg(beside(&other, "out.gguf")).arg("Q4_0");
     run.refuses(1, &["256 values", "64 columns"]);
-    let short = tiny.run("imatrix --ctx 64 -f").arg(tiny.file("short.txt", "short")).arg("-o").arg(&matrix);
+    let short = tiny.run("imatrix --ctx 64").arg("-f").arg(tiny.file("short.txt", "short")).arg("-o").arg(&matrix);
     short.refuses(1, &["a chunk takes 64"]);
 }
 
