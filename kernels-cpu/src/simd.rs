@@ -11,6 +11,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Rounded to nearest, ties to even.
+    unsafe fn store_f16(self, to: *mut u16);
+    /// Signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
