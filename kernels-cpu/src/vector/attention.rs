@@ -90,11 +90,10 @@ impl Scratch {
 /// Turns one row's scores into weights, for the positions that it sees of the page, and rescales what was gathered so far.
 #[inline(always)]
 unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usize>) {
-    let hidden = || (0..seen.start).chain(seen.end..PAGE_TOKENS);
     // SAFETY: see the head of the file.
     unsafe {
         let scores = s.scores.add(row * PAGE_TOKENS);
-        for t in hidden() {
+        for t in (0..seen.start).chain(seen.end..PAGE_TOKENS) {
             *scores.add(t) = f32::NEG_INFINITY;
         }
         let mut max = V::load(scores);
@@ -117,7 +116,7 @@ unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usi
         for t in (0..PAGE_TOKENS).step_by(V::LANES) {
             V::load(scores.add(t)).sub(max).exp().store(scores.add(t));
         }
-        for t in hidden() {
+        for t in (0..seen.start).chain(seen.end..PAGE_TOKENS) {
             *scores.add(t) = 0.0;
         }
         let mut sum = V::splat(0.0);
@@ -125,6 +124,18 @@ unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usi
             sum = sum.add(V::load(scores.add(t)));
         }
         *state.sum.add(row) += sum.sum();
+    }
+}
+
+/// [`soften`] for all rows.
+#[inline(always)]
+unsafe fn soften_all<V: Simd>(s: &Scratch, state: State, seen: impl Fn(usize) -> Range<usize>) {
+    for row in 0..s.rows {
+        let seen = seen(row);
+        if !seen.is_empty() {
+            // SAFETY: see the head of the file.
+            unsafe { soften::<V>(s, state, row, seen) };
+        }
     }
 }
 
@@ -253,22 +264,14 @@ unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: S
                 let clamp = |position: usize| position.clamp(base, base + PAGE_TOKENS) - base;
                 clamp(seen.start)..clamp(seen.end)
             };
-            let soften_all = || {
-                for row in 0..s.rows {
-                    let seen = seen(row);
-                    if !seen.is_empty() {
-                        soften::<V>(s, state, row, seen);
-                    }
-                }
-            };
             if s.rows <= E::ROWS {
                 all_scores::<V, E>(s, &page);
-                soften_all();
+                soften_all::<V>(s, state, seen);
                 all_values::<V, E>(s, state, &page, whole, seen);
             } else {
                 let page = page.expand::<V, E>(s.dim, s.page);
                 all_scores::<V, F32>(s, &page);
-                soften_all();
+                soften_all::<V>(s, state, seen);
                 all_values::<V, F32>(s, state, &page, whole, seen);
             }
         }
@@ -323,7 +326,7 @@ pub(crate) unsafe fn attention<V: Simd, E: Element>(task: &AttentionTask, work: 
         match work {
             Work::Whole => {
                 s.scale_queries::<V>(task);
-                let [state, later] = s.states.map(|at| s.state(at));
+                let [state, later] = [s.state(s.states[0]), s.state(s.states[1])];
                 chunk::<V, E>(task, &s, state, chunks.start);
                 for index in chunks.start + 1..chunks.end {
                     chunk::<V, E>(task, &s, later, index);

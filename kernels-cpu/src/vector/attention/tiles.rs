@@ -2,6 +2,7 @@
 //!
 //! Both keep a tile of rows times vectors in registers. A page is read in place if few rows share it, which is bound by
 //! converting its entries to `f32`; for many rows it is [`expand`]ed once, and what remains are multiply-adds of `f32`.
+//! Vectors are never handled in closures: a closure that is not inlined lacks the instruction set of the function around it.
 //! Every element of a result is one chain of multiply-adds in the order of its positions, whatever the tile: so all ways
 //! give the same bits.
 //!
@@ -138,10 +139,15 @@ pub(super) unsafe fn scores<V: Simd, E: Element, const R: usize, const N: usize>
         for first in (0..PAGE_TOKENS).step_by(N * V::LANES) {
             let mut acc = [[V::splat(0.0); N]; R];
             for b in (0..dim).step_by(block) {
-                let scales: [V; N] = std::array::from_fn(|n| page.key_scale::<V, E>(b, first + n * V::LANES));
+                let mut scales = [V::splat(0.0); N];
+                for n in 0..N {
+                    scales[n] = page.key_scale::<V, E>(b, first + n * V::LANES);
+                }
                 for d in b..b + block {
-                    let at = d * PAGE_TOKENS + first;
-                    let keys: [V; N] = std::array::from_fn(|n| E::load(page.keys, at + n * V::LANES, scales[n]));
+                    let mut keys = scales;
+                    for n in 0..N {
+                        keys[n] = E::load(page.keys, d * PAGE_TOKENS + first + n * V::LANES, scales[n]);
+                    }
                     for r in 0..R {
                         let q = V::splat(*s.q.add((row + r) * dim + d));
                         for n in 0..N {
@@ -150,9 +156,9 @@ pub(super) unsafe fn scores<V: Simd, E: Element, const R: usize, const N: usize>
                     }
                 }
             }
-            for (r, acc) in acc.into_iter().enumerate() {
-                for (n, acc) in acc.into_iter().enumerate() {
-                    acc.store(s.scores.add((row + r) * PAGE_TOKENS + first + n * V::LANES));
+            for r in 0..R {
+                for n in 0..N {
+                    acc[r][n].store(s.scores.add((row + r) * PAGE_TOKENS + first + n * V::LANES));
                 }
             }
         }
@@ -173,12 +179,19 @@ pub(super) unsafe fn weigh<V: Simd, E: Element, const R: usize, const N: usize>(
     // SAFETY: see the head of the file.
     unsafe {
         let dim = s.dim;
-        let out = |r: usize, n: usize| out.add((row + r) * dim + column + n * V::LANES);
-        let mut acc: [[V; N]; R] = std::array::from_fn(|r| std::array::from_fn(|n| V::load(out(r, n))));
+        let out = out.add(row * dim + column);
+        let mut acc = [[V::splat(0.0); N]; R];
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n] = V::load(out.add(r * dim + n * V::LANES));
+            }
+        }
         for t in positions {
             let scale = page.value_scale::<V, E>(t, column, dim);
-            let at = t * dim + column;
-            let values: [V; N] = std::array::from_fn(|n| E::load(page.values, at + n * V::LANES, scale));
+            let mut values = [scale; N];
+            for n in 0..N {
+                values[n] = E::load(page.values, t * dim + column + n * V::LANES, scale);
+            }
             for r in 0..R {
                 let p = V::splat(*s.scores.add((row + r) * PAGE_TOKENS + t));
                 for n in 0..N {
@@ -188,7 +201,7 @@ pub(super) unsafe fn weigh<V: Simd, E: Element, const R: usize, const N: usize>(
         }
         for r in 0..R {
             for n in 0..N {
-                acc[r][n].store(out(r, n));
+                acc[r][n].store(out.add(r * dim + n * V::LANES));
             }
         }
     }
