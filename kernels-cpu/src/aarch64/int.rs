@@ -43,12 +43,12 @@ impl Sums {
         // SAFETY: see the head of the file; a row has two sums and a scale per block.
         let (sums, scales) = unsafe {
             (
-                std::slice::from_raw_parts(row.sums.add(first * 2).cast::<[i32; 2]>(), count),
+                std::slice::from_raw_parts(row.sums.add(first), count),
                 std::slice::from_raw_parts(row.scales.add(first), count),
             )
         };
         for b in 0..count.min(PANEL_BLOCKS) {
-            let ([low, high], scale) = (sums[b], scales[b]);
+            let ([low, high], scale) = (sums[b].map(|[first, last]| i32::from(first + last)), scales[b]);
             if F::HALVES {
                 self.bias[b * 2] = -(low << bits);
                 self.bias[b * 2 + 1] = -(high << bits);

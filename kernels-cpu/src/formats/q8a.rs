@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 0 | `width` quants (i8 in `-127..=127`) |
 //! | [`scales_offset`] | `width / 32` scales (f32), one per block of 32 values |
-//! | [`sums_offset`] | `width / 32` pairs of i32: the sum of a block's first 16 quants, and of its last 16 |
+//! | [`sums_offset`] | `width / 32` [`Sums`]: two for a block's first 16 quants, two for its last 16 |
 //! | … | zeros up to [`row_bytes`], a multiple of 64 |
 //!
 //! so that rows that start at a multiple of 64 bytes stay aligned. `value = scale * quant`. The sums serve formats whose
@@ -32,6 +32,10 @@ pub const ALIGN: usize = 64;
 /// Blocks whose largest magnitude is smaller count as zero: 2^-119.
 pub const ZERO_BELOW: f32 = f32::from_bits((127 - 119) << 23);
 
+/// Sums of a block's first and last 16 quants, each in two parts: of the first two columns of every four, and of the last
+/// two. Kernels that add up products in 16 bits keep these two parts side by side.
+pub type Sums = [[i16; 2]; 2];
+
 /// Where the scales of a row of `width` values begin, in bytes.
 pub const fn scales_offset(width: usize) -> usize {
     width
@@ -44,7 +48,7 @@ pub const fn sums_offset(width: usize) -> usize {
 
 /// Bytes from one row of `width` values to the next.
 pub const fn row_bytes(width: usize) -> usize {
-    (sums_offset(width) + width / BLOCK * size_of::<[i32; 2]>()).next_multiple_of(ALIGN)
+    (sums_offset(width) + width / BLOCK * size_of::<Sums>()).next_multiple_of(ALIGN)
 }
 
 /// Rows narrower than this are kept in two planes.
@@ -84,19 +88,19 @@ pub fn quantize_row(values: &[f32], row: &mut [u8]) {
     assert_eq!(row.len(), row_bytes(values.len()), "wrong length for a row of {} values", values.len());
     let (quants, rest) = row.split_at_mut(scales_offset(values.len()));
     let (scales, rest) = rest.split_at_mut(blocks.len() * size_of::<f32>());
-    let (sums, padding) = rest.split_at_mut(blocks.len() * size_of::<[i32; 2]>());
+    let (sums, padding) = rest.split_at_mut(blocks.len() * size_of::<Sums>());
     padding.fill(0);
     let quants = quants.as_chunks_mut::<BLOCK>().0;
     let scales = scales.as_chunks_mut::<4>().0;
-    let sums = sums.as_chunks_mut::<4>().0.as_chunks_mut::<2>().0;
+    let sums = sums.as_chunks_mut::<2>().0.as_chunks_mut::<4>().0;
     for (((values, quants), scale), sums) in blocks.iter().zip(quants).zip(scales).zip(sums) {
         let (d, block) = quantize_block(values);
         *scale = d.to_ne_bytes();
         for (byte, quant) in quants.iter_mut().zip(block) {
             *byte = quant as u8;
         }
-        for (sum, half) in sums.iter_mut().zip(block.as_chunks::<16>().0) {
-            *sum = half.iter().map(|quant| i32::from(*quant)).sum::<i32>().to_ne_bytes();
+        for (sum, part) in sums.iter_mut().zip(sums_of(&block).as_flattened()) {
+            *sum = part.to_ne_bytes();
         }
     }
 }
@@ -116,6 +120,15 @@ fn quantize_block(values: &[f32; BLOCK]) -> (f32, [i8; BLOCK]) {
     (amax / 127.0, values.map(|value| round_small(value * factor)))
 }
 
+/// The sums of a block.
+fn sums_of(block: &[i8; BLOCK]) -> Sums {
+    let mut sums = Sums::default();
+    for (i, quant) in block.iter().enumerate() {
+        sums[i / 16][i % 4 / 2] += i16::from(*quant);
+    }
+    sums
+}
+
 /// Rounds a magnitude of at most 127.4 to nearest, ties to even. Next to 1.5 * 2^23 the last bit of an `f32` is worth one, so
 /// the addition rounds; the low byte of the pattern is the result. Unlike `round_ties_even` this needs no call on
 /// processors without SSE4.1.
@@ -128,7 +141,7 @@ fn round_small(value: f32) -> i8 {
 pub struct Row<'a> {
     quants: &'a [[u8; BLOCK]],
     scales: &'a [[u8; 4]],
-    sums: &'a [[[u8; 4]; 2]],
+    sums: &'a [[[u8; 2]; 4]],
 }
 
 impl<'a> Row<'a> {
@@ -165,7 +178,8 @@ impl<'a> Row<'a> {
 
     /// The sums of a block's first 16 and last 16 quants.
     pub fn sums(&self, block: usize) -> [i32; 2] {
-        self.sums[block].map(i32::from_ne_bytes)
+        let [a, b, c, d] = self.sums[block].map(|part| i32::from(i16::from_ne_bytes(part)));
+        [a + b, c + d]
     }
 
     /// The values that the row stands for, `scale * quant`, rounded to `f32`.
@@ -206,8 +220,8 @@ mod tests {
         assert_eq!(bytes[64..68], 0f32.to_ne_bytes());
         assert_eq!(bytes[68..72], 2f32.to_ne_bytes());
         assert_eq!(bytes[72..80], [0; 8]);
-        assert_eq!(bytes[80..84], 0i32.to_ne_bytes());
-        assert_eq!(bytes[84..88], 1i32.to_ne_bytes());
+        assert_eq!(bytes[80..84], [0; 4]);
+        assert_eq!([&bytes[84..86], &bytes[86..88]], [0i16.to_ne_bytes(), 1i16.to_ne_bytes()]);
         assert_eq!(bytes[88..], [0; 40], "padding is zero");
     }
 

@@ -67,9 +67,9 @@ pub(crate) unsafe fn softmax<V: Simd>(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// What integer registers do: 32 values times `factor`, rounded to nearest even bytes, and the sums of their halves.
-/// Magnitudes are at most 127.4.
-pub(crate) type PackBlock = unsafe fn(values: *const f32, factor: f32, quants: *mut u8) -> [i32; 2];
+/// What integer registers do: 32 values times `factor`, rounded to nearest even bytes, and their sums. Magnitudes are at
+/// most 127.4.
+pub(crate) type PackBlock = unsafe fn(values: *const f32, factor: f32, quants: *mut u8) -> q8a::Sums;
 
 /// The rule of [`q8a`], bit for bit.
 #[inline(always)]
@@ -79,7 +79,7 @@ pub(crate) unsafe fn quantize<V: Simd>(x: &[f32], row: &mut [u8], pack: PackBloc
     unsafe {
         let quants = row.as_mut_ptr();
         let scales = quants.add(q8a::scales_offset(x.len())).cast::<f32>();
-        let sums = quants.add(q8a::sums_offset(x.len())).cast::<i32>();
+        let sums = quants.add(q8a::sums_offset(x.len())).cast::<q8a::Sums>();
         for b in 0..x.len() / BLOCK {
             let values = x.as_ptr().add(b * BLOCK);
             let (mut top, mut poison) = (V::splat(0.0), V::splat(0.0));
@@ -98,14 +98,12 @@ pub(crate) unsafe fn quantize<V: Simd>(x: &[f32], row: &mut [u8], pack: PackBloc
                 (amax / 127.0, 127.0 / amax)
             };
             *scales.add(b) = scale;
-            let halves = if factor == 0.0 {
+            *sums.add(b) = if factor == 0.0 {
                 quants.add(b * BLOCK).write_bytes(0, BLOCK);
-                [0; 2]
+                q8a::Sums::default()
             } else {
                 pack(values, factor, quants.add(b * BLOCK))
             };
-            *sums.add(2 * b) = halves[0];
-            *sums.add(2 * b + 1) = halves[1];
         }
     }
 }

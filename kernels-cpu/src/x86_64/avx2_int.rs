@@ -3,7 +3,11 @@
 //! The shape is that of the AVX-512 kernels, on half-wide registers: a group is two halves of eight rows. Without VNNI a
 //! dot product of bytes goes through 16-bit sums, `vpmaddubsw`, which saturates (Intel SDM vol. 2, PMADDUBSW). It never
 //! does here: activations lie in -127 ..= 127, so a pair of products is at most `2 * 127` times the largest weight, and
-//! [`Kernel::STEPS`] is how many such pairs a 16-bit sum holds. Signed weights are multiplied as |w| * sign(a, w).
+//! that fits 16 bits for every type ([`Kernel::PAIRS_FIT`]). Signed weights are multiplied as |w| * sign(a, w).
+//!
+//! Pairs of several steps are then added up in 16 bits. For codes with an offset the sum begins with what the offset takes
+//! away, so that it ends as a sum of products with the small signed weight itself; additions wrap, and only the end counts.
+//! [`Kernel::CHUNK`] says after how many steps a sum has to be widened.
 //!
 //! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
 //! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
@@ -16,7 +20,7 @@ use crate::{
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
-use std::{arch::x86_64::*, mem::MaybeUninit};
+use std::{arch::x86_64::*, marker::PhantomData, mem::MaybeUninit};
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
@@ -27,36 +31,62 @@ const RUN: usize = 8;
 /// Half a group: eight rows.
 const HALF: usize = GROUP / 2;
 
+/// The largest magnitude of two activations together.
+const PAIR: i32 = 2 * 127;
+
 /// What the kernels derive from a packed order.
 trait Kernel: Packed {
-    /// Weights are signed bytes; otherwise they are unsigned codes.
-    const SIGNED: bool = !matches!(Self::BLOCKS.values, Values::Offset(_));
-    /// Unsigned codes are the value plus `1 << BIAS_BITS`; no bias if `None`.
-    const BIAS_BITS: Option<u32> = match Self::BLOCKS.values {
-        Values::Offset(0) | Values::Signed | Values::Table(_) => None,
-        Values::Offset(offset) => Some(offset.ilog2()),
+    /// What is added to a weight to make it an unsigned byte: the offset of the codes, or of the entries of a table if
+    /// they are small. `None` if weights stay signed, `Some(0)` if they are unsigned.
+    const OFFSET: Option<u8> = match Self::BLOCKS.values {
+        Values::Offset(offset) => Some(offset),
+        Values::Signed => None,
+        Values::Table(table) => {
+            let largest = largest(table);
+            if PAIR * largest * 8 <= i16::MAX as i32 { Some(largest as u8) } else { None }
+        }
     };
-    /// The largest magnitude of a weight.
-    const LARGEST: i32 = match Self::BLOCKS.values {
-        Values::Offset(_) => Self::BLOCKS.codes.largest(),
-        Values::Signed => 128,
-        Values::Table(table) => largest(table),
+    /// Sums begin with what the offset takes away.
+    const BIASED: bool = matches!(Self::OFFSET, Some(1..));
+    /// The table, with the offset added to its entries.
+    const TABLE: [i8; 16] = match (Self::BLOCKS.values, Self::OFFSET) {
+        (Values::Table(table), Some(offset)) => add(table, offset as i8),
+        (Values::Table(table), None) => *table,
+        _ => [0; 16],
     };
-    /// Steps of four columns that are added up in 16 bits before they are widened: 8, 4, 2 or 1.
-    const STEPS: usize = match (i16::MAX as i32 / (2 * 127 * Self::LARGEST)) as usize {
-        0 => panic!("a single pair does not fit 16 bits"),
-        1 => 1,
-        2 | 3 => 2,
-        4..8 => 4,
-        _ => 8,
+    /// The largest magnitude of a byte that is multiplied.
+    const LARGEST: i32 = match (Self::BLOCKS.values, Self::OFFSET) {
+        (Values::Offset(_), _) => Self::BLOCKS.codes.largest(),
+        (Values::Signed, _) => 128,
+        (Values::Table(_), _) => largest(&Self::TABLE),
     };
+    /// The sum of two products is exact.
+    const PAIRS_FIT: () = assert!(PAIR * Self::LARGEST <= i16::MAX as i32);
+    /// Each half of a block has a scale, which is a whole number.
     const HALVES: bool = Self::BLOCKS.scales.halves();
     const MINS: bool = Self::BLOCKS.scales.has_min();
-    /// Scales, or minima, of a row in a block.
+    /// Minima, and biases, of a row in a block.
     const PER_BLOCK: usize = if Self::HALVES { 2 } else { 1 };
-    /// Bytes of one expanded block of one group: 16 registers of weights, then pairs of registers of scales, then of minima.
-    const PANEL_BLOCK: usize = (8 + Self::PER_BLOCK * if Self::MINS { 2 } else { 1 }) * 64;
-    const FITS: () = assert!(PANEL_BLOCKS * Self::PANEL_BLOCK <= PANEL_BYTES);
+    /// Steps of four columns that share a scale.
+    const STEPS: usize = 8 / Self::PER_BLOCK;
+    /// Steps that are added up in 16 bits before they are widened: a power of two, at most [`STEPS`](Self::STEPS).
+    const CHUNK: usize = {
+        let farthest = match Self::OFFSET {
+            // Less the offset, a code is at most so far from zero.
+            Some(offset @ 1..) if Self::LARGEST - offset as i32 <= offset as i32 => offset as i32,
+            _ => Self::LARGEST,
+        };
+        let most = (i16::MAX as i32 / (PAIR * farthest)) as usize;
+        let chunk = if most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() };
+        // A bias and a whole scale are for all of their steps at once.
+        assert!(chunk == Self::STEPS || !Self::BIASED && !Self::HALVES);
+        chunk
+    };
+    /// Registers of one row's scales in a panel: one, and the whole numbers of halves.
+    const SCALES: usize = if Self::HALVES { 3 } else { 1 };
+    /// Bytes of one expanded block of one group: pairs of registers of weights, of scales, and of minima.
+    const PANEL_BLOCK: usize = (8 + Self::SCALES + if Self::MINS { Self::PER_BLOCK } else { 0 }) * 64;
+    const FITS: () = assert!(2 * PANEL_BLOCKS * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
 impl<F: Packed> Kernel for F {}
@@ -69,6 +99,15 @@ const fn largest(table: &[i8; 16]) -> i32 {
         i += 1;
     }
     largest
+}
+
+const fn add(table: &[i8; 16], offset: i8) -> [i8; 16] {
+    let (mut sums, mut i) = (*table, 0);
+    while i < sums.len() {
+        sums[i] += offset;
+        i += 1;
+    }
+    sums
 }
 
 #[inline(always)]
@@ -138,19 +177,13 @@ unsafe fn weights<F: Kernel>(codes: *const u8, j: usize, h: usize) -> __m256i {
         };
         match F::BLOCKS.values {
             Values::Offset(_) | Values::Signed => plain,
-            Values::Table(table) => {
+            Values::Table(_) => {
+                let table = const { &F::TABLE };
                 let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
                 _mm256_shuffle_epi8(table, plain)
             }
         }
     }
-}
-
-/// Scales and minima of half a group in one block, for its first and last 16 columns if they differ.
-struct RowScales {
-    scale: [__m256; 2],
-    /// What is added per unit of activation.
-    min: [__m256; 2],
 }
 
 /// First-level scale, and negative of the first-level minimum, for half `h`, of the 256 columns that block `b` begins, if there are two levels.
@@ -188,47 +221,67 @@ unsafe fn times(d: __m256, whole: __m256i) -> __m256 {
     unsafe { _mm256_mul_ps(d, _mm256_cvtepi32_ps(whole)) }
 }
 
-/// Scales and minima of block `b` for half `h`; `dmin` is negative already.
+/// Where the second-level scales of half `h` in the 256 columns of block `b` begin, as bytes, or whole numbers; and which
+/// of their blocks `b` is. (Half a group is eight bytes of whole numbers, or sixteen of f16.)
 #[inline(always)]
-unsafe fn row_scales<F: Kernel>([d, dmin]: [__m256; 2], scales: *const u8, b: usize, h: usize) -> RowScales {
+fn second_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> (*const u8, usize) {
+    (scales.wrapping_add(b / RUN * F::BLOCKS.scales.bytes(256) + h * HALF), b % RUN)
+}
+
+/// Scale of half `h` of the rows in block `b`; without the whole number if each half of the columns has one.
+#[inline(always)]
+unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], scales: *const u8, b: usize, h: usize) -> __m256 {
+    let (long, i) = second_level::<F>(scales, b, h);
     // SAFETY: see the head of the file.
     unsafe {
-        let none = [_mm256_setzero_ps(); 2];
-        // Half a group is eight bytes of whole numbers, or sixteen of f16.
-        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256) + h * HALF);
         let halves = scales.add(h * 2 * HALF);
-        let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
-        let (scale, min) = match F::BLOCKS.scales {
-            Scales::Half => ([load_halves(halves.add(b * 32)); 2], none),
-            Scales::HalfWithMin => ([load_halves(halves.add(b * 64)); 2], [load_halves(halves.add(b * 64 + 32)); 2]),
+        match F::BLOCKS.scales {
+            Scales::Half => load_halves(halves.add(b * 32)),
+            Scales::HalfWithMin => load_halves(halves.add(b * 64)),
             Scales::Exponent => {
                 // Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
                 let e = unsigned(scales.add(b * 16 + h * HALF));
                 let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
                 let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
                 let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
-                ([_mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small)); 2], none)
+                _mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small))
             }
-            Scales::Runs32 => ([_mm256_mul_ps(d, signed(long.add(32 + b * GROUP))); 2], none),
-            Scales::Runs16 => {
-                let at = long.add(32 + b * 2 * GROUP);
-                ([_mm256_mul_ps(d, signed(at)), _mm256_mul_ps(d, signed(at.add(GROUP)))], none)
-            }
-            Scales::Runs32WithMin => {
-                let at = long.add(64 + b * 2 * GROUP);
-                ([times(d, unsigned(at)); 2], [times(dmin, unsigned(at.add(GROUP))); 2])
-            }
-            Scales::Runs16WithMin => {
-                let at = long.add(64 + b * 2 * GROUP);
-                let (first, last) = (unsigned(at), unsigned(at.add(GROUP)));
-                let mask = _mm256_set1_epi32(15);
-                (
-                    [times(d, _mm256_and_si256(first, mask)), times(d, _mm256_and_si256(last, mask))],
-                    [times(dmin, _mm256_srli_epi32::<4>(first)), times(dmin, _mm256_srli_epi32::<4>(last))],
-                )
-            }
+            Scales::Runs32 => _mm256_mul_ps(d, signed(long.add(32 + i * GROUP))),
+            Scales::Runs32WithMin => times(d, unsigned(long.add(64 + i * 2 * GROUP))),
+            Scales::Runs16 | Scales::Runs16WithMin => d,
+        }
+    }
+}
+
+/// The whole number in the scale of half `half` of the columns, twice side by side for the two sums of a row.
+#[inline(always)]
+unsafe fn whole<F: Kernel>(scales: *const u8, b: usize, h: usize, half: usize) -> __m256i {
+    let (long, i) = second_level::<F>(scales, b, h);
+    // SAFETY: see the head of the file.
+    unsafe {
+        let at = |first: usize| long.add(first + (i * 2 + half) * GROUP);
+        let whole = match F::BLOCKS.scales {
+            Scales::Runs16 => _mm256_cvtepi8_epi32(_mm_loadl_epi64(at(32).cast())),
+            _ => _mm256_and_si256(unsigned(at(64)), _mm256_set1_epi32(15)),
         };
-        RowScales { scale, min }
+        _mm256_blend_epi16::<0b1010_1010>(whole, _mm256_slli_epi32::<16>(whole))
+    }
+}
+
+/// What is added per unit of activation, for half `half` of the columns if there are two; `dmin` is negative already.
+#[inline(always)]
+unsafe fn min<F: Kernel>([_, dmin]: [__m256; 2], scales: *const u8, b: usize, h: usize, half: usize) -> __m256 {
+    let (long, i) = second_level::<F>(scales, b, h);
+    // SAFETY: see the head of the file.
+    unsafe {
+        match F::BLOCKS.scales {
+            Scales::HalfWithMin => load_halves(scales.add(h * 2 * HALF + b * 64 + 32)),
+            Scales::Runs32WithMin => times(dmin, unsigned(long.add(64 + (i * 2 + 1) * GROUP))),
+            Scales::Runs16WithMin => {
+                times(dmin, _mm256_srli_epi32::<4>(unsigned(long.add(64 + (i * 2 + half) * GROUP))))
+            }
+            Scales::Half | Scales::Exponent | Scales::Runs32 | Scales::Runs16 => _mm256_setzero_ps(),
+        }
     }
 }
 
@@ -244,12 +297,15 @@ unsafe fn expand<F: Kernel>(codes: *const u8, level: &[[__m256; 2]; 2], scales: 
             }
         }
         for h in 0..2 {
-            let row_scales = row_scales::<F>(level[h], scales, b, h);
+            let register = |i: usize| to.add(i * 64 + h * 32);
+            _mm256_store_ps(register(8).cast(), scale::<F>(level[h], scales, b, h));
             for half in 0..F::PER_BLOCK {
-                _mm256_store_ps(to.add((8 + half) * 64 + h * 32).cast(), row_scales.scale[half]);
+                if F::HALVES {
+                    _mm256_store_si256(register(9 + half).cast(), whole::<F>(scales, b, h, half));
+                }
                 if F::MINS {
-                    let at = to.add((8 + F::PER_BLOCK + half) * 64 + h * 32);
-                    _mm256_store_ps(at.cast(), row_scales.min[half]);
+                    let at = register(8 + F::SCALES + half);
+                    _mm256_store_ps(at.cast(), min::<F>(level[h], scales, b, h, half));
                 }
             }
         }
@@ -259,7 +315,7 @@ unsafe fn expand<F: Kernel>(codes: *const u8, level: &[[__m256; 2]; 2], scales: 
 /// What one token contributes to each block of a panel, apart from dot products: per block, or per half block if there
 /// are halves.
 struct Sums {
-    /// What the bias of the codes adds, negated.
+    /// What 16-bit sums begin with to take the offset of the codes away, for the two sums of a row side by side.
     bias: [i32; 2 * PANEL_BLOCKS],
     /// The sum in units of the activation, which the minimum multiplies.
     min: [f32; 2 * PANEL_BLOCKS],
@@ -291,71 +347,80 @@ impl Sums {
     /// For `count` blocks from `first` on.
     #[inline(always)]
     unsafe fn prepare<F: Kernel>(sums: &mut MaybeUninit<Self>, row: Row, first: usize, count: usize) {
-        let bits = F::BIAS_BITS.unwrap_or(0);
+        if !F::MINS && !F::BIASED {
+            return;
+        }
         // SAFETY: see the head of the file; whole vectors are used for whole fours of blocks only.
         unsafe {
             let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
             let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
-            let (sums, scales) = (row.sums.add(first * 2), row.scales.add(first));
-            let shift = _mm_cvtsi32_si128(bits as i32);
+            let (sums, scales) = (row.sums.add(first), row.scales.add(first));
+            let offset = -(F::OFFSET.unwrap_or(0) as i16);
+            let ones = _mm256_set1_epi16(1);
             let mut b = 0;
             while b + 4 <= count {
-                let pairs = _mm256_loadu_si256(sums.add(b * 2).cast());
+                // Two 16-bit sums for each half of four blocks.
+                let halves = _mm256_loadu_si256(sums.add(b).cast());
                 if F::HALVES {
-                    let biased = _mm256_sll_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), pairs), shift);
+                    let biased = _mm256_mullo_epi16(halves, _mm256_set1_epi16(offset));
                     _mm256_storeu_si256(bias.add(b * 2).cast(), biased);
                     if F::MINS {
                         let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
                         let scales = _mm256_castps128_ps256(_mm_loadu_ps(scales.add(b)));
                         let scales = _mm256_permutevar8x32_ps(scales, twice);
-                        _mm256_storeu_ps(min.add(b * 2), _mm256_mul_ps(scales, _mm256_cvtepi32_ps(pairs)));
+                        let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(halves, ones));
+                        _mm256_storeu_ps(min.add(b * 2), _mm256_mul_ps(scales, sums));
                     }
                 } else {
-                    let low = _mm256_castsi256_si128(pairs);
-                    let whole = _mm_hadd_epi32(low, _mm256_extracti128_si256::<1>(pairs));
-                    let biased = _mm_sub_epi32(_mm_setzero_si128(), _mm_sll_epi32(whole, shift));
-                    _mm_storeu_si128(bias.add(b).cast(), biased);
-                    _mm_storeu_ps(min.add(b), _mm_mul_ps(_mm_loadu_ps(scales.add(b)), _mm_cvtepi32_ps(whole)));
+                    let halves = _mm256_castsi256_ps(halves);
+                    let (low, high) = (_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                    let first = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(low, high));
+                    let last = _mm_castps_si128(_mm_shuffle_ps::<0b11_01_11_01>(low, high));
+                    let whole = _mm_add_epi16(first, last);
+                    _mm_storeu_si128(bias.add(b).cast(), _mm_mullo_epi16(whole, _mm_set1_epi16(offset)));
+                    if F::MINS {
+                        let sums = _mm_cvtepi32_ps(_mm_madd_epi16(whole, _mm256_castsi256_si128(ones)));
+                        _mm_storeu_ps(min.add(b), _mm_mul_ps(_mm_loadu_ps(scales.add(b)), sums));
+                    }
                 }
                 b += 4;
             }
+            let biased = |[even, odd]: [i16; 2]| i32::from((offset * even) as u16) | i32::from(offset * odd) << 16;
             for b in b..count {
-                let (low, high) = (*sums.add(b * 2), *sums.add(b * 2 + 1));
+                let [first, last] = *sums.add(b);
                 let scale = *scales.add(b);
                 if F::HALVES {
-                    for (half, sum) in [low, high].into_iter().enumerate() {
-                        *bias.add(b * 2 + half) = -(sum << bits);
-                        *min.add(b * 2 + half) = scale * sum as f32;
+                    for (half, sum) in [first, last].into_iter().enumerate() {
+                        *bias.add(b * 2 + half) = biased(sum);
+                        *min.add(b * 2 + half) = scale * f32::from(sum[0] + sum[1]);
                     }
                 } else {
-                    *bias.add(b) = -((low + high) << bits);
-                    *min.add(b) = scale * (low + high) as f32;
+                    let whole = [first[0] + last[0], first[1] + last[1]];
+                    *bias.add(b) = biased(whole);
+                    *min.add(b) = scale * f32::from(whole[0] + whole[1]);
                 }
             }
         }
     }
 }
 
-/// `value`, but the compiler cannot tell.
-#[inline(always)]
-fn opaque(mut value: usize) -> usize {
+/// Writes the body once for each step.
+macro_rules! unrolled {
+    ($j:ident => $body:block) => {
+        unrolled!(@ $j, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident, $body:block, $($step:literal)+) => {
+        $({ let $j: usize = $step; $body })+
+    };
+}
+
+/// Keeps the compiler from moving additions to a sum across this point. Without such marks it would compute one sum after
+/// the other and keep all weights of a block on the stack.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn pin(sum: &mut __m256i) {
     // SAFETY: the empty instruction touches nothing.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Step `j` of a panel block.
-#[inline(always)]
-unsafe fn both_halves(panel: *const u8, j: usize) -> [__m256i; 2] {
-    // SAFETY: see the head of the file.
-    unsafe { [_mm256_load_si256(panel.add(j * 64).cast()), _mm256_load_si256(panel.add(j * 64 + 32).cast())] }
-}
-
-/// Scales (`i` below `PER_BLOCK`) or minima of half `h` of a panel block.
-#[inline(always)]
-unsafe fn panel_scale(panel: *const u8, h: usize, i: usize) -> __m256 {
-    // SAFETY: see the head of the file.
-    unsafe { _mm256_load_ps(panel.add((8 + i) * 64 + h * 32).cast()) }
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Pairs of products of weights and four activations, in 16 bits.
@@ -363,7 +428,7 @@ unsafe fn panel_scale(panel: *const u8, h: usize, i: usize) -> __m256 {
 unsafe fn pairs<F: Kernel>(w: __m256i, four: __m256i) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        if F::SIGNED {
+        if F::OFFSET.is_none() {
             _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four, w))
         } else {
             _mm256_maddubs_epi16(w, four)
@@ -371,101 +436,166 @@ unsafe fn pairs<F: Kernel>(w: __m256i, four: __m256i) -> __m256i {
     }
 }
 
-/// Integer dot products of the columns of steps `from .. to` of a panel block with `T` tokens.
-#[inline(always)]
-unsafe fn dots<F: Kernel, const T: usize>(
-    rows: &[Row; T],
+/// Where the expanded weights and scales of a block of some groups come from. (Closures would be called, not inlined.)
+trait Source {
+    /// Step `j` of half `h` of the groups' rows.
+    unsafe fn weights(&self, j: usize, h: usize) -> __m256i;
+    /// See [`scale()`].
+    unsafe fn scale(&self, h: usize) -> __m256;
+    /// See [`whole()`].
+    unsafe fn whole(&self, h: usize, half: usize) -> __m256i;
+    /// See [`min()`].
+    unsafe fn min(&self, h: usize, half: usize) -> __m256;
+}
+
+/// Block `b` of packed groups, which is expanded as it is used.
+struct Packing<F, const H: usize> {
+    codes: [*const u8; H],
+    scales: [*const u8; H],
+    level: [[__m256; 2]; H],
     b: usize,
-    from: usize,
-    to: usize,
-    panel: *const u8,
-) -> [[__m256i; 2]; T] {
+    format: PhantomData<F>,
+}
+
+impl<F: Kernel, const H: usize> Source for Packing<F, H> {
+    #[inline(always)]
+    unsafe fn weights(&self, j: usize, h: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { weights::<F>(self.codes[h].add(self.b * F::BLOCKS.codes.registers() * 64), j, h % 2) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(&self, h: usize) -> __m256 {
+        // SAFETY: see the head of the file.
+        unsafe { scale::<F>(self.level[h], self.scales[h], self.b, h % 2) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(&self, h: usize, half: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { whole::<F>(self.scales[h], self.b, h % 2, half) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(&self, h: usize, half: usize) -> __m256 {
+        // SAFETY: see the head of the file.
+        unsafe { min::<F>(self.level[h], self.scales[h], self.b, h % 2, half) }
+    }
+}
+
+/// A block that [`expand`] wrote; that of the next group lies a panel further on.
+struct Panel<F> {
+    at: *const u8,
+    format: PhantomData<F>,
+}
+
+impl<F: Kernel> Panel<F> {
+    /// Register `i` of half `h`.
+    #[inline(always)]
+    unsafe fn register(&self, i: usize, h: usize) -> *const u8 {
+        // SAFETY: see the head of the file.
+        unsafe { self.at.add(h / 2 * PANEL_BLOCKS * F::PANEL_BLOCK + i * 64 + h % 2 * 32) }
+    }
+}
+
+impl<F: Kernel> Source for Panel<F> {
+    #[inline(always)]
+    unsafe fn weights(&self, j: usize, h: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_load_si256(self.register(j, h).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(&self, h: usize) -> __m256 {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_load_ps(self.register(8, h).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(&self, h: usize, half: usize) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_load_si256(self.register(9 + half, h).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(&self, h: usize, half: usize) -> __m256 {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_load_ps(self.register(8 + F::SCALES + half, h).cast()) }
+    }
+}
+
+/// Integer dot products of block `b`, which is block `s` of `sums`, with `T` tokens, for `H` halves of groups; times the
+/// whole numbers of the scales if there are such.
+#[inline(always)]
+unsafe fn dots<F: Kernel, const T: usize, const H: usize>(
+    rows: &[Row; T],
+    sums: &AllSums<T>,
+    (b, s): (usize, usize),
+    source: &impl Source,
+) -> [[__m256i; H]; T] {
+    const { F::PAIRS_FIT };
     // SAFETY: see the head of the file.
     unsafe {
+        let zero = _mm256_setzero_si256();
         let ones = _mm256_set1_epi16(1);
-        let mut dot = [[_mm256_setzero_si256(); 2]; T];
-        // With the loops unrolled, the compiler would compute one sum after the other and keep all weights of a block on
-        // the stack. With a number of rounds that it does not know, sums stay in registers and weights pass by once.
-        let to = opaque(to);
-        if F::STEPS * F::PER_BLOCK >= 8 {
-            // All steps fit 16 bits.
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            let mut j = from;
-            while j < to {
-                let w = both_halves(panel, j);
+        let mut dot = [[zero; H]; T];
+        let mut sum = [[zero; H]; T];
+        unrolled!(j => {
+            if F::BIASED && j.is_multiple_of(F::STEPS) {
                 for t in 0..T {
-                    let four = _mm256_set1_epi32(rows[t].four(b, j));
-                    for h in 0..2 {
-                        sums[t][h] = _mm256_add_epi16(sums[t][h], pairs::<F>(w[h], four));
-                    }
+                    sum[t] = [_mm256_set1_epi32(Sums::bias(&sums[t], s * F::PER_BLOCK + j / F::STEPS)); H];
                 }
-                j += 1;
             }
+            let mut four = [zero; T];
             for t in 0..T {
-                for h in 0..2 {
-                    dot[t][h] = _mm256_madd_epi16(sums[t][h], ones);
-                }
+                four[t] = _mm256_set1_epi32(rows[t].four(b, j));
             }
-        } else {
-            let step = if F::STEPS == 1 { 1 } else { 2 };
-            let mut j = from;
-            while j < to {
-                let w = [both_halves(panel, j), both_halves(panel, j + step - 1)];
+            for h in 0..H {
+                let w = source.weights(j, h);
                 for t in 0..T {
-                    let four =
-                        [_mm256_set1_epi32(rows[t].four(b, j)), _mm256_set1_epi32(rows[t].four(b, j + step - 1))];
-                    for h in 0..2 {
-                        let mut sum = pairs::<F>(w[0][h], four[0]);
-                        if step == 2 {
-                            sum = _mm256_add_epi16(sum, pairs::<F>(w[1][h], four[1]));
-                        }
-                        dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(sum, ones));
+                    sum[t][h] = _mm256_add_epi16(sum[t][h], pairs::<F>(w, four[t]));
+                    if (j + 1).is_multiple_of(F::CHUNK) {
+                        let by = if F::HALVES { source.whole(h, j / F::STEPS) } else { ones };
+                        dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(sum[t][h], by));
+                        sum[t][h] = zero;
+                        pin(&mut dot[t][h]);
+                    } else {
+                        pin(&mut sum[t][h]);
                     }
                 }
-                j += step;
             }
-        }
+        });
         dot
     }
 }
 
-/// Adds one panel block, which is block `b` of the activations and block `s` of `sums`, to `acc`. The order of operations
-/// is the same for any `T`.
+/// Adds block `b` of the activations, which is block `s` of `sums`, to `acc`. The order of operations is the same for any
+/// `T` and `H`.
 #[inline(always)]
-unsafe fn block<F: Kernel, const T: usize>(
-    acc: &mut [[__m256; 2]; T],
+unsafe fn block<F: Kernel, const T: usize, const H: usize>(
+    acc: &mut [[__m256; H]; T],
     rows: &[Row; T],
     sums: &AllSums<T>,
-    b: usize,
-    s: usize,
-    panel: *const u8,
+    (b, s): (usize, usize),
+    source: &impl Source,
 ) {
     // SAFETY: see the head of the file.
     unsafe {
-        let steps = 8 / F::PER_BLOCK;
-        for half in 0..F::PER_BLOCK {
-            let dot = dots::<F, T>(rows, b, half * steps, (half + 1) * steps, panel);
+        let dot = dots::<F, T, H>(rows, sums, (b, s), source);
+        for h in 0..H {
+            let scale = source.scale(h);
             for t in 0..T {
-                let d = _mm256_set1_ps(*rows[t].scales.add(b));
-                for h in 0..2 {
-                    let mut dot = dot[t][h];
-                    if F::BIAS_BITS.is_some() {
-                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(Sums::bias(&sums[t], s * F::PER_BLOCK + half)));
-                    }
-                    acc[t][h] = _mm256_fmadd_ps(
-                        _mm256_cvtepi32_ps(dot),
-                        _mm256_mul_ps(panel_scale(panel, h, half), d),
-                        acc[t][h],
-                    );
-                }
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(*rows[t].scales.add(b)));
+                acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), scale, acc[t][h]);
             }
         }
         if F::MINS {
             for half in 0..F::PER_BLOCK {
-                for t in 0..T {
-                    let min = _mm256_set1_ps(Sums::min(&sums[t], s * F::PER_BLOCK + half));
-                    for h in 0..2 {
-                        acc[t][h] = _mm256_fmadd_ps(panel_scale(panel, h, F::PER_BLOCK + half), min, acc[t][h]);
+                for h in 0..H {
+                    let min = source.min(h, half);
+                    for t in 0..T {
+                        let sum = _mm256_set1_ps(Sums::min(&sums[t], s * F::PER_BLOCK + half));
+                        acc[t][h] = _mm256_fmadd_ps(min, sum, acc[t][h]);
                     }
                 }
             }
@@ -490,117 +620,153 @@ unsafe fn prefetch<F: Kernel>(codes: *const u8, scales: *const u8, b: usize) {
     }
 }
 
-/// Few tokens: each block is expanded, multiplied and forgotten, so weights are read from memory once.
+/// The activations of `T` tokens from `token` on.
 #[inline(always)]
-unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
+unsafe fn rows_of<const T: usize>(tile: &Tile, token: usize) -> [Row; T] {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
-        for g in 0..tile.groups {
-            let codes = tile.group.add(g * tile.stride);
-            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-            let mut acc = [[_mm256_setzero_ps(); 2]; T];
-            let mut sums = [Sums::NONE; T];
-            let blocks = tile.cols / 32;
-            for run in (0..blocks).step_by(RUN) {
-                if run % PANEL_BLOCKS == 0 {
-                    for (sums, row) in sums.iter_mut().zip(rows) {
-                        Sums::prepare::<F>(sums, row, run, PANEL_BLOCKS.min(blocks - run));
-                    }
-                }
-                let level = [first_level::<F>(scales, run, 0), first_level::<F>(scales, run, 1)];
-                for b in run..blocks.min(run + RUN) {
-                    prefetch::<F>(codes, scales, b);
-                    expand::<F>(codes, &level, scales, b, tile.panel);
-                    block::<F, T>(&mut acc, &rows, &sums, b, b % PANEL_BLOCKS, tile.panel);
+        let mut rows = [Row::of(tile, token); T];
+        for t in 1..T {
+            rows[t] = Row::of(tile, token + t);
+        }
+        rows
+    }
+}
+
+/// Where the results of half `h` of the tile's rows with token `t` go.
+#[inline(always)]
+unsafe fn out(tile: &Tile, t: usize, h: usize) -> *mut f32 {
+    // SAFETY: see the head of the file.
+    unsafe { tile.out.add(t * TILE_ROWS + h * HALF) }
+}
+
+/// Few tokens: weights of all groups (`H` halves) go from memory into registers and are expanded there, for the `T` tokens
+/// from `token` on.
+#[inline(always)]
+unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: usize) {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let rows: [Row; T] = rows_of(tile, token);
+        let blocks = tile.cols / 32;
+        let mut codes = [tile.group; H];
+        let mut scales = [tile.group; H];
+        for h in 0..H {
+            codes[h] = tile.group.add(h / 2 * tile.stride);
+            scales[h] = codes[h].add(F::BLOCKS.code_bytes(tile.cols));
+        }
+        let mut acc = [[_mm256_setzero_ps(); H]; T];
+        let mut sums = [Sums::NONE; T];
+        for run in (0..blocks).step_by(RUN) {
+            if run % PANEL_BLOCKS == 0 {
+                for t in 0..T {
+                    Sums::prepare::<F>(&mut sums[t], rows[t], run, PANEL_BLOCKS.min(blocks - run));
                 }
             }
-            for (t, acc) in acc.into_iter().enumerate() {
-                for (h, acc) in acc.into_iter().enumerate() {
-                    _mm256_store_ps(tile.out.add(t * TILE_ROWS + g * GROUP + h * HALF), acc);
+            let mut level = [[_mm256_setzero_ps(); 2]; H];
+            for h in 0..H {
+                level[h] = first_level::<F>(scales[h], run, h % 2);
+            }
+            for b in run..blocks.min(run + RUN) {
+                for h in (0..H).step_by(2) {
+                    prefetch::<F>(codes[h], scales[h], b);
                 }
+                let source = Packing::<F, H> { codes, scales, level, b, format: PhantomData };
+                block::<F, T, H>(&mut acc, &rows, &sums, (b, b % PANEL_BLOCKS), &source);
+            }
+        }
+        for t in 0..T {
+            for h in 0..H {
+                _mm256_store_ps(out(tile, token + t, h), acc[t][h]);
             }
         }
     }
 }
 
-/// Many tokens: expands a run of blocks, then multiplies it with all tokens, four at a time.
+/// Many tokens: expands a run of blocks of all groups (`H` halves), then multiplies it with all tokens, two at a time.
 #[inline(always)]
-unsafe fn paneled<F: Kernel>(tile: &Tile) {
+unsafe fn paneled<F: Kernel, const H: usize>(tile: &Tile) {
     const { F::FITS };
     // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
-        for g in 0..tile.groups {
-            let codes = tile.group.add(g * tile.stride);
-            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-            for first in (0..blocks).step_by(PANEL_BLOCKS) {
-                let count = PANEL_BLOCKS.min(blocks - first);
+        for first in (0..blocks).step_by(PANEL_BLOCKS) {
+            let count = PANEL_BLOCKS.min(blocks - first);
+            for g in 0..H / 2 {
+                let codes = tile.group.add(g * tile.stride);
+                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
                 for run in (0..count).step_by(RUN) {
                     let level = [first_level::<F>(scales, first + run, 0), first_level::<F>(scales, first + run, 1)];
                     for b in run..count.min(run + RUN) {
                         prefetch::<F>(codes, scales, first + b);
-                        expand::<F>(codes, &level, scales, first + b, tile.panel.add(b * F::PANEL_BLOCK));
+                        let to = tile.panel.add((g * PANEL_BLOCKS + b) * F::PANEL_BLOCK);
+                        expand::<F>(codes, &level, scales, first + b, to);
                     }
                 }
-                let mut t = 0;
-                while t + 4 <= tile.tokens {
-                    micro::<F, 4>(tile, g, t, first, count);
-                    t += 4;
-                }
-                match tile.tokens - t {
-                    0 => {}
-                    1 => micro::<F, 1>(tile, g, t, first, count),
-                    2 => micro::<F, 2>(tile, g, t, first, count),
-                    _ => micro::<F, 3>(tile, g, t, first, count),
-                }
+            }
+            let mut t = 0;
+            while t + 2 <= tile.tokens {
+                micro::<F, 2, H>(tile, t, first, count);
+                t += 2;
+            }
+            if t < tile.tokens {
+                micro::<F, 1, H>(tile, t, first, count);
             }
         }
     }
 }
 
-/// `T` tokens times the `count` expanded blocks of one group, added to what earlier panels left in `out`.
+/// `T` tokens times the `count` expanded blocks of all groups, added to what earlier panels left in `out`.
 #[inline(always)]
-unsafe fn micro<F: Kernel, const T: usize>(tile: &Tile, g: usize, token: usize, first: usize, count: usize) {
+unsafe fn micro<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
-        let out = |t: usize, h: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + h * HALF);
-        let mut acc = [[_mm256_setzero_ps(); 2]; T];
-        for t in 0..T {
-            for h in 0..2 {
-                acc[t][h] = if first == 0 { _mm256_setzero_ps() } else { _mm256_load_ps(out(t, h)) };
-            }
-        }
+        let rows: [Row; T] = rows_of(tile, token);
         let mut sums = [Sums::NONE; T];
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            Sums::prepare::<F>(sums, row, first, count);
+        for t in 0..T {
+            Sums::prepare::<F>(&mut sums[t], rows[t], first, count);
+        }
+        let mut acc = [[_mm256_setzero_ps(); H]; T];
+        if first > 0 {
+            for t in 0..T {
+                for h in 0..H {
+                    acc[t][h] = _mm256_load_ps(out(tile, token + t, h));
+                }
+            }
         }
         for b in 0..count {
             if b % 2 == 0 {
-                for row in rows {
-                    row.prefetch_later(tile, T, first + b);
+                for t in 0..T {
+                    rows[t].prefetch_later(tile, T, first + b);
                 }
             }
-            block::<F, T>(&mut acc, &rows, &sums, first + b, b, tile.panel.add(b * F::PANEL_BLOCK));
+            let source = Panel::<F> { at: tile.panel.add(b * F::PANEL_BLOCK), format: PhantomData };
+            block::<F, T, H>(&mut acc, &rows, &sums, (first + b, b), &source);
         }
         for t in 0..T {
-            for h in 0..2 {
-                _mm256_store_ps(out(t, h), acc[t][h]);
+            for h in 0..H {
+                _mm256_store_ps(out(tile, token + t, h), acc[t][h]);
             }
         }
     }
 }
 
+/// From so many tokens on it pays to write expanded weights down for all of them.
+const MANY: usize = 8;
+
 #[inline(always)]
-unsafe fn tile<F: Kernel>(tile: &Tile) {
+unsafe fn tile<F: Kernel, const H: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
-        match tile.tokens {
-            1 => direct::<F, 1>(tile),
-            2 => direct::<F, 2>(tile),
-            3 => direct::<F, 3>(tile),
-            _ => paneled::<F>(tile),
+        if tile.tokens >= MANY {
+            return paneled::<F, H>(tile);
+        }
+        let mut t = 0;
+        while t + 2 <= tile.tokens {
+            direct::<F, 2, H>(tile, t);
+            t += 2;
+        }
+        if t < tile.tokens {
+            direct::<F, 1, H>(tile, t);
         }
     }
 }
@@ -613,7 +779,7 @@ macro_rules! entries {
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn $entry(args: &Tile) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { tile::<types::$name>(args) }
+                unsafe { if args.groups == 1 { tile::<types::$name, 2>(args) } else { tile::<types::$name, 4>(args) } }
             }
         )+
 

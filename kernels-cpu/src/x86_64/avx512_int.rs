@@ -267,9 +267,12 @@ impl Sums {
         // SAFETY: see the head of the file; masks keep loads inside the row. Whole registers are stored, so no entry that
         // a block can have is left out.
         unsafe {
-            let from = row.sums.add(first * 2);
-            let low = _mm512_maskz_loadu_epi32(lanes(count * 2), from);
-            let high = _mm512_maskz_loadu_epi32(lanes((count * 2).saturating_sub(16)), from.wrapping_add(16));
+            // The two parts of a half's sum become one.
+            let from = row.sums.add(first).cast::<i32>();
+            let ones = _mm512_set1_epi16(1);
+            let low = _mm512_madd_epi16(_mm512_maskz_loadu_epi32(lanes(count * 2), from), ones);
+            let rest = lanes((count * 2).saturating_sub(16));
+            let high = _mm512_madd_epi16(_mm512_maskz_loadu_epi32(rest, from.wrapping_add(16)), ones);
             let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
             let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
             let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
