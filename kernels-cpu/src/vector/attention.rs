@@ -129,9 +129,9 @@ unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usi
 
 /// [`soften`] for all rows.
 #[inline(always)]
-unsafe fn soften_all<V: Simd>(s: &Scratch, state: State, seen: impl Fn(usize) -> Range<usize>) {
+unsafe fn soften_all<V: Simd>(s: &Scratch, state: State, whole: bool, seen: impl Fn(usize) -> Range<usize>) {
     for row in 0..s.rows {
-        let seen = seen(row);
+        let seen = if whole { 0..PAGE_TOKENS } else { seen(row) };
         if !seen.is_empty() {
             // SAFETY: see the head of the file.
             unsafe { soften::<V>(s, state, row, seen) };
@@ -232,7 +232,7 @@ unsafe fn all_values<V: Simd, E: Element>(
     }
     while row < s.rows {
         // SAFETY: see the head of the file.
-        unsafe { weigh_rows::<V, E, 1>(s, state, page, row, seen(row)) };
+        unsafe { weigh_rows::<V, E, 1>(s, state, page, row, if whole { 0..PAGE_TOKENS } else { seen(row) }) };
         row += 1;
     }
 }
@@ -257,21 +257,18 @@ unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: S
             let page = Page::new::<V, E>(keys, values, s.dim, s.scales);
             let whole = last.start <= base && first.end >= base + PAGE_TOKENS;
             let seen = |row: usize| {
-                if whole {
-                    return 0..PAGE_TOKENS;
-                }
                 let seen = task.seen(row / task.group);
                 let clamp = |position: usize| position.clamp(base, base + PAGE_TOKENS) - base;
                 clamp(seen.start)..clamp(seen.end)
             };
             if s.rows <= E::ROWS {
                 all_scores::<V, E>(s, &page);
-                soften_all::<V>(s, state, seen);
+                soften_all::<V>(s, state, whole, seen);
                 all_values::<V, E>(s, state, &page, whole, seen);
             } else {
                 let page = page.expand::<V, E>(s.dim, s.page);
                 all_scores::<V, F32>(s, &page);
-                soften_all::<V>(s, state, seen);
+                soften_all::<V>(s, state, whole, seen);
                 all_values::<V, F32>(s, state, &page, whole, seen);
             }
         }
