@@ -15,6 +15,9 @@ use std::ops::Range;
 /// nothing, and so few that a long sequence gives work to many threads.
 pub(crate) const CHUNK: usize = 256;
 
+/// Partial sums of a row's weights: as many as the widest vector has values.
+pub(crate) const SUM_LANES: usize = 16;
+
 /// Some consecutive tokens of one sequence against one key/value head and the query heads that share it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionTask<'a> {
@@ -66,9 +69,9 @@ impl AttentionTask<'_> {
         row.saturating_mul(rows).saturating_add(Self::state_values(rows, head_dim).saturating_mul(2)).saturating_add(page)
     }
 
-    /// Values of the state of a softmax of `rows` rows: sums of weighted values, maxima, and sums of weights; they saturate.
+    /// Values of the state of a softmax of `rows` rows: sums of weighted values, sums of weights, and maxima; they saturate.
     pub(crate) const fn state_values(rows: usize, head_dim: usize) -> usize {
-        head_dim.saturating_add(2).saturating_mul(rows)
+        head_dim.saturating_add(SUM_LANES + 1).saturating_mul(rows)
     }
 
     /// Positions that token `token` of the task sees.

@@ -91,6 +91,20 @@ impl Simd for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn exceeds(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { vmaxvq_u32(vcgtq_f32(self, other)) != 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see the head of the file; a prefetch of an address that is not mapped does nothing.
+        unsafe { 
+            std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly))
+         }
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, factor: Self, addend: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { vfmaq_f32(addend, self, factor) }

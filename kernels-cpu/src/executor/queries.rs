@@ -15,7 +15,7 @@ use rustai_abi::{Batch, PAGE_TOKENS};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 /// Queries (tokens times heads of a group) that one task handles, if a group is no larger.
-const QUERY_ROWS: usize = 32;
+const QUERY_ROWS: usize = 48;
 
 /// Up to so many tasks per thread are cut into chunks.
 const TASKS_PER_THREAD: usize = 3;

@@ -15,7 +15,7 @@ pub(crate) use tiles::{Element, F16, Q8};
 
 use crate::{
     attention::{
-        AttentionTask, CHUNK, Work,
+        AttentionTask, CHUNK, SUM_LANES, Work,
         cache::{BLOCK, KvElement, LayerCache, Place},
     },
     simd::Simd,
@@ -39,13 +39,18 @@ struct Scratch {
     states: [*mut f32; 2],
 }
 
-/// A softmax under way: for each row the sum of weighted values, the maximum so far and the sum of weights.
+/// A softmax under way: for each row the sum of weighted values, partial sums of weights, and what is taken from the scores:
+/// the maximum so far, or a little less.
 #[derive(Clone, Copy)]
 struct State {
     out: *mut f32,
-    max: *mut f32,
     sum: *mut f32,
+    max: *mut f32,
 }
+
+/// So far a score may exceed what is taken from it before the state is rescaled: rarely after the first page then, and weights
+/// and sums stay far from overflow all the same.
+const SLACK: f32 = 8.0;
 
 impl Scratch {
     #[inline(always)]
@@ -67,8 +72,8 @@ impl Scratch {
     unsafe fn state(&self, at: *mut f32) -> State {
         // SAFETY: see the head of the file; the parts are those of `AttentionTask::state_values`.
         unsafe {
-            let max = at.add(self.rows * self.dim);
-            State { out: at, max, sum: max.add(self.rows) }
+            let sum = at.add(self.rows * self.dim);
+            State { out: at, sum, max: sum.add(self.rows * SUM_LANES) }
         }
     }
 
@@ -100,15 +105,17 @@ unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usi
         for t in (V::LANES..PAGE_TOKENS).step_by(V::LANES) {
             max = max.max(V::load(scores.add(t)));
         }
-        let (old, new) = (*state.max.add(row), max.largest());
-        if new > old {
+        let sum = state.sum.add(row * SUM_LANES);
+        let old = *state.max.add(row);
+        if max.exceeds(V::splat(old + SLACK)) {
+            let new = max.largest();
             *state.max.add(row) = new;
             if old > f32::NEG_INFINITY {
-                let factor = (old - new).exp();
-                *state.sum.add(row) *= factor;
+                let factor = V::splat(old - new).exp();
+                V::load(sum).mul(factor).store(sum);
                 for d in (0..s.dim).step_by(V::LANES) {
                     let at = state.out.add(row * s.dim + d);
-                    V::load(at).mul(V::splat(factor)).store(at);
+                    V::load(at).mul(factor).store(at);
                 }
             }
         }
@@ -119,11 +126,11 @@ unsafe fn soften<V: Simd>(s: &Scratch, state: State, row: usize, seen: Range<usi
         for t in (0..seen.start).chain(seen.end..PAGE_TOKENS) {
             *scores.add(t) = 0.0;
         }
-        let mut sum = V::splat(0.0);
+        let mut weights = V::load(sum);
         for t in (0..PAGE_TOKENS).step_by(V::LANES) {
-            sum = sum.add(V::load(scores.add(t)));
+            weights = weights.add(V::load(scores.add(t)));
         }
-        *state.sum.add(row) += sum.sum();
+        weights.store(sum);
     }
 }
 
@@ -159,13 +166,13 @@ unsafe fn all_scores<V: Simd, E: Element>(s: &Scratch, page: &Page) {
     unsafe {
         match V::LANES {
             16 => {
-                in_steps!(s.rows, row, [12 x 2, 6 x 2, 3 x 2, 2 x 2, 1 x 2], scores::<V, E>(s, page, row));
+                in_steps!(s.rows, row, [12 x 2, 6 x 2, 4 x 2, 3 x 2, 2 x 2, 1 x 2], scores::<V, E>(s, page, row));
             }
             8 => {
                 in_steps!(s.rows, row, [6 x 2, 4 x 2, 3 x 2, 2 x 4, 1 x 4], scores::<V, E>(s, page, row));
             }
             _ => {
-                in_steps!(s.rows, row, [6 x 4, 3 x 4, 2 x 4, 1 x 8], scores::<V, E>(s, page, row));
+                in_steps!(s.rows, row, [6 x 4, 4 x 4, 3 x 4, 2 x 4, 1 x 8], scores::<V, E>(s, page, row));
             }
         }
     }
@@ -246,15 +253,18 @@ unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: S
             for d in (0..s.dim).step_by(V::LANES) {
                 V::splat(0.0).store(state.out.add(row * s.dim + d));
             }
+            V::splat(0.0).store(state.sum.add(row * SUM_LANES));
             *state.max.add(row) = f32::NEG_INFINITY;
-            *state.sum.add(row) = 0.0;
         }
         let (first, last) = (task.seen(0), task.seen(task.tokens - 1));
         let positions = first.start.max(chunk * CHUNK)..last.end.min((chunk + 1) * CHUNK);
         for index in positions.start / PAGE_TOKENS..positions.end.div_ceil(PAGE_TOKENS) {
             let base = index * PAGE_TOKENS;
             let (keys, values) = task.cache.head(task.pages[index], task.head);
-            let page = Page::new::<V, E>(keys, values, s.dim, s.scales);
+            // The next page comes from memory while this one is computed.
+            let next = task.pages[if (index + 1) * PAGE_TOKENS < last.end { index + 1 } else { index }];
+            let (next, _) = task.cache.head(next, task.head);
+            let page = Page::new::<V, E>(keys, values, next, s.dim, s.scales);
             let whole = last.start <= base && first.end >= base + PAGE_TOKENS;
             let seen = |row: usize| {
                 let seen = task.seen(row / task.group);
@@ -287,12 +297,13 @@ unsafe fn merge<V: Simd>(task: &AttentionTask, s: &Scratch, state: State, later:
             }
             let (a, b) = (*state.max.add(row), *later.max.add(row));
             let max = a.max(b);
-            let (a, b) = ((a - max).exp(), (b - max).exp());
+            let (a, b) = (V::splat(a - max).exp(), V::splat(b - max).exp());
             *state.max.add(row) = max;
-            *state.sum.add(row) = *state.sum.add(row) * a + *later.sum.add(row) * b;
+            let (at, of) = (state.sum.add(row * SUM_LANES), later.sum.add(row * SUM_LANES));
+            V::load(of).fma(b, V::load(at).mul(a)).store(at);
             for d in (0..s.dim).step_by(V::LANES) {
-                let (at, later) = (state.out.add(row * s.dim + d), later.out.add(row * s.dim + d));
-                V::load(later).fma(V::splat(b), V::load(at).mul(V::splat(a))).store(at);
+                let (at, of) = (state.out.add(row * s.dim + d), later.out.add(row * s.dim + d));
+                V::load(of).fma(b, V::load(at).mul(a)).store(at);
             }
         }
     }
@@ -305,7 +316,7 @@ unsafe fn finish<V: Simd>(task: &AttentionTask, s: &Scratch, state: State) {
     unsafe {
         for row in 0..s.rows {
             let to = task.out.add(row / task.group * task.stride + row % task.group * s.dim);
-            let inverse = V::splat(1.0 / *state.sum.add(row));
+            let inverse = V::splat(1.0 / V::load(state.sum.add(row * SUM_LANES)).sum());
             for d in (0..s.dim).step_by(V::LANES) {
                 V::load(state.out.add(row * s.dim + d)).mul(inverse).store(to.add(d));
             }

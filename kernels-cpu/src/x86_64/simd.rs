@@ -91,6 +91,18 @@ impl Simd for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn exceeds(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, other) != 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see the head of the file; a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, factor: Self, addend: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm512_fmadd_ps(self, factor, addend) }
@@ -203,6 +215,18 @@ impl Simd for __m256 {
     unsafe fn min(self, other: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { _mm256_min_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn exceeds(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self, other)) != 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see the head of the file; a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]

@@ -25,12 +25,16 @@ pub(super) struct Page {
     /// Scales of 8-bit entries as `f32`, in the order of the cache; unused for others.
     key_scales: *const f32,
     value_scales: *const f32,
+    /// The head's share of the page that comes next.
+    next: *const u8,
 }
 
 /// How entries are stored.
 pub(crate) trait Element {
     /// Whether entries come in blocks with scales.
     const SCALED: bool;
+    /// Bytes that the keys and values of a page have for each value of a head; 0 if they need not be fetched ahead.
+    const FETCHED: usize;
     /// Most rows that are computed from them at a time. A page that more rows share is made `f32` first.
     const ROWS: usize;
     /// Entries from `index` on, times `scale` if there are scales.
@@ -43,6 +47,7 @@ pub(crate) struct Q8;
 
 impl Element for F32 {
     const SCALED: bool = false;
+    const FETCHED: usize = 0;
     const ROWS: usize = 12;
 
     #[inline(always)]
@@ -54,6 +59,7 @@ impl Element for F32 {
 
 impl Element for F16 {
     const SCALED: bool = false;
+    const FETCHED: usize = 2 * PAGE_TOKENS * 2;
     const ROWS: usize = 4;
 
     #[inline(always)]
@@ -65,6 +71,7 @@ impl Element for F16 {
 
 impl Element for Q8 {
     const SCALED: bool = true;
+    const FETCHED: usize = 2 * (PAGE_TOKENS + PAGE_TOKENS / BLOCK * 2);
     const ROWS: usize = 4;
 
     #[inline(always)]
@@ -77,7 +84,13 @@ impl Element for Q8 {
 impl Page {
     /// A head's keys and values as they lie in the cache. Scales are converted into `scales`, `2 * dim` values.
     #[inline(always)]
-    pub(super) unsafe fn new<V: Simd, E: Element>(keys: *mut u8, values: *mut u8, dim: usize, scales: *mut f32) -> Self {
+    pub(super) unsafe fn new<V: Simd, E: Element>(
+        keys: *mut u8,
+        values: *mut u8,
+        next: *const u8,
+        dim: usize,
+        scales: *mut f32,
+    ) -> Self {
         // SAFETY: see the head of the file. A page has as many scales of keys as a head has values, and so of values.
         unsafe {
             let value_scales = scales.add(dim);
@@ -88,7 +101,7 @@ impl Page {
                     V::load_f16(planes[1].add(i)).store(value_scales.add(i));
                 }
             }
-            Self { keys, values, key_scales: scales, value_scales }
+            Self { keys, values, key_scales: scales, value_scales, next }
         }
     }
 
@@ -129,13 +142,16 @@ impl Page {
     }
 }
 
-/// Scores of `R` rows from `row` on against all positions of a page, `N` vectors of positions at a time.
+/// Scores of `R` rows from `row` on against all positions of a page, `N` vectors of positions at a time. Fetches the next page
+/// on the way, spread over all steps, since processors stop looking ahead where an address range of 4 KiB ends.
 #[inline(always)]
 pub(super) unsafe fn scores<V: Simd, E: Element, const R: usize, const N: usize>(s: &Scratch, page: &Page, row: usize) {
     // SAFETY: see the head of the file.
     unsafe {
         let dim = s.dim;
         let block = if E::SCALED { BLOCK } else { dim };
+        let mut next = page.next;
+        let fetched = E::FETCHED * N * V::LANES / PAGE_TOKENS;
         for first in (0..PAGE_TOKENS).step_by(N * V::LANES) {
             let mut acc = [[V::splat(0.0); N]; R];
             for b in (0..dim).step_by(block) {
@@ -144,6 +160,10 @@ pub(super) unsafe fn scores<V: Simd, E: Element, const R: usize, const N: usize>
                     scales[n] = page.key_scale::<V, E>(b, first + n * V::LANES);
                 }
                 for d in b..b + block {
+                    for line in (0..fetched).step_by(64) {
+                        V::prefetch(next.wrapping_add(line));
+                    }
+                    next = next.wrapping_add(fetched);
                     let mut keys = scales;
                     for n in 0..N {
                         keys[n] = E::load(page.keys, d * PAGE_TOKENS + first + n * V::LANES, scales[n]);
