@@ -66,7 +66,9 @@ impl AttentionTask<'_> {
     pub(crate) const fn scratch_values(rows: usize, head_dim: usize) -> usize {
         let row = head_dim.saturating_add(PAGE_TOKENS);
         let page = head_dim.saturating_mul(2 * PAGE_TOKENS + 2);
-        row.saturating_mul(rows).saturating_add(Self::state_values(rows, head_dim).saturating_mul(2)).saturating_add(page)
+        row.saturating_mul(rows)
+            .saturating_add(Self::state_values(rows, head_dim).saturating_mul(2))
+            .saturating_add(page)
     }
 
     /// Values of the state of a softmax of `rows` rows: sums of weighted values, sums of weights, and maxima; they saturate.

@@ -80,7 +80,8 @@ impl Placement {
                 _ => NodePolicy::Refused,
             };
             Self {
-                huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled").and_then(|text| HugePages::parse(&text)),
+                huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
+                    .and_then(|text| HugePages::parse(&text)),
                 // SAFETY: this option of `prctl` reads a flag and takes no pointers.
                 huge_pages_disabled: unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } > 0,
                 nodes,
@@ -116,8 +117,7 @@ const MOST_NODES: usize = 1024;
 fn has_policy() -> bool {
     let mut mode: libc::c_int = 0;
     // SAFETY: `get_mempolicy(2)` without flags and with an empty mask writes the mode only.
-    let result =
-        unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, std::ptr::null_mut::<u64>(), 0, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, std::ptr::null_mut::<u64>(), 0, 0, 0) };
     result == 0 && mode != libc::MPOL_DEFAULT
 }
 
@@ -143,8 +143,7 @@ fn interleave(start: *mut u8, len: usize, nodes: &[usize]) -> std::io::Result<()
     // The kernel takes one bit less than it is told of.
     let bits = MOST_NODES + 1;
     // SAFETY: `mbind(2)` decides where pages of the range will lie and changes no contents; the mask has as many bits.
-    let result =
-        unsafe { libc::syscall(libc::SYS_mbind, start, len, libc::MPOL_INTERLEAVE, mask.as_ptr(), bits, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_mbind, start, len, libc::MPOL_INTERLEAVE, mask.as_ptr(), bits, 0) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 

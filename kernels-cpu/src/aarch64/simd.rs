@@ -48,10 +48,10 @@ impl Simd for float32x4_t {
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: see the head of the file.
-        unsafe { 
+        unsafe {
             let four = vcreate_s8(u64::from(from.cast::<u32>().read_unaligned()));
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))))
-         }
+        }
     }
 
     #[inline(always)]
@@ -99,9 +99,9 @@ impl Simd for float32x4_t {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: see the head of the file; a prefetch of an address that is not mapped does nothing.
-        unsafe { 
+        unsafe {
             std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly))
-         }
+        }
     }
 
     #[inline(always)]

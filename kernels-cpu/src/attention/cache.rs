@@ -153,7 +153,9 @@ impl LayerCache {
                         keys.cast::<f16>().add(at_key).read().to_f32(),
                         values.cast::<f16>().add(at_value).read().to_f32(),
                     ),
-                    KvElement::F32 => (keys.cast::<f32>().add(at_key).read(), values.cast::<f32>().add(at_value).read()),
+                    KvElement::F32 => {
+                        (keys.cast::<f32>().add(at_key).read(), values.cast::<f32>().add(at_value).read())
+                    }
                     KvElement::Q8_0 => (
                         scaled(key_scales.add(d / BLOCK * PAGE_TOKENS + slot), keys.add(at_key)),
                         scaled(value_scales.add(at_value / BLOCK), values.add(at_value)),

@@ -73,11 +73,8 @@ impl Queries {
     ) -> Result<Self, ExecutorError> {
         let (kv_heads, head_dim, pages) = kv.map_or((0, 0, 0), |kv| (kv.kv_heads, kv.head_dim, kv.pages));
         // Enough for as many sequences of one row each as the cache holds.
-        let state_rows = if in_parts && threads > 1 {
-            pages.div_ceil(CHUNK / PAGE_TOKENS).saturating_add(max_sequences)
-        } else {
-            0
-        };
+        let state_rows =
+            if in_parts && threads > 1 { pages.div_ceil(CHUNK / PAGE_TOKENS).saturating_add(max_sequences) } else { 0 };
         let most_cut = if state_rows > 0 {
             TASKS_PER_THREAD.saturating_mul(threads).min(max_tokens.saturating_mul(kv_heads))
         } else {
@@ -112,16 +109,21 @@ impl Queries {
                 let len = (self.tile_tokens as u32).min(of.len - start);
                 let chunks = (of.start + start + len).div_ceil(CHUNK as u32);
                 let first = row + start;
-                self.tiles.push(QueryTile { sequence: sequence as u32, first, len, chunks, chunks_before, rows_before });
+                self.tiles.push(QueryTile {
+                    sequence: sequence as u32,
+                    first,
+                    len,
+                    chunks,
+                    chunks_before,
+                    rows_before,
+                });
                 chunks_before += chunks as usize;
                 rows_before += chunks as usize * len as usize;
             }
             row += of.len;
         }
         let tasks = self.tiles.len() * self.kv_heads;
-        self.cut = tasks <= self.finished.len()
-            && chunks_before > self.tiles.len()
-            && rows_before <= self.state_rows;
+        self.cut = tasks <= self.finished.len() && chunks_before > self.tiles.len() && rows_before <= self.state_rows;
     }
 
     /// Tasks of the batch.

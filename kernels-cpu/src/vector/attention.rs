@@ -347,7 +347,8 @@ pub(crate) unsafe fn attention<V: Simd, E: Element>(task: &AttentionTask, work: 
                 chunk::<V, E>(task, &s, s.state(state), index);
             }
             Work::Merge { states } => {
-                let at = |index| s.state(states.add((index - chunks.start) * AttentionTask::state_values(s.rows, s.dim)));
+                let at =
+                    |index| s.state(states.add((index - chunks.start) * AttentionTask::state_values(s.rows, s.dim)));
                 let state = at(chunks.start);
                 for index in chunks.start + 1..chunks.end {
                     merge::<V>(task, &s, state, at(index), index);

@@ -48,7 +48,15 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: 0, context: 0, max_sequences: 1, max_batch: 512, max_outputs: 8, isa: None, kv_type: KvType::F16 }
+        Self {
+            threads: 0,
+            context: 0,
+            max_sequences: 1,
+            max_batch: 512,
+            max_outputs: 8,
+            isa: None,
+            kv_type: KvType::F16,
+        }
     }
 }
 

@@ -45,7 +45,9 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
         let path = model::find(spec)?;
         let file = model::open(&path)?;
         for &batch in &args.batch_size {
-            for (&threads, &kv_type) in args.threads.iter().flat_map(|threads| args.kv_type.iter().map(move |t| (threads, t))) {
+            for (&threads, &kv_type) in
+                args.threads.iter().flat_map(|threads| args.kv_type.iter().map(move |t| (threads, t)))
+            {
                 let options = LoadOptions {
                     threads: compute::threads(threads),
                     context: longest,

@@ -232,7 +232,9 @@ mod tests {
     #[test]
     fn json_keeps_its_names() {
         let value = serde_json::to_value(row()).unwrap();
-        for name in ["model_type", "model_size", "model_n_params", "n_threads", "n_prompt", "n_gen", "avg_ts", "isa", "type_k"] {
+        for name in
+            ["model_type", "model_size", "model_n_params", "n_threads", "n_prompt", "n_gen", "avg_ts", "isa", "type_k"]
+        {
             assert!(value.get(name).is_some(), "{name}");
         }
         assert!(csv(&[row()]).lines().nth(1).unwrap().starts_with("0,\"a, b\",avx2,m.gguf,"));
