@@ -4,7 +4,7 @@
 
 use super::{
     Format,
-    block::{inverse_scale, read_blocks, read_f16, write_blocks, write_f16},
+    block::{WriteBlock, inverse_scale, read_blocks, read_f16, write_f16, write_searched},
     parts::{Parts, fixed},
 };
 use rustai_abi::DType;
@@ -12,7 +12,8 @@ use rustai_abi::DType;
 const LEN: usize = 32;
 const BYTES: usize = 34;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q8_0, dequantize).with_quantize(quantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q8_0, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {
@@ -23,13 +24,16 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-fn quantize(values: &[f32], out: &mut [u8]) {
-    write_blocks(values, out, |values: &[f32; LEN], block: &mut [u8; BYTES]| {
+struct Writer;
+
+impl WriteBlock<BYTES, LEN> for Writer {
+    #[inline(always)]
+    fn write(values: &[f32; LEN], _importance: Option<&[f32; LEN]>, block: &mut [u8; BYTES]) {
         let (d, quants) = quantize_block(values);
         let [d0, d1, rest @ ..] = block;
         [*d0, *d1] = write_f16(d);
         *rest = quants.map(|q| q as u8);
-    });
+    }
 }
 
 /// Scale, not yet rounded to half precision, and quants of a block. Inlined, so that it is compiled for its caller's
