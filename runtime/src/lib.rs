@@ -91,4 +91,4 @@ pub mod text;
 pub use engine::{CancelHandle, Completion, Engine, EngineError, Event, Finish, Request, Stream};
 pub use error::Error;
 pub use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
-pub use rustai_kernels_cpu::Isa;
+pub use rustai_kernels_cpu::{Isa, KvType};

@@ -8,7 +8,7 @@
 //! The file of the model has SHA-256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53.
 
 use rustai::{
-    Batch, BatchSequence, Isa, PAGE_TOKENS,
+    Batch, BatchSequence, Isa, KvType, PAGE_TOKENS,
     backend::{Executable, StepError},
     gguf::GgufFile,
     model::{self, LoadOptions},
@@ -57,7 +57,12 @@ fn file() -> GgufFile {
 }
 
 fn load(file: &GgufFile, isa: Isa, threads: usize) -> Box<dyn Executable> {
-    let options = LoadOptions { threads, context: 512, max_outputs: 512, isa: Some(isa), ..LoadOptions::default() };
+    load_with(file, isa, threads, KvType::F16)
+}
+
+fn load_with(file: &GgufFile, isa: Isa, threads: usize, kv_type: KvType) -> Box<dyn Executable> {
+    let isa = Some(isa);
+    let options = LoadOptions { threads, context: 512, max_outputs: 512, isa, kv_type, ..LoadOptions::default() };
     model::load(file, &options, &mut |_| ()).expect("a supported model")
 }
 
@@ -179,6 +184,33 @@ fn over_a_window_of_text_fast_kernels_are_nearer_to_the_f32_truth_than_llama_cpp
         let ours = sum / WINDOW as f64;
         println!("{isa:?}: mean KL {ours:.6} of {WINDOW} positions, llama.cpp {LLAMA_CPP}");
         assert!(ours <= 0.5 * LLAMA_CPP, "{isa:?}: mean KL {ours}, llama.cpp {LLAMA_CPP}");
+    }
+}
+
+#[test]
+fn an_8_bit_cache_hardly_changes_predictions() {
+    let (file, cases) = (file(), cases());
+    let tokens = text_tokens(&file);
+    for isa in fast_isas() {
+        let mut models = [KvType::F16, KvType::Q8_0].map(|kv_type| load_with(&file, isa, 2, kv_type));
+        let kl: f64 = cases
+            .iter()
+            .map(|case| {
+                let [half, eight] = models.each_mut().map(|model| logits(&mut **model, 0, &case.tokens));
+                divergence(&half, &eight)
+            })
+            .sum();
+        let kl = kl / cases.len() as f64;
+        let [half, eight] = models.map(|mut model| {
+            let mut score = Score::default();
+            for chunk in tokens.chunks_exact(512).take(8) {
+                score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+            }
+            score.perplexity()
+        });
+        println!("{isa:?}: mean KL {kl:.6}; perplexity of 8 chunks {half:.4} with f16, {eight:.4} with q8_0");
+        assert!(kl > 0.0 && kl < 1e-3, "{isa:?}: mean KL {kl}");
+        assert!((eight / half - 1.0).abs() < 3e-3, "{isa:?}: perplexity {half} with f16, {eight} with q8_0");
     }
 }
 

@@ -11,10 +11,16 @@
 //! tile) is claimed by one thread and writes what no other task touches; between calls there is a barrier. So no byte is
 //! accessed by two threads at once unless both read.
 
-use super::{QueryTile, RopeTable, RowPlace, Scratch};
+use super::{
+    RopeTable, RowPlace, Scratch,
+    queries::{Piece, Queries},
+};
 use crate::{
     Act, Buf, Call, Matrix, Program, Projection, QBuf, RopeStyle, Rows,
-    attention::{AttentionTask, LayerCache},
+    attention::{
+        AttentionTask, Work,
+        cache::{LayerCache, Place},
+    },
     formats::q8a,
     matrix::{ActRows, TileScratch},
     ops::Ops,
@@ -50,7 +56,7 @@ pub(super) struct Step<'a> {
     pub(super) rope_of_call: &'a [Option<usize>],
     pub(super) counters: &'a [AtomicUsize],
     pub(super) rows: &'a [RowPlace],
-    pub(super) query_tiles: &'a [QueryTile],
+    pub(super) queries: &'a Queries,
     pub(super) batch: &'a Batch<'a>,
     /// The calls that run. What all calls need is prepared with the first.
     pub(super) calls: Range<usize>,
@@ -111,7 +117,7 @@ impl Step<'_> {
                 }
             }
             Call::RopeAppend { q, .. } => rows(q),
-            Call::Attention { .. } => self.query_tiles.len() * self.program.kv.map_or(0, |kv| kv.kv_heads),
+            Call::Attention { .. } => self.queries.tasks(),
             Call::Add { out, .. } | Call::Mul { out, .. } => rows(out),
             Call::Silu { x, .. } | Call::Softmax { x, .. } => rows(x),
         }
@@ -180,18 +186,17 @@ impl Step<'_> {
                     let values = self.row(*v, task);
                     let heads = keys.chunks_exact(kv.head_dim).zip(values.chunks_exact(kv.head_dim));
                     for (head, (key, value)) in heads.enumerate() {
-                        cache.append(page, slot, head, key, value);
+                        (self.ops.append)(&cache, Place { page, slot, head }, key, value);
                     }
                 }
                 Call::Attention { q, out, layer, scale, window } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
-                    // Late tiles see most positions: they go first, so that threads finish together.
-                    let tile = self.query_tiles[self.query_tiles.len() - 1 - task / kv.kv_heads];
-                    let head = task % kv.kv_heads;
+                    let piece = self.queries.piece(task);
+                    let Piece { tile, head, .. } = piece;
                     let group = q.width / kv.head_dim / kv.kv_heads;
                     let column = head * group * kv.head_dim;
                     let sequence = &self.batch.sequences[tile.sequence as usize];
-                    (self.ops.attention)(&AttentionTask {
+                    let task = AttentionTask {
                         q: self.at(*q, tile.first as usize).add(column),
                         out: self.at(*out, tile.first as usize).add(column),
                         stride: q.width,
@@ -205,7 +210,8 @@ impl Step<'_> {
                         head,
                         pages: sequence.pages,
                         scratch: scratch.add(self.layout.attention).cast(),
-                    });
+                    };
+                    self.attend(&task, &piece);
                 }
                 Call::Add { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a + b),
                 Call::Mul { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a * b),
@@ -215,6 +221,32 @@ impl Step<'_> {
                     let row = self.batch.outputs[task] as usize;
                     self.row_mut(*out, task).copy_from_slice(self.row(*x, row));
                 }
+            }
+        }
+    }
+
+    /// A task of attention, or the part of it that `piece` names.
+    ///
+    /// # Safety
+    /// See the head of the file.
+    unsafe fn attend(&self, task: &AttentionTask, piece: &Piece) {
+        let attention = self.ops.attention;
+        let chunks = task.chunks();
+        let state = AttentionTask::state_values(task.tokens * task.group, task.head_dim);
+        let states = |chunk: usize| self.queries.states(piece).wrapping_add(chunk * state);
+        // SAFETY: see the head of the file. The states of a chunk are written by the task of that chunk alone, and the result
+        // by the one that finishes last, when no other reads queries or states any more.
+        unsafe {
+            match piece.chunk {
+                None => attention(task, Work::Whole),
+                Some(index) if chunks.contains(&index) => {
+                    attention(task, Work::Chunk { index, state: states(index) });
+                    if self.queries.finish(piece, chunks.len()) {
+                        attention(task, Work::Merge { states: states(chunks.start) });
+                    }
+                }
+                // A window hides the chunk.
+                Some(_) => {}
             }
         }
     }

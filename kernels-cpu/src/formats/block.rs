@@ -121,6 +121,7 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 
 /// `1 / scale`, or 0 where that is of no use: the scale is zero, or so small that its inverse overflows. A block with
 /// such a scale reads back as zeros anyway, because half precision cannot hold it.
+#[inline(always)]
 pub(super) fn inverse_scale(scale: f32) -> f32 {
     let inverse = 1.0 / scale;
     if inverse.is_infinite() { 0.0 } else { inverse }

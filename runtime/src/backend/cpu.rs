@@ -6,7 +6,7 @@ use crate::{
     plan::{Plan, PlanOptions, Resolved, Step},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape};
+use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType};
 use std::{collections::HashMap, num::NonZero, thread};
 
 /// How a graph is made executable.
@@ -22,19 +22,29 @@ pub struct CpuOptions {
     pub max_outputs: usize,
     /// Pages of the key/value cache, each for `PAGE_TOKENS` positions.
     pub pages: usize,
+    /// How the cache keeps keys and values.
+    pub kv_type: KvType,
 }
 
 impl CpuOptions {
     /// The part that planning needs.
     fn sizes(&self) -> PlanOptions {
-        PlanOptions { max_tokens: self.max_tokens, max_outputs: self.max_outputs, pages: self.pages }
+        let Self { max_tokens, max_outputs, pages, kv_type, .. } = *self;
+        PlanOptions { max_tokens, max_outputs, pages, kv_type }
     }
 }
 
 impl Default for CpuOptions {
     /// Sizes for small graphs: 64 rows.
     fn default() -> Self {
-        Self { isa: None, threads: 0, max_tokens: 64, max_outputs: 64, pages: 64usize.div_ceil(PAGE_TOKENS) }
+        Self {
+            isa: None,
+            threads: 0,
+            max_tokens: 64,
+            max_outputs: 64,
+            pages: 64usize.div_ceil(PAGE_TOKENS),
+            kv_type: KvType::F16,
+        }
     }
 }
 
@@ -97,7 +107,10 @@ fn compile(
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();
     kernels.dedup();
-    let description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+    let mut description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+    if let Some(kv) = plan.kv {
+        description += &format!(", cache: {}", kv.kv_type);
+    }
 
     let by_name: HashMap<&str, &Resolved> =
         graph.weights().iter().zip(&weights).map(|(weight, resolved)| (&weight.name[..], resolved)).collect();

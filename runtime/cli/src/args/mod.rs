@@ -9,7 +9,7 @@ mod tools;
 pub use bench::{BenchArgs, BenchCommand, BenchFormat, KernelsArgs};
 pub use generate::{ChatArgs, GenerateArgs};
 pub use quantize::{ImatrixArgs, QuantizeArgs};
-pub use shared::{ComputeArgs, ModelArgs, TextArgs};
+pub use shared::{ComputeArgs, KvTypeArg, ModelArgs, TextArgs};
 pub use tools::{
     CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
 };
