@@ -163,7 +163,7 @@ fn over_a_window_of_text_fast_kernels_are_nearer_to_the_f32_truth_than_llama_cpp
     const WINDOW: usize = 128;
     /// llama.cpp's mean KL divergence from the truth over these positions: `scripts/compare_fidelity.py` with
     /// `--window 128 --windows 1` on this file (b11434, built for AVX2).
-    const LLAMA_CPP: f64 = 0.0;
+    const LLAMA_CPP: f64 = 0.003301;
     let file = file();
     let tokens = &text_tokens(&file)[..WINDOW];
     let vocab = load(&file, Isa::Reference, 2).limits().vocab;
