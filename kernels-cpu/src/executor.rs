@@ -15,7 +15,10 @@ use crate::{
     tile::{PANEL_BYTES, TILE_ROWS},
 };
 use rustai_abi::Batch;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Why a program cannot be made ready or a batch cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -232,6 +235,19 @@ impl Executor {
     /// [`ExecutorError::Batch`] if the batch breaks a limit or names a token, page or row that does not exist; nothing
     /// has run then. [`ExecutorError::Panicked`] if a kernel panicked, now or earlier.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<&[f32], ExecutorError> {
+        self.run_calls(batch, 0..self.program.calls.len())?;
+        self.values(self.program.output, batch)
+    }
+
+    /// Runs some of the program's calls, so that [`values`](Self::values) may be looked at between them. All calls of a
+    /// batch must be run in their order before the next batch; otherwise results are meaningless.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and if there are no such calls.
+    pub fn run_calls(&mut self, batch: &Batch<'_>, calls: Range<usize>) -> Result<(), ExecutorError> {
+        if calls.start > calls.end || calls.end > self.program.calls.len() {
+            return Err(ExecutorError::Batch(format!("calls {calls:?} of {}", self.program.calls.len())));
+        }
         check::batch(&self.program, batch)?;
         self.rows.clear();
         self.query_tiles.clear();
@@ -259,6 +275,7 @@ impl Executor {
             rows: &self.rows,
             query_tiles: &self.query_tiles,
             batch,
+            calls,
         };
         let scratch = run::Shared(scratch.as_ptr());
         let step = run::Shared(&step);
@@ -267,15 +284,26 @@ impl Executor {
             // region has a share for each thread of the team.
             unsafe { step.get().run(lockstep, scratch.get().add(thread * layout.bytes)) }
         })
-        .map_err(|Poisoned| ExecutorError::Panicked)?;
-        let output = self.program.output;
-        let rows = match output.rows {
+        .map_err(|Poisoned| ExecutorError::Panicked)
+    }
+
+    /// What a buffer holds for the rows of `batch`, which is the one that ran last.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Batch`] if the buffer does not lie in the arena.
+    pub fn values(&self, buf: Buf, batch: &Batch<'_>) -> Result<&[f32], ExecutorError> {
+        let rows = match buf.rows {
             Rows::Tokens => batch.tokens.len(),
             Rows::Outputs => batch.outputs.len(),
         };
-        // SAFETY: `check` has proven that the buffer lies in the arena; regions are aligned and initialised, and no other
-        // thread runs now.
-        Ok(unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(output.offset).cast(), rows * output.width) })
+        let len = rows.saturating_mul(buf.width);
+        let end = buf.offset.saturating_add(len.saturating_mul(4));
+        if end > self.program.arena_bytes || !buf.offset.is_multiple_of(4) {
+            return Err(ExecutorError::Batch(format!("{rows} rows of {buf:?} are not in the arena")));
+        }
+        // SAFETY: the values lie in the arena, as was just checked; regions are aligned and initialised, any bits are an
+        // `f32`, and no other thread runs now.
+        Ok(unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(buf.offset).cast(), len) })
     }
 
     /// The program.

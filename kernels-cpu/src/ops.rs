@@ -31,9 +31,9 @@ impl Ops {
     pub(crate) fn new(isa: Isa, head_dim: usize) -> Self {
         let mut ops = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => ops!(crate::x86_64::rows::avx2),
+            Isa::Avx2 | Isa::AvxVnni => ops!(crate::x86_64::rows::avx2),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => ops!(crate::x86_64::rows::avx512),
+            Isa::Avx512Bw | Isa::Avx512 => ops!(crate::x86_64::rows::avx512),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => ops!(crate::aarch64::rows::neon),
             _ => Self {

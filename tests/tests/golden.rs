@@ -13,10 +13,12 @@ use rustai::{
     gguf::GgufFile,
     model::{self, LoadOptions},
     perplexity::Score,
+    quantize::{self, Imatrix, Job, Mix, Options},
     text::{Specials, Tokenizer},
 };
 use rustai_tests::{divergence::kl, fixtures};
 use serde_json::Value;
+use std::{ops::ControlFlow, sync::Arc};
 
 struct Case {
     name: String,
@@ -98,11 +100,8 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
     let theirs = cases.iter().map(|case| case.kl).sum::<f64>() / cases.len() as f64;
     for isa in fast_isas() {
         let mut model = load(&file, isa, 2);
-        let kl: Vec<f64> = cases
-            .iter()
-            .zip(&truth)
-            .map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens)))
-            .collect();
+        let kl: Vec<f64> =
+            cases.iter().zip(&truth).map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens))).collect();
         let ours = kl.iter().sum::<f64>() / kl.len() as f64;
         println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
         assert!(ours <= theirs, "{isa:?}: mean KL {ours}, llama.cpp {theirs}");
@@ -207,4 +206,66 @@ fn perplexity_of_each_chunk_is_that_of_f32_and_of_llama_cpp() {
         // Half a percent of the perplexity.
         assert!(from_f32.abs() <= 5e-3 && from_llama_cpp.abs() <= 5e-3, "{isa:?}: {from_f32}, {from_llama_cpp}");
     }
+}
+
+/// The file in another mix; its tensors are quantized already.
+fn quantized(file: &GgufFile, mix: Mix, imatrix: Option<Arc<Imatrix>>) -> GgufFile {
+    let options = Options { allow_requantize: true, imatrix, ..Options::to(mix) };
+    let job = Job::plan(file, &options).expect("a sound file");
+    let mut bytes = Vec::new();
+    job.write(&mut bytes, &mut |_| ControlFlow::Continue(())).expect("memory");
+    let made = GgufFile::from_bytes(bytes).expect("a valid file");
+    let after: usize = made.tensors().iter().map(|tensor| tensor.bytes).sum();
+    assert_eq!(job.bytes_after(), after as u64);
+    made
+}
+
+/// Perplexity of the first two chunks of wikitext-2.
+fn short_perplexity(file: &GgufFile, tokens: &[u32]) -> f64 {
+    let mut model = load(file, Isa::best(), 2);
+    let mut score = Score::default();
+    for chunk in tokens.chunks_exact(512).take(2) {
+        score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+    }
+    score.perplexity()
+}
+
+#[test]
+fn quantized_models_predict_nearly_as_well_as_what_they_were_made_from() {
+    let file = file();
+    let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
+    let tokens = tokenizer.encode(&fixtures::wikitext2_test(), Specials::Text).expect("text");
+    let floats = quantized(&file, Mix::F16, None);
+    let before = short_perplexity(&floats, &tokens);
+    // The text after what is scored.
+    let text = &tokens[2 * 512..6 * 512];
+    let imatrix = quantize::gather(&floats, text, 512, tokenizer.prefix(), 2, &mut |_| ControlFlow::Continue(()));
+    let imatrix = Arc::new(imatrix.expect("a sound model"));
+    assert_eq!((imatrix.len(), imatrix.chunks), (30 * 7, 4));
+    for (mix, importance, ceiling) in [
+        (Mix::Q8_0, false, 1.005),
+        (Mix::Q6_K, false, 1.01),
+        (Mix::Q5_K_M, false, 1.02),
+        (Mix::Q4_K_M, false, 1.03),
+        (Mix::Q4_K_M, true, 1.03),
+        (Mix::IQ4_XS, true, 1.06),
+        (Mix::Q3_K_M, true, 1.12),
+    ] {
+        let made = quantized(&floats, mix, importance.then(|| imatrix.clone()));
+        let ratio = short_perplexity(&made, &tokens) / before;
+        println!("{mix} with importance {importance}: {ratio:.4} of {before:.4}");
+        assert!(ratio < ceiling, "{mix} with importance {importance}: {ratio}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_byte() {
+    let file = file();
+    let write = |threads| {
+        let options = Options { allow_requantize: true, threads, ..Options::to(Mix::Q4_K_M) };
+        let mut bytes = Vec::new();
+        Job::plan(&file, &options).unwrap().write(&mut bytes, &mut |_| ControlFlow::Continue(())).unwrap();
+        bytes
+    };
+    assert!(write(1) == write(3));
 }

@@ -22,7 +22,7 @@ use crate::{
     tile::TILE_ROWS,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
-use std::sync::atomic::AtomicUsize;
+use std::{ops::Range, sync::atomic::AtomicUsize};
 
 /// A pointer that the threads of a team share.
 #[derive(Clone, Copy)]
@@ -52,6 +52,8 @@ pub(super) struct Step<'a> {
     pub(super) rows: &'a [RowPlace],
     pub(super) query_tiles: &'a [QueryTile],
     pub(super) batch: &'a Batch<'a>,
+    /// The calls that run. What all calls need is prepared with the first.
+    pub(super) calls: Range<usize>,
 }
 
 impl Step<'_> {
@@ -61,7 +63,8 @@ impl Step<'_> {
     /// See the head of the file.
     pub(super) unsafe fn run(&self, lockstep: &Lockstep, scratch: *mut u8) {
         let (first, counters) = self.counters.split_first().expect("there is a counter for the preparation");
-        while let Some(rows) = lockstep.next(first, self.rows.len()) {
+        let prepared = if self.calls.start == 0 { self.rows.len() } else { 0 };
+        while let Some(rows) = lockstep.next(first, prepared) {
             for row in rows {
                 for table in self.ropes {
                     // SAFETY: the table has a row for each row of the batch, and this thread has claimed this one.
@@ -70,7 +73,8 @@ impl Step<'_> {
             }
         }
         lockstep.barrier();
-        for (index, call) in self.program.calls.iter().enumerate() {
+        for index in self.calls.clone() {
+            let call = &self.program.calls[index];
             let tasks = self.tasks(call);
             while let Some(run) = lockstep.next(&counters[index], tasks) {
                 for task in run {

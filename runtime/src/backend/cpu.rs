@@ -3,10 +3,10 @@
 use super::{BuildError, Executable, Limits, StepError, load, memory};
 use crate::{
     graph::{Graph, Rows, WeightSource, rewrite},
-    plan::{Plan, PlanOptions, Resolved},
+    plan::{Plan, PlanOptions, Resolved, Step},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{ActKind, Executor, Isa, KvShape};
+use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape};
 use std::{collections::HashMap, num::NonZero, thread};
 
 /// How a graph is made executable.
@@ -142,6 +142,9 @@ pub struct CpuModel {
     context: usize,
 }
 
+/// Is shown the names of the weights that meet an input, the input's width, and its rows.
+pub type Observer<'a> = dyn FnMut(&[&str], usize, &[f32]) + 'a;
+
 impl CpuModel {
     /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
     /// sequence; `progress` takes the bytes of weights that are done and their total.
@@ -164,6 +167,32 @@ impl CpuModel {
     /// The plan that runs.
     pub fn plan(&self) -> &Plan {
         &self.compiled.plan
+    }
+
+    /// Computes one step as [`step`](Executable::step) does, and shows the inputs of each product before it runs: the names
+    /// of the weights that they meet, their width, and their rows. Inputs that are quantized to 8 bits are not shown;
+    /// matrices of floats take none such.
+    ///
+    /// # Errors
+    /// As [`step`](Executable::step).
+    pub fn step_observed(&mut self, batch: &Batch<'_>, observe: &mut Observer<'_>) -> Result<&[f32], StepError> {
+        let Compiled { executor, plan, .. } = &mut self.compiled;
+        let name = |weight| plan.graph.weight(weight).name.as_str();
+        // Each step of the plan is one call of the program.
+        for (index, step) in plan.steps.iter().enumerate() {
+            let names: Vec<&str> = match step {
+                Step::MatMul { projections, .. } => projections.iter().map(|p| name(p.weight)).collect(),
+                Step::GatedMatMul { gate, up, .. } => vec![name(*gate), name(*up)],
+                _ => Vec::new(),
+            };
+            if let Call::MatMul { x: Act::F32(x), .. } | Call::GatedMatMul { x: Act::F32(x), .. } =
+                executor.program().calls[index]
+            {
+                observe(&names, x.width, executor.values(x, batch)?);
+            }
+            executor.run_calls(batch, index..index + 1)?;
+        }
+        Ok(executor.values(executor.program().output, batch)?)
     }
 }
 

@@ -112,13 +112,22 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executable>, LoadError> {
+    Ok(Box::new(load_cpu(file, options, progress)?))
+}
+
+/// [`load`] for any file, to a model on the CPU.
+pub(crate) fn load_cpu(
+    file: &dyn ModelFile,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<CpuModel, LoadError> {
     let model = graph(file)?;
     let (cpu, context) = model.cpu_options(options);
     if context > model.context {
         tracing::warn!(context, trained = model.context, "the context is longer than the model was made for");
     }
     let mut report = |done, total| progress(LoadProgress { done, total });
-    Ok(Box::new(CpuModel::new(&model.graph, file, &cpu, context, &mut report)?))
+    Ok(CpuModel::new(&model.graph, file.weights(), &cpu, context, &mut report)?)
 }
 
 /// The plan that [`load`] would make of a model with these options, without its weights.
