@@ -87,7 +87,7 @@ class Fidelity:
         self.logits, self.fidelity = logits_program(self.binaries), fidelity_program()
         self.folder = PEERS / "fidelity"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.smollm2 = args.smollm2 or files.pulled(args.rustai)
+        self.smollm2 = (args.smollm2 and args.smollm2.resolve()) or files.pulled(args.rustai)
 
     def quantize(self, source, target, *flags):
         """Quantizes a file; the last of the flags is the type."""
@@ -114,7 +114,7 @@ class Fidelity:
         return self.quantize(self.original(model), path, *flags, TYPES[type_])
 
     def compare(self, model, type_):
-        path = self.quantized(model, type_) if model in MODELS else Path(model)
+        path = self.quantized(model, type_) if model in MODELS else Path(model).resolve()
         tokens, theirs = self.folder / "tokens", self.folder / "logits"
         args = self.args
         run([self.fidelity, "tokens", path, args.window * args.windows, tokens], None)

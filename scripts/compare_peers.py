@@ -194,6 +194,8 @@ def arguments():
     args.engines = ENGINES if args.engines == "all" else args.engines.split(",")
     args.files = files.NAMES if args.files == "all" else args.files.split(",")
     args.rustai = (args.rustai or rustai.build()).resolve()
+    args.models = args.models.resolve()
+    args.smollm2 = args.smollm2 and args.smollm2.resolve()
     return args
 
 

