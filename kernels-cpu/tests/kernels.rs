@@ -380,7 +380,7 @@ impl AttentionCase {
             KvType::Q8_0 => {
                 let format = formats::of(DType::Q8_0).unwrap();
                 let mut bytes = vec![0; DType::Q8_0.bytes_for(values.len()).unwrap()];
-                format.quantize.unwrap()(values, &mut bytes);
+                format.quantize.unwrap()(values, None, &mut bytes);
                 (format.dequantize)(&bytes, values);
             }
             _ if isa == Isa::Reference => {}
