@@ -242,7 +242,7 @@ wire! {
         /// [`opcode`].
         16 opcode: u16,
         /// [`class`].
-        18 class: u8,
+        18 sched_class: u8,
         /// Zero.
         19 reserved0: u8,
         /// Number of tensors, 0 to [`MAX_TENSORS`].

@@ -65,10 +65,10 @@ pub fn validate(
     if job.opcode >= opcode::COUNT {
         return Err(Errno::EOPNOTSUPP);
     }
-    if usize::from(job.class) >= class::COUNT {
+    if usize::from(job.sched_class) >= class::COUNT {
         return Err(Errno::EINVAL);
     }
-    if job.class > rules.class_cap {
+    if job.sched_class > rules.class_cap {
         return Err(Errno::EPERM);
     }
     if job.flags & job_flag::DEADLINE != 0 {

@@ -42,7 +42,7 @@ fn jobs_that_are_wrong_complete_with_their_errno() {
     fails(EINVAL, |_, t| t[0].size = 95);
     fails(EOPNOTSUPP, |job, _| job.opcode = opcode::COUNT);
     fails(EOPNOTSUPP, |job, _| job.opcode = u16::MAX);
-    fails(EINVAL, |job, _| job.class = class::COUNT as u8);
+    fails(EINVAL, |job, _| job.sched_class = class::COUNT as u8);
     fails(ENOENT, |_, t| t[0].buffer = 2);
     fails(ENOENT, |_, t| t[0].buffer = 4);
     fails(ENOENT, |_, t| t[0].buffer = u32::MAX);

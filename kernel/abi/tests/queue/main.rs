@@ -2,6 +2,7 @@
 //! queue by small models and random walks, and the C header against the Rust layouts.
 
 mod errnos;
+mod header;
 mod model;
 mod support;
 mod units;

@@ -327,7 +327,8 @@ fn any_bytes_are_judged() {
         let keep = rng.next();
         if keep & 1 == 0 {
             (job.flags, job.reserved0, job.reserved1, job.deadline_ns, job.dep_seq) = (0, 0, 0, 0, 0);
-            (job.session, job.session_epoch, job.opcode, job.class) = (0, 0, job.opcode % 12, job.class % 4);
+            (job.session, job.session_epoch, job.opcode, job.sched_class) =
+                (0, 0, job.opcode % 12, job.sched_class % 4);
         }
         for (i, t) in tensors.iter_mut().enumerate() {
             if keep >> (i + 1) & 1 == 0 {

@@ -82,7 +82,7 @@ pub fn attach() -> Attach {
 }
 
 pub fn nop(user_data: u64) -> Job {
-    Job { user_data, class: class::NORMAL, ..Job::new() }
+    Job { user_data, sched_class: class::NORMAL, ..Job::new() }
 }
 
 /// 32 x 2 floats at the start of a buffer.

@@ -156,7 +156,7 @@ fn shares_follow_weights_and_nobody_starves() {
     });
     let mut count = [0; 3];
     let fill = |core: &mut TestCore, world: &mut World, index: usize, class: u8| {
-        core.submit(ids[index], &Job { class, ..nop(0) }, &[], 0, world).unwrap();
+        core.submit(ids[index], &Job { sched_class: class, ..nop(0) }, &[], 0, world).unwrap();
     };
     // Contexts 0 and 1 always have NORMAL jobs, context 2 has BATCH jobs.
     let classes = [class::NORMAL, class::NORMAL, class::BATCH];

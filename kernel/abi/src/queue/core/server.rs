@@ -107,7 +107,7 @@ where
                 continue;
             }
             let used = self.write_job(slot, out)?;
-            let class = usize::from(self.jobs[slot].job.class);
+            let class = usize::from(self.jobs[slot].job.sched_class);
             let _ = self.apply(slot, JobEvent::Fetch, None, sink);
             let c = &mut self.contexts[context];
             c.served[class] = self.shares.serve(class, c.served[class], c.limits.weight);

@@ -266,7 +266,7 @@ where
     }
 
     pub(super) fn link(&mut self, index: usize, slot: usize, front: bool) {
-        let class = usize::from(self.jobs[slot].job.class);
+        let class = usize::from(self.jobs[slot].job.sched_class);
         let c = &mut self.contexts[index];
         let fifo = &mut c.queues[class];
         if fifo.first.is_none() {
@@ -289,7 +289,7 @@ where
     }
 
     pub(super) fn unlink(&mut self, index: usize, slot: usize) {
-        let class = usize::from(self.jobs[slot].job.class);
+        let class = usize::from(self.jobs[slot].job.sched_class);
         let Link { prev, next } = core::mem::take(&mut self.jobs[slot].link);
         let fifo = &mut self.contexts[index].queues[class];
         match prev {
