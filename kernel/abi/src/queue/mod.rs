@@ -16,7 +16,7 @@
 //!
 //! The source stays within Rust 1.85 and edition 2021, the kernel's own limits.
 
-#![allow(clippy::manual_is_multiple_of, reason = "the kernel's Rust has no `is_multiple_of`")]
+#![allow(unknown_lints, clippy::manual_is_multiple_of, reason = "the kernel's Rust has no `is_multiple_of`")]
 
 mod core;
 mod dispatch;

@@ -65,12 +65,12 @@ impl Model {
         let Self { core, world, .. } = self;
         match event {
             Event::Open(i) => {
-                if self.contexts[i].is_none() {
-                    if let Ok(id) = core.open(i as u32) {
-                        world.finals.retain(|&(context, _), _| context != id.index as usize);
-                        core.setup(id, &setup(4, self.policy)).unwrap();
-                        self.contexts[i] = Some(id);
-                    }
+                if self.contexts[i].is_none()
+                    && let Ok(id) = core.open(i as u32)
+                {
+                    world.finals.retain(|&(context, _), _| context != id.index as usize);
+                    core.setup(id, &setup(4, self.policy)).unwrap();
+                    self.contexts[i] = Some(id);
                 }
             }
             Event::Close(i) => {
@@ -145,10 +145,10 @@ impl Model {
             }
             Event::Unfetch => {
                 // Only what this server fetched and has not committed can be put back.
-                if let Some((Fetched::Job(ticket), _)) = self.last.take() {
-                    if self.tickets.pop_if(|last| *last == ticket).is_some() {
-                        core.unfetch(Fetched::Job(ticket), world);
-                    }
+                if let Some((Fetched::Job(ticket), _)) = self.last.take()
+                    && self.tickets.pop_if(|last| *last == ticket).is_some()
+                {
+                    core.unfetch(Fetched::Job(ticket), world);
                 }
             }
             Event::Map => {

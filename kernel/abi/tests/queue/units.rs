@@ -160,9 +160,9 @@ fn shares_follow_weights_and_nobody_starves() {
     };
     // Contexts 0 and 1 always have NORMAL jobs, context 2 has BATCH jobs.
     let classes = [class::NORMAL, class::NORMAL, class::BATCH];
-    for index in 0..3 {
+    for (index, &class) in classes.iter().enumerate() {
         for _ in 0..2 {
-            fill(&mut core, &mut world, index, classes[index]);
+            fill(&mut core, &mut world, index, class);
         }
     }
     for _ in 0..900 {
