@@ -10,7 +10,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "each variant is its own name; `DType::block` gives the layout")]
+#[allow(missing_docs, reason = "each variant is its own name; `DType::block` gives the layout")]
 pub enum DType {
     F32 = 0,
     F16 = 1,
@@ -174,7 +174,8 @@ impl DType {
 
     /// Bytes of `elements` consecutive elements; `None` if they are no whole number of blocks or the product overflows.
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
-        if !elements.is_multiple_of(self.block_len()) {
+        #[allow(unknown_lints, clippy::manual_is_multiple_of, reason = "the kernel's Rust has no `is_multiple_of`")]
+        if elements % self.block_len() != 0 {
             return None;
         }
         (elements / self.block_len()).checked_mul(self.block_bytes())

@@ -1,0 +1,93 @@
+//! The invariants in code, for tests.
+
+use core::ops::DerefMut;
+
+use super::*;
+
+impl<J, C, B> Core<J, C, B>
+where
+    J: DerefMut<Target = [JobSlot]>,
+    C: DerefMut<Target = [ContextSlot]>,
+    B: DerefMut<Target = [BufferSlot]>,
+{
+    /// Checks the invariants that this file states.
+    ///
+    /// # Errors
+    /// The one that does not hold.
+    pub fn audit(&self) -> Result<(), &'static str> {
+        let mut free = 0;
+        let mut at = self.free;
+        while let Some(slot) = at {
+            if self.jobs[slot as usize].state != JobState::Free {
+                return Err("a slot of the free list holds a job");
+            }
+            free += 1;
+            if free > self.jobs.len() {
+                return Err("the free list has a loop");
+            }
+            at = self.jobs[slot as usize].link.next;
+        }
+        if free != self.jobs.iter().filter(|s| s.state == JobState::Free).count() {
+            return Err("a free slot is not in the free list");
+        }
+        let mut notices = self.jobs.iter().filter(|s| s.notice).count();
+        notices += self.buffers.iter().filter(|b| b.wants_notice()).count();
+        if notices != self.notices as usize {
+            return Err("notices are miscounted");
+        }
+        for (index, c) in self.contexts.iter().enumerate() {
+            let mine = || self.jobs.iter().filter(|s| s.state != JobState::Free && s.context as usize == index);
+            if c.state == ContextState::Free && mine().count() != 0 {
+                return Err("a free context has jobs");
+            }
+            let in_flight = mine().filter(|s| s.state.is_in_flight());
+            let (jobs, reserved) = in_flight.fold((0u64, 0), |(n, sum), s| (n + 1, sum + slots(&s.job)));
+            if c.stat.admitted != c.stat.completed + jobs || jobs != u64::from(c.in_flight()) {
+                return Err("admitted is not completed + in flight");
+            }
+            if reserved != c.ring.reserved() {
+                return Err("the ring's reservation is not what its jobs need");
+            }
+            if c.ring.unread() > c.ring.entries() {
+                return Err("more is unread than the ring has places");
+            }
+            let mut queued = 0;
+            for fifo in &c.queues {
+                let (mut at, mut prev) = (fifo.first, None);
+                while let Some(slot) = at {
+                    let s = &self.jobs[slot as usize];
+                    if s.state != JobState::Queued || s.context as usize != index || s.link.prev != prev {
+                        return Err("a FIFO holds a slot that is not queued there");
+                    }
+                    queued += 1;
+                    if queued > self.jobs.len() {
+                        return Err("a FIFO has a loop");
+                    }
+                    (prev, at) = (at, s.link.next);
+                }
+                if fifo.last != prev {
+                    return Err("a FIFO's end is wrong");
+                }
+            }
+            if queued != mine().filter(|s| s.state == JobState::Queued).count() {
+                return Err("a queued job is in no FIFO");
+            }
+            let range = self.buffer_range(index);
+            let held = range.clone().filter(|&b| self.buffers[b].state != BufferState::Free);
+            if held.clone().count() != c.stat.buffers as usize {
+                return Err("buffers are miscounted");
+            }
+            if held.map(|b| self.buffers[b].len).sum::<u64>() != c.stat.bytes {
+                return Err("registered bytes are miscounted");
+            }
+            for slot in range.clone() {
+                let names =
+                    |s: &JobSlot| s.tensors().iter().filter(|t| range.start + t.buffer as usize == slot).count();
+                if mine().map(names).sum::<usize>() != self.buffers[slot].users as usize {
+                    return Err("a buffer's users are miscounted");
+                }
+            }
+        }
+        Ok(())
+    }
+}

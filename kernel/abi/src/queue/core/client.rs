@@ -1,0 +1,342 @@
+//! The operations of a client: each succeeds, or says why not and changes nothing.
+
+use core::ops::DerefMut;
+
+use super::*;
+
+impl<J, C, B> Core<J, C, B>
+where
+    J: DerefMut<Target = [JobSlot]>,
+    C: DerefMut<Target = [ContextSlot]>,
+    B: DerefMut<Target = [BufferSlot]>,
+{
+    /// A client opened the queue.
+    ///
+    /// # Errors
+    /// `ENFILE` if all contexts are in use.
+    pub fn open(&mut self, uid: u32) -> Result<ContextId, Errno> {
+        let index = self.contexts.iter().position(|c| c.state == ContextState::Free).ok_or(Errno::ENFILE)?;
+        let limits = self.limits;
+        let c = &mut self.contexts[index];
+        let generation = c.generation.wrapping_add(1);
+        *c = ContextSlot { state: ContextState::New, generation, uid, limits, ..ContextSlot::new() };
+        Ok(ContextId { index: index as u32, generation })
+    }
+
+    /// The client closed it, or died. Its ring is not written after this.
+    pub fn close(&mut self, id: ContextId, sink: &mut impl Sink) {
+        let Ok(index) = self.find_context(id) else { return };
+        // Admission ends first, so that nothing starts while the rest is taken down.
+        self.contexts[index].state = self.contexts[index].state.close(false);
+        for slot in 0..self.jobs.len() {
+            if self.owns(index, slot) {
+                let _ = self.apply(slot, JobEvent::ClientGone, None, sink);
+            }
+        }
+        for buffer in self.buffer_range(index) {
+            if self.buffers[buffer].state == BufferState::Live {
+                self.give_up(buffer, sink);
+            }
+        }
+        self.settle_context(index);
+    }
+
+    /// SETUP.
+    ///
+    /// # Errors
+    /// As the table of error numbers says.
+    pub fn setup(&mut self, id: ContextId, ask: &Setup) -> Result<Setup, Errno> {
+        let index = self.find_context(id)?;
+        if ask.flags != 0 || ask.reserved0 != 0 || ask.reserved != [0; 2] || ask.policy > policy::REISSUE {
+            return Err(Errno::EINVAL);
+        }
+        if ask.major != ABI_MAJOR || ask.features & !self.features != 0 {
+            return Err(Errno::EPROTO);
+        }
+        let state = self.contexts[index].state.set_up()?;
+        let ring = Ring::new(ask.entries)?;
+        let c = &mut self.contexts[index];
+        (c.state, c.ring, c.policy) = (state, ring, ask.policy);
+        Ok(Setup {
+            major: ABI_MAJOR,
+            minor: ABI_MINOR,
+            features: self.features,
+            ring_bytes: ring_bytes(ask.entries),
+            ring_offset: RING_OFFSET,
+            ..*ask
+        })
+    }
+
+    /// Undoes [`Self::setup`] if the ring's memory could not be had.
+    pub fn undo_setup(&mut self, id: ContextId) {
+        if let Ok(index) = self.find_context(id) {
+            let c = &mut self.contexts[index];
+            if c.state == ContextState::Ready && c.stat.admitted == 0 {
+                (c.state, c.ring) = (ContextState::New, Ring::EMPTY);
+            }
+        }
+    }
+
+    /// Whether SETUP was done.
+    ///
+    /// # Errors
+    /// `ENOENT` if not, `EPROTO` if the context is broken.
+    pub fn check_ready(&self, id: ContextId) -> Result<(), Errno> {
+        self.contexts[self.find_context(id)?].state.check_ready()
+    }
+
+    /// LIMITS. `may_raise`: the caller has `CAP_SYS_RESOURCE`.
+    ///
+    /// # Errors
+    /// `EINVAL` for values that cannot be, `EPERM` if one would rise without the right to it.
+    pub fn set_limits(&mut self, id: ContextId, ask: &Limits, may_raise: bool) -> Result<Limits, Errno> {
+        let index = self.find_context(id)?;
+        if ask.flags & !op_flag::SET != 0 || ask.reserved != [0; 2] {
+            return Err(Errno::EINVAL);
+        }
+        let per_context = self.buffers.len() / self.contexts.len();
+        let table = self.jobs.len();
+        let now = &mut self.contexts[index].limits;
+        if ask.flags & op_flag::SET != 0 {
+            if ask.class_cap as usize >= class::COUNT
+                || ask.weight == 0
+                || ask.weight > MAX_WEIGHT
+                || ask.max_buffers as usize > per_context
+                || ask.max_jobs as usize > table
+            {
+                return Err(Errno::EINVAL);
+            }
+            let raises = ask.max_jobs > now.max_jobs
+                || ask.max_buffers > now.max_buffers
+                || ask.max_bytes > now.max_bytes
+                || ask.class_cap > now.class_cap
+                || ask.weight > now.weight;
+            if raises && !may_raise {
+                return Err(Errno::EPERM);
+            }
+            *now = Limits { flags: 0, ..*ask };
+        }
+        Ok(Limits { size: ask.size, ..*now })
+    }
+
+    /// Whether a buffer of `len` bytes at `offset` of a file of `file_len` bytes may be one.
+    ///
+    /// # Errors
+    /// As the table of error numbers says.
+    pub fn check_range(offset: u64, len: u64, file_len: u64) -> Result<(), Errno> {
+        if len == 0 || len % BUFFER_ALIGN != 0 || offset % BUFFER_ALIGN != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = offset.checked_add(len).ok_or(Errno::EOVERFLOW)?;
+        if end > file_len {
+            return Err(Errno::ERANGE);
+        }
+        Ok(())
+    }
+
+    /// BUF_REGISTER, after the file was checked: the buffer's name, and the slot whose file the caller now keeps.
+    ///
+    /// # Errors
+    /// `EMFILE` over the number of buffers, `EDQUOT` over the bytes.
+    pub fn register(&mut self, id: ContextId, len: u64, writable: bool) -> Result<(BufferName, usize), Errno> {
+        let index = self.find_context(id)?;
+        self.contexts[index].state.check_ready()?;
+        let c = &self.contexts[index];
+        if c.stat.buffers >= c.limits.max_buffers {
+            return Err(Errno::EMFILE);
+        }
+        let over = |had: u64, max: u64| had.checked_add(len).is_none_or(|sum| sum > max);
+        let of_user: u64 = self.contexts.iter().filter(|other| self.shares_user(c, other)).map(|o| o.stat.bytes).sum();
+        if over(c.stat.bytes, c.limits.max_bytes) || over(of_user, self.user_bytes) {
+            return Err(Errno::EDQUOT);
+        }
+        let range = self.buffer_range(index);
+        let start = range.start;
+        let slot = { range }.find(|&b| self.buffers[b].state == BufferState::Free).ok_or(Errno::EMFILE)?;
+        let buffer = &mut self.buffers[slot];
+        let generation = buffer.generation.wrapping_add(1);
+        *buffer = BufferSlot { state: BufferState::Live, generation, len, writable, ..BufferSlot::new() };
+        let c = &mut self.contexts[index];
+        c.stat.buffers += 1;
+        c.stat.bytes += len;
+        Ok((BufferName { buffer: (slot - start) as u32, generation }, slot))
+    }
+
+    /// BUF_RELEASE.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such buffer, `ESTALE` if it is of another generation.
+    pub fn release(&mut self, id: ContextId, name: BufferName, sink: &mut impl Sink) -> Result<(), Errno> {
+        let index = self.find_context(id)?;
+        self.contexts[index].state.check_ready()?;
+        let slot = self.find_buffer(index, name)?;
+        if self.buffers[slot].state != BufferState::Live {
+            return Err(Errno::ENOENT);
+        }
+        self.give_up(slot, sink);
+        Ok(())
+    }
+
+    /// Takes note of how far the client has read.
+    ///
+    /// # Errors
+    /// `ENOENT` before SETUP; `EPROTO` if the head is not between the last one and the tail, and ever after.
+    pub fn advance(&mut self, id: ContextId, head: u32) -> Result<(), Errno> {
+        let index = self.find_context(id)?;
+        let c = &mut self.contexts[index];
+        c.state.check_ready()?;
+        c.ring.advance(head).inspect_err(|_| c.state = c.state.breach())
+    }
+
+    /// Admits one job: its sequence number. A job that is not [valid](validate) is admitted and completes at once.
+    ///
+    /// # Errors
+    /// Why it was not admitted, as the table of error numbers says; nothing has changed then.
+    pub fn submit(
+        &mut self,
+        id: ContextId,
+        job: &Job,
+        tensors: &[Tensor],
+        now_ns: u64,
+        sink: &mut impl Sink,
+    ) -> Result<u64, Errno> {
+        let index = self.find_context(id)?;
+        self.contexts[index].state.check_ready()?;
+        check_admission(job)?;
+        if tensors.len() != job.tensor_count as usize {
+            return Err(Errno::EINVAL);
+        }
+        if let Err(errno) = self.check_room(index, slots(job)) {
+            self.contexts[index].stat.refused += 1;
+            return Err(errno);
+        }
+        let seq = self.contexts[index].next_seq;
+        let rules = JobRules { now_ns, seq, class_cap: self.contexts[index].limits.class_cap as u8 };
+        let base = self.buffer_range(index).start;
+        let per_context = self.buffer_range(index).len();
+        let view = |buffer: u32| {
+            let slot = self.buffers.get(base + buffer as usize)?;
+            let live = (buffer as usize) < per_context && slot.state == BufferState::Live;
+            live.then_some(BufferView { generation: slot.generation, len: slot.len, writable: slot.writable })
+        };
+        let verdict = validate(job, tensors, &rules, view);
+        let waits = match verdict {
+            Ok(()) if job.flags & job_flag::DEP != 0 => self.dependency(index, job.dep_seq),
+            _ => Some(true),
+        };
+
+        // From here on nothing fails.
+        let c = &mut self.contexts[index];
+        c.next_seq += 1;
+        c.stat.admitted += 1;
+        let (word, mask) = bit(seq);
+        c.open[word] |= mask;
+        c.failed[word] &= !mask;
+        let rejection = match (verdict, waits) {
+            (Err(errno), _) => Some(Completion::failure(job.user_data, seq, errno, 0)),
+            (Ok(()), Some(false)) => Some(Completion::failure(job.user_data, seq, Errno::ECANCELED, cqe_flag::DEP)),
+            (Ok(()), _) => None,
+        };
+        if let Some(entry) = rejection {
+            // PANIC: `check_room` found room for at least one slot.
+            let _ = c.ring.reserve(1);
+            self.complete(index, seq, 1, Some(entry), sink);
+            return Ok(seq);
+        }
+        let _ = c.ring.reserve(slots(job));
+        // PANIC: `check_room` found a free slot.
+        let Some(slot) = self.free else { return Err(Errno::EAGAIN) };
+        self.free = self.jobs[slot as usize].link.next;
+        let s = &mut self.jobs[slot as usize];
+        s.context = index as u32;
+        s.link = Link::default();
+        s.seq = seq;
+        (s.dependency, s.reissued, s.progress, s.progressed, s.notice) = (None, 0, None, false, false);
+        s.job = Job { tensors: 0, ..*job };
+        s.tensors[..tensors.len()].copy_from_slice(tensors);
+        for tensor in tensors {
+            self.buffers[base + tensor.buffer as usize].users += 1;
+        }
+        if job.flags & job_flag::DEADLINE != 0 {
+            self.soonest_ns = Some(self.soonest_ns.map_or(job.deadline_ns, |soonest| soonest.min(job.deadline_ns)));
+        }
+        let _ = self.apply(slot as usize, JobEvent::Admit { waits: waits.is_none() }, None, sink);
+        Ok(seq)
+    }
+
+    /// The ring of a context: its indices.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such context.
+    pub fn ring(&self, id: ContextId) -> Result<Ring, Errno> {
+        Ok(self.contexts[self.find_context(id)?].ring)
+    }
+
+    /// Whether a job of one slot could be admitted now.
+    pub fn has_room(&self, id: ContextId) -> bool {
+        match self.find_context(id) {
+            Ok(index) => self.contexts[index].state == ContextState::Ready && self.check_room(index, 1).is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// Whether the client cannot hope for completions: the server is gone and the policy is FAIL.
+    pub fn is_hung_up(&self, id: ContextId) -> bool {
+        match self.find_context(id) {
+            Ok(index) => {
+                let c = &self.contexts[index];
+                c.state == ContextState::Ready && c.policy == policy::FAIL && !self.server.is_attached()
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// CANCEL: how many jobs it canceled.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags that do not name exactly one way to choose.
+    pub fn cancel(&mut self, id: ContextId, ask: &Cancel, sink: &mut impl Sink) -> Result<u32, Errno> {
+        let index = self.find_context(id)?;
+        self.contexts[index].state.check_ready()?;
+        let ways = op_flag::BY_USER_DATA | op_flag::BY_SESSION | op_flag::ALL;
+        if (ask.flags & ways).count_ones() != 1
+            || ask.flags & !(ways | op_flag::SETTLE | op_flag::DEADLINE) != 0
+            || ask.reserved0 != 0
+            || ask.reserved != 0
+        {
+            return Err(Errno::EINVAL);
+        }
+        let mut canceled = 0;
+        for slot in 0..self.jobs.len() {
+            let s = &self.jobs[slot];
+            if !self.owns(index, slot) || !s.state.is_in_flight() {
+                continue;
+            }
+            let in_session = s.job.flags & job_flag::SESSION != 0
+                && (s.job.session, s.job.session_epoch) == (ask.session, ask.session_epoch);
+            let chosen = match ask.flags & ways {
+                op_flag::BY_USER_DATA => s.job.user_data == ask.user_data,
+                op_flag::BY_SESSION => in_session,
+                _ => true,
+            };
+            if chosen && self.apply(slot, JobEvent::Cancel, None, sink).is_ok() {
+                canceled += 1;
+            }
+        }
+        self.settle_dependents(index, sink);
+        Ok(canceled)
+    }
+
+    /// Whether the server has let go of all canceled jobs of the context.
+    pub fn is_settled(&self, id: ContextId) -> bool {
+        self.find_context(id).map_or(true, |index| self.contexts[index].abandoned == 0)
+    }
+
+    /// STAT.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such context.
+    pub fn stat(&self, id: ContextId) -> Result<Stat, Errno> {
+        Ok(self.contexts[self.find_context(id)?].stat)
+    }
+}
