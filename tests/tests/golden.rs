@@ -212,7 +212,7 @@ fn an_8_bit_cache_hardly_changes_predictions() {
         println!("{isa:?}: mean KL {mean:.6}; perplexity of 8 chunks {half:.4} with f16, {eight:.4} with q8_0");
         // Less than what llama.cpp's arithmetic alone changes (0.0033, see docs/fidelity.md).
         assert!(mean > 0.0 && mean < 3.3e-3, "{isa:?}: mean KL {mean}");
-        assert!((eight / half - 1.0).abs() < 2e-2, "{isa:?}: perplexity {half} with f16, {eight} with q8_0");
+        assert!((eight / half - 1.0).abs() < 3e-3, "{isa:?}: perplexity {half} with f16, {eight} with q8_0");
     }
 }
 
