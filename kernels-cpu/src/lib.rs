@@ -29,6 +29,15 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+/// What the bits of quantized blocks say, for backends that lay out weights their own way: which parts a block has
+/// ([`Layout::of`](order::Layout::of)), and its codes in the order of the dot product ([`pack_codes`](order::pack_codes)).
+pub mod order {
+    pub use crate::{
+        formats::parts::Parts,
+        pack::{Blocks, Codes, Layout, Scales, Values, pack_codes},
+    };
+}
+
 pub use bytes::SharedBytes;
 pub use executor::{Executor, ExecutorError};
 pub use isa::{Isa, IsaError, Selection};

@@ -4,21 +4,23 @@
 use super::{block::QK_K, k_scales};
 
 /// What the bits of one block say. Parts that a type does not have keep their last contents.
-pub(crate) struct Parts {
+#[derive(Clone, Debug)]
+pub struct Parts {
     /// A code per value, in the order of the columns: a quant as it is stored, or an index into the type's table.
-    pub(crate) codes: [u8; QK_K],
+    pub codes: [u8; QK_K],
     /// The f16 scale.
-    pub(crate) d: [u8; 2],
+    pub d: [u8; 2],
     /// The f16 minimum, or scale of the minima.
-    pub(crate) dmin: [u8; 2],
+    pub dmin: [u8; 2],
     /// Integer scales of the runs of 32 or 16 values; signed ones as their bits.
-    pub(crate) scales: [u8; 16],
+    pub scales: [u8; 16],
     /// Integer minima of the runs.
-    pub(crate) mins: [u8; 16],
+    pub mins: [u8; 16],
 }
 
 impl Parts {
-    pub(crate) const ZERO: Self = Self { codes: [0; QK_K], d: [0; 2], dmin: [0; 2], scales: [0; 16], mins: [0; 16] };
+    /// Zeros.
+    pub const ZERO: Self = Self { codes: [0; QK_K], d: [0; 2], dmin: [0; 2], scales: [0; 16], mins: [0; 16] };
 
     /// The 12 bytes of Q4_K and Q5_K.
     #[inline(always)]

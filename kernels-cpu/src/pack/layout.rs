@@ -11,7 +11,7 @@ use rustai_abi::DType;
 /// Register by register, bytes `4r .. 4r + 4` belong to row `r`. *Step* `j` means columns `4j .. 4j + 4`, so a step of all
 /// rows is one register of bytes, once it is expanded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Codes {
+pub enum Codes {
     /// Two registers; bits `2s` of register `i` are step `4i + s`.
     Two,
     /// As [`Two`](Self::Two), then a register whose bit `j` is the third bit of step `j`.
@@ -28,7 +28,7 @@ pub(crate) enum Codes {
 
 /// The whole number that a code stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Values {
+pub enum Values {
     /// The code less a power of two, or less nothing.
     Offset(u8),
     /// The code is a signed byte.
@@ -39,7 +39,7 @@ pub(crate) enum Values {
 
 /// How the scales of a group are kept; each line is what belongs to so many columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scales {
+pub enum Scales {
     /// Per 32: 16 x f16 d.
     Half,
     /// Per 32: 16 x f16 d, 16 x f16 m, which is added.
@@ -58,17 +58,20 @@ pub(crate) enum Scales {
 
 /// Integer formats and their packed order.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Blocks {
-    pub(crate) codes: Codes,
-    pub(crate) values: Values,
-    pub(crate) scales: Scales,
+pub struct Blocks {
+    /// How codes lie.
+    pub codes: Codes,
+    /// What a code stands for.
+    pub values: Values,
+    /// How scales are kept.
+    pub scales: Scales,
     /// Takes a block of the file apart.
-    pub(crate) parts: fn(&[u8], &mut Parts),
+    pub parts: fn(&[u8], &mut Parts),
 }
 
 /// A packed order.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Layout {
+pub enum Layout {
     /// Per column 16 values of so many bytes, as the file has them.
     Plain(usize),
     /// Quantized blocks; kernels multiply 8-bit activations.
@@ -101,7 +104,7 @@ const fn blocks(codes: Codes, values: Values, scales: Scales, parts: fn(&[u8], &
 
 impl Layout {
     /// The packed order of a type, if it has one.
-    pub(crate) fn of(dtype: DType) -> Option<Self> {
+    pub fn of(dtype: DType) -> Option<Self> {
         LAYOUTS.iter().find(|row| row.0 == dtype).map(|row| row.1)
     }
 
@@ -143,8 +146,8 @@ impl Blocks {
 }
 
 impl Codes {
-    /// Registers of a block.
-    pub(crate) const fn registers(self) -> usize {
+    /// Registers of a block: words of a row's part of it.
+    pub const fn registers(self) -> usize {
         match self {
             Self::Two => 2,
             Self::Three => 3,
@@ -183,12 +186,12 @@ impl Scales {
     }
 
     /// Whether a scale belongs to 16 columns rather than to 32.
-    pub(crate) const fn halves(self) -> bool {
+    pub const fn halves(self) -> bool {
         matches!(self, Self::Runs16 | Self::Runs16WithMin)
     }
 
     /// Whether there are minima besides scales.
-    pub(crate) const fn has_min(self) -> bool {
+    pub const fn has_min(self) -> bool {
         matches!(self, Self::HalfWithMin | Self::Runs32WithMin | Self::Runs16WithMin)
     }
 

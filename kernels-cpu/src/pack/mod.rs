@@ -11,7 +11,8 @@
 
 mod layout;
 
-pub(crate) use layout::{Blocks, Codes, Layout, Packed, Scales, Values, integer_types, types};
+pub use layout::{Blocks, Codes, Layout, Scales, Values};
+pub(crate) use layout::{Packed, integer_types, types};
 
 use crate::formats::{self, mxfp4, parts::Parts};
 use half::f16;
@@ -118,9 +119,9 @@ fn pack_blocks_inline<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     }
 }
 
-/// One row's part of a block: four bytes of each register in turn.
+/// One row's part of a block: four bytes of each register in turn; see [`Codes`].
 #[inline(always)]
-fn pack_codes(order: Codes, codes: &[u8; 32]) -> [[u8; 4]; 8] {
+pub fn pack_codes(order: Codes, codes: &[u8; 32]) -> [[u8; 4]; 8] {
     let step = |j: usize| u32::from_le_bytes([codes[4 * j], codes[4 * j + 1], codes[4 * j + 2], codes[4 * j + 3]]);
     let nibbles = |i: usize| step(i) & 0x0f0f_0f0f | (step(i + 4) & 0x0f0f_0f0f) << 4;
     // Two bits of each code, from bit `place` on.
