@@ -1,0 +1,298 @@
+// Rotary embedding with the append to the cache, and attention of single tokens over the paged cache.
+#include "attention.cuh"
+
+// ---- rotation and append
+
+struct AppendArgs {
+    float* q;  // rotated in place
+    const float* k;
+    const float* v;
+    const float* inv_freq;  // radians per position of each pair
+    Cache cache;
+    Places places;
+    u32 heads;  // of queries
+    u32 pairs;  // 2 * pairs leading values of a head are rotated; 0 rotates nothing
+    u32 neox;   // pairs are (i, i + pairs) rather than (2i, 2i + 1)
+    float magnitude;
+};
+
+constexpr u32 APPEND_THREADS = 128;
+constexpr u32 MAX_HEAD_DIM = 256;
+
+// An f16 as the CPU's Q8_0 rounds: quants by the scale before it is rounded, ties away from zero. 32 lanes hold a block.
+DEVICE void quantize_block(float value, i8& quant, u16& scale) {
+    u32 top = __float_as_uint(value) & 0x7fffffff;
+#pragma unroll
+    for (u32 by = WARP / 2; by > 0; by /= 2) {
+        u32 other = __shfl_xor_sync(ALL_LANES, top, by);
+        top = other > top ? other : top;
+    }
+    const float d = __fdiv_rn(__uint_as_float(top), 127.0f);
+    float inverse = __fdiv_rn(1.0f, d);
+    // A scale so small that it has no inverse; the block reads back as zeros.
+    if ((__float_as_uint(inverse) & 0x7fffffff) == 0x7f800000) inverse = 0.0f;
+    const float q = roundf(__fmul_rn(value, inverse));
+    quant = q == q ? i8(q < -128.0f ? -128.0f : q > 127.0f ? 127.0f : q) : i8(0);
+    scale = ptx::float_to_half(d);
+}
+
+// A head of queries, keys or values per block in x; a token per block in y.
+template <bool EIGHT_BIT>
+DEVICE void append(const AppendArgs& args) {
+    SHARED(float, rotated, MAX_HEAD_DIM);
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+    const u32 token = blockIdx.y, dim = args.cache.head_dim, kv_heads = args.cache.kv_heads;
+    const bool is_query = blockIdx.x < args.heads;
+    const bool is_key = !is_query && blockIdx.x < args.heads + kv_heads;
+    const u32 head = is_query ? blockIdx.x : (blockIdx.x - args.heads) % kv_heads;
+    const u32 position = args.places.positions[token];
+    float* query = args.q + (size_t(token) * args.heads + head) * dim;
+    const float* row = is_query ? query : (is_key ? args.k : args.v) + (size_t(token) * kv_heads + head) * dim;
+
+    const u32 pairs = is_query || is_key ? args.pairs : 0;
+    for (u32 i = threadIdx.x; i < pairs; i += blockDim.x) {
+        const u32 a = args.neox ? i : 2 * i, b = args.neox ? i + pairs : 2 * i + 1;
+        // The angle is reduced in double precision: positions are large, and so are their rounding errors.
+        double angle = double(position) * double(args.inv_freq[i]);
+        angle -= 6.283185307179586 * floor(angle * 0.15915494309189535 + 0.5);
+        float sine, cosine;
+        ptx::sin_cos_fast(float(angle), sine, cosine);
+        const float x = row[a], y = row[b];
+        rotated[a] = (x * cosine - y * sine) * args.magnitude;
+        rotated[b] = (x * sine + y * cosine) * args.magnitude;
+    }
+    for (u32 i = 2 * pairs + threadIdx.x; i < dim; i += blockDim.x) rotated[i] = row[i];
+    __syncthreads();
+
+    if (is_query) {
+        for (u32 i = threadIdx.x; i < dim; i += blockDim.x) query[i] = rotated[i];
+        return;
+    }
+    const u32 page = args.places.pages[args.places.tables[token] + position / PAGE], slot = position % PAGE;
+    u8* side = is_key ? keys_of<EIGHT_BIT>(args.cache, page, head) : values_of<EIGHT_BIT>(args.cache, page, head);
+    // Heads of an 8-bit cache are whole blocks of 32, so whole warps go round.
+    for (u32 i = threadIdx.x; i < dim; i += blockDim.x) {
+        if (EIGHT_BIT) {
+            i8 quant;
+            u16 scale;
+            quantize_block(rotated[i], quant, scale);
+            i8* quants = reinterpret_cast<i8*>(side);
+            u16* scales = reinterpret_cast<u16*>(side + PAGE * dim);
+            quants[is_key ? (i / 16 * PAGE + slot) * 16 + i % 16 : slot * dim + i] = quant;
+            if (i % 32 == 0) scales[is_key ? i / 32 * PAGE + slot : slot * (dim / 32) + i / 32] = scale;
+        } else {
+            u16* halves = reinterpret_cast<u16*>(side);
+            halves[is_key ? (i / 8 * PAGE + slot) * 8 + i % 8 : slot * dim + i] = ptx::float_to_half(rotated[i]);
+        }
+    }
+}
+
+KERNEL(append_f16, AppendArgs, APPEND_THREADS) { append<false>(args); }
+KERNEL(append_q8_0, AppendArgs, APPEND_THREADS) { append<true>(args); }
+
+// ---- attention of single tokens
+//
+// A block takes one token, one key/value head with all queries that share it, and a run of pages (flash decoding: Dao et al.,
+// 2023). Its warps take pages in turn, each with a running maximum and sum (Milakov and Gimelshein, 2018), and are merged at
+// the end; the runs are merged by a second kernel.
+
+struct AttentionArgs {
+    const float* q;
+    float* out;
+    float* partial;  // per token, query head and run: head_dim sums, maximum, total
+    Cache cache;
+    Places places;
+    u32 heads;      // of queries
+    u32 runs;       // into which a sequence's pages are cut
+    u32 run_pages;  // pages of a run
+    u32 window;     // only the last so many positions are seen
+    float scale;
+};
+
+constexpr u32 ATTENTION_WARPS = 4;
+constexpr float NEGATIVE_INFINITY = -3.402823466e38f;  // low enough: all scores are larger
+
+// GROUP is how many queries share a head, rounded up.
+template <u32 DIM, u32 GROUP, bool EIGHT_BIT>
+DEVICE void attend(const AttentionArgs& args) {
+    constexpr u32 PIECES = DIM / 8;             // of a row of values, 8 to a lane
+    constexpr u32 ROWS = WARP / PIECES;         // of values that a warp reads at once
+    constexpr u32 STATE = DIM + 2;              // sums, maximum, total
+    SHARED(float, queries, GROUP * DIM);
+    SHARED(float, weights, ATTENTION_WARPS * GROUP * PAGE);
+    SHARED(float, states, ATTENTION_WARPS * GROUP * STATE);
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+
+    const u32 kv_head = blockIdx.x, run = blockIdx.y, token = blockIdx.z;
+    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const u32 group = args.heads / args.cache.kv_heads;
+    const u32 position = args.places.positions[token];
+    const u32* pages = args.places.pages + args.places.tables[token];
+
+    // Scores in powers of two.
+    const float scale = args.scale * 1.44269504f;
+    for (u32 i = threadIdx.x; i < GROUP * DIM; i += blockDim.x) {
+        const float* row = args.q + (size_t(token) * args.heads + kv_head * group) * DIM;
+        queries[i] = i < group * DIM ? row[i] * scale : 0.0f;
+    }
+    __syncthreads();
+
+    float maximum[GROUP], total[GROUP], sums[GROUP][8];
+#pragma unroll
+    for (u32 g = 0; g < GROUP; g++) {
+        maximum[g] = NEGATIVE_INFINITY;
+        total[g] = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) sums[g][i] = 0.0f;
+    }
+    float* mine = weights + warp * GROUP * PAGE;
+    const u32 first_seen = position >= args.window ? position - args.window + 1 : 0;
+    const u32 end = min(position / PAGE + 1, (run + 1) * args.run_pages);
+
+    for (u32 page = max(run * args.run_pages, first_seen / PAGE) + warp; page < end; page += ATTENTION_WARPS) {
+        const u32 place = pages[page];
+        const u8* keys = keys_of<EIGHT_BIT>(args.cache, place, kv_head);
+        const u8* values = values_of<EIGHT_BIT>(args.cache, place, kv_head);
+
+        // A position per lane. What is not seen may never have been written, so it is left out and not multiplied by zero.
+        float scores[GROUP];
+#pragma unroll
+        for (u32 g = 0; g < GROUP; g++) scores[g] = 0.0f;
+#pragma unroll 4
+        for (u32 piece = 0; piece < PIECES; piece++) {
+            float key[8];
+            if (EIGHT_BIT) {
+                const u16* scales = reinterpret_cast<const u16*>(keys + PAGE * DIM);
+                unpack_bytes(ptx::load8(keys + (piece / 2 * PAGE + lane) * 16 + piece % 2 * 8),
+                             ptx::half_to_float(scales[piece / 4 * PAGE + lane]), key);
+            } else {
+                unpack_halves(ptx::load16(keys + (piece * PAGE + lane) * 16), key);
+            }
+#pragma unroll
+            for (u32 g = 0; g < GROUP; g++) {
+                const float4* q = reinterpret_cast<const float4*>(queries + g * DIM + piece * 8);
+                const float4 a = q[0], b = q[1];
+                scores[g] += a.x * key[0] + a.y * key[1] + a.z * key[2] + a.w * key[3] +
+                             (b.x * key[4] + b.y * key[5] + b.z * key[6] + b.w * key[7]);
+            }
+        }
+        const u32 at = page * PAGE + lane;
+        const bool seen = at <= position && at >= first_seen;
+#pragma unroll
+        for (u32 g = 0; g < GROUP; g++) {
+            const float score = seen ? scores[g] : NEGATIVE_INFINITY;
+            const float top = fmaxf(maximum[g], warp_max(score));
+            const float shrink = ptx::exp2_fast(maximum[g] - top);
+            const float weight = seen ? ptx::exp2_fast(score - top) : 0.0f;
+            maximum[g] = top;
+            total[g] = total[g] * shrink + weight;
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) sums[g][i] *= shrink;
+            mine[g * PAGE + lane] = weight;
+        }
+        __syncwarp();
+
+        const u32 from = first_seen > page * PAGE ? first_seen - page * PAGE : 0;
+        const u32 until = min(PAGE, position + 1 - page * PAGE);
+        const u32 column = lane % PIECES * 8;
+        for (u32 slot = from + lane / PIECES; slot < until; slot += ROWS) {
+            float value[8];
+            if (EIGHT_BIT) {
+                const u16* scales = reinterpret_cast<const u16*>(values + PAGE * DIM);
+                unpack_bytes(ptx::load8(values + slot * DIM + column),
+                             ptx::half_to_float(scales[slot * (DIM / 32) + column / 32]), value);
+            } else {
+                unpack_halves(ptx::load16(values + (slot * DIM + column) * 2), value);
+            }
+#pragma unroll
+            for (u32 g = 0; g < GROUP; g++) {
+                const float weight = mine[g * PAGE + slot];
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) sums[g][i] += weight * value[i];
+            }
+        }
+        // The next page's weights are written after its shuffles, so no lane is still at these.
+        ptx::order_warp_memory();
+    }
+
+    // Lanes with the same columns, then warps.
+#pragma unroll
+    for (u32 g = 0; g < GROUP; g++) {
+        total[g] = warp_sum(total[g]);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+#pragma unroll
+            for (u32 by = WARP / 2; by >= PIECES; by /= 2) sums[g][i] += __shfl_xor_sync(ALL_LANES, sums[g][i], by);
+        float* state = states + (warp * GROUP + g) * STATE;
+        if (lane < PIECES) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) state[lane * 8 + i] = sums[g][i];
+        }
+        if (lane == 0) {
+            state[DIM] = maximum[g];
+            state[DIM + 1] = total[g];
+        }
+    }
+    __syncthreads();
+
+    for (u32 i = threadIdx.x; i < group * DIM; i += blockDim.x) {
+        const u32 g = i / DIM, column = i % DIM;
+        float top = NEGATIVE_INFINITY, sum = 0.0f, all = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, states[(w * GROUP + g) * STATE + DIM]);
+#pragma unroll
+        for (u32 w = 0; w < ATTENTION_WARPS; w++) {
+            const float* state = states + (w * GROUP + g) * STATE;
+            const float weight = ptx::exp2_fast(state[DIM] - top);
+            sum += weight * state[column];
+            all += weight * state[DIM + 1];
+        }
+        if (args.runs == 1) {
+            args.out[(size_t(token) * args.heads + kv_head * group + g) * DIM + column] = sum / all;
+        } else {
+            float* partial =
+                args.partial + ((size_t(token) * args.heads + kv_head * group + g) * args.runs + run) * STATE;
+            partial[column] = sum;
+            if (column == 0) {
+                partial[DIM] = top;
+                partial[DIM + 1] = all;
+            }
+        }
+    }
+}
+
+struct MergeArgs {
+    const float* partial;
+    float* out;
+    u32 head_dim;
+    u32 runs;
+};
+
+// A head per block in x, a token in y. Runs that saw nothing have a total of zero.
+KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+    const size_t row = size_t(blockIdx.y) * gridDim.x + blockIdx.x;
+    const u32 dim = args.head_dim, state = dim + 2;
+    const float* partial = args.partial + row * args.runs * state;
+    float top = NEGATIVE_INFINITY;
+    for (u32 run = 0; run < args.runs; run++) top = fmaxf(top, partial[run * state + dim]);
+    for (u32 column = threadIdx.x; column < dim; column += blockDim.x) {
+        float sum = 0.0f, all = 0.0f;
+        for (u32 run = 0; run < args.runs; run++) {
+            const float weight = ptx::exp2_fast(partial[run * state + dim] - top);
+            sum += weight * partial[run * state + column];
+            all += weight * partial[run * state + dim + 1];
+        }
+        args.out[row * dim + column] = sum / all;
+    }
+}
+
+#define ATTEND(dim, group)                                                                                             \
+    KERNEL(attend_##dim##_##group##_f16, AttentionArgs, ATTENTION_WARPS * WARP) { attend<dim, group, false>(args); }    \
+    KERNEL(attend_##dim##_##group##_q8_0, AttentionArgs, ATTENTION_WARPS * WARP) { attend<dim, group, true>(args); }
+#define ATTEND_GROUPS(dim) ATTEND(dim, 1) ATTEND(dim, 4) ATTEND(dim, 8)
+ATTEND_GROUPS(64)
+ATTEND_GROUPS(128)

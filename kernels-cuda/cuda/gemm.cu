@@ -1,0 +1,218 @@
+// Prefill: many tokens times quantized weights, in 8-bit integer matrix products (mma.sync, sm_80 and later).
+//
+// A block of threads makes 128 tokens x 64 rows of results. It goes along the columns in steps of 4 blocks of 32: quants of
+// activations come by asynchronous copies, weights through registers, where their codes become signed bytes; both are
+// double-buffered, with one barrier per step. Each block of 32 columns is one integer product, whose sums are scaled into
+// `f32`, so results have the numbers of the decode kernels in another order.
+#include "matmul.cuh"
+
+constexpr u32 THREADS = 256;
+constexpr u32 TILE_TOKENS = 128;
+constexpr u32 TILE_ROWS = 64;
+constexpr u32 STEP = 4;  // blocks of columns
+// Bytes of a row in shared memory. The 16 besides put the 8 rows that ldmatrix reads into different banks.
+constexpr u32 STRIDE = STEP * BLOCK + 16;
+constexpr u32 WARPS_ACROSS = 2;  // over rows of weights; 4 over tokens
+constexpr u32 WARP_TOKENS = 32;
+constexpr u32 WARP_ROWS = 32;
+
+// Added to integer sums before the product, so that their bits are those of the float 1.5 * 2^23 + sum: sums of 32 products of
+// bytes are below 2^20. Subtracting the float is cheaper than a conversion.
+constexpr i32 MAGIC_BITS = 0x4b400000;
+constexpr float MAGIC = 12582912.0f;
+
+template <class Type>
+struct Stage {
+    static constexpr u32 PARTS = Type::HALVES * (Type::ADDS ? 2 : 1);
+    alignas(16) u8 tokens[TILE_TOKENS * STRIDE];
+    alignas(16) u8 rows[TILE_ROWS * STRIDE];
+    BlockScale scales[STEP][TILE_TOKENS];
+    // Factors, then addends.
+    float factors[STEP][PARTS][TILE_ROWS];
+};
+
+// Row `local` of the tile: rows of one matrix, or 8 rows of gate and 8 of up in turn, so that the thread that has a result of
+// the one has that of the other.
+DEVICE u32 row_of(const MatmulArgs& args, u32 tile, u32 local) {
+    return args.gated ? tile * (TILE_ROWS / 2) + local / 16 * 8 + local % 8 : tile * TILE_ROWS + local;
+}
+
+template <class Type>
+DEVICE void gemm(const MatmulArgs& args) {
+    DYNAMIC_SHARED(Stage<Type>, stages);
+    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const u32 which = matrix_of_block(args);
+    const u32 tile = blockIdx.x - args.matrices[which].first;
+    const u32 first_token = blockIdx.y * TILE_TOKENS;
+    const u32 blocks = args.blocks, steps = (blocks + STEP - 1) / STEP;
+
+    // Each thread brings one block of weights and the scales of two of activations in every step. Rows and tokens behind the
+    // last are copies of it, and their results are dropped.
+    const u32 my_row = threadIdx.x / STEP, my_block = threadIdx.x % STEP;
+    const u32 mine = args.gated ? my_row / 8 % 2 : which;
+    const u32 last_row = args.matrices[mine].rows - 1;
+    const u32 source = min(row_of(args, tile, my_row), last_row);
+    const Planes planes = args.matrices[mine].planes;
+
+    Type next;
+    bool next_is_real = my_block < blocks;
+    if (next_is_real) next.load(planes, size_t(source) * blocks + my_block);
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+    QuantizedRows x;
+    set_rows(x, args);
+
+    uint2 next_scales[2];
+    auto fetch_tokens = [&](Stage<Type>& stage, u32 step) {
+#pragma unroll
+        for (u32 i = 0; i < TILE_TOKENS * STEP * 2 / THREADS; i++) {
+            const u32 piece = threadIdx.x + i * THREADS;
+            const u32 token = piece / (STEP * 2), part = piece % (STEP * 2);
+            const u32 block = step * STEP + part / 2, half = part % 2;
+            const bool real = block < blocks;
+            const size_t row = min(first_token + token, args.tokens - 1);
+            const i8* from = x.quants + (row * 2 * blocks + half * blocks + (real ? block : 0)) * 16;
+            ptx::copy16_async(stage.tokens + token * STRIDE + part * 16, from, real);
+        }
+        ptx::commit_copies();
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u32 item = threadIdx.x + i * THREADS, block = step * STEP + item % STEP;
+            const size_t row = min(first_token + item / STEP, args.tokens - 1);
+            next_scales[i] = {0, 0};
+            if (block < blocks) next_scales[i] = ptx::load8(x.scales + row * blocks + block);
+        }
+    };
+    fetch_tokens(stages[0], 0);
+
+    float sums[2][4][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+    const u32 warp_token = warp / WARPS_ACROSS * WARP_TOKENS, warp_row = warp % WARPS_ACROSS * WARP_ROWS;
+
+    for (u32 step = 0; step < steps; step++) {
+        Stage<Type>& stage = stages[step % 2];
+        // What was fetched into registers.
+        typename Type::Prepared weights;
+#pragma unroll
+        for (int j = 0; j < 8; j++) weights.words[j] = 0;
+#pragma unroll
+        for (int h = 0; h < Type::HALVES; h++) weights.factors.factor[h] = weights.factors.addend[h] = 0.0f;
+        if (next_is_real) next.prepare(size_t(source) * blocks + step * STEP + my_block, weights);
+        uint4* place = reinterpret_cast<uint4*>(stage.rows + my_row * STRIDE + my_block * BLOCK);
+        place[0] = {weights.words[0], weights.words[1], weights.words[2], weights.words[3]};
+        place[1] = {weights.words[4], weights.words[5], weights.words[6], weights.words[7]};
+#pragma unroll
+        for (int h = 0; h < Type::HALVES; h++) {
+            stage.factors[my_block][h][my_row] = weights.factors.factor[h];
+            if (Type::ADDS) stage.factors[my_block][Stage<Type>::PARTS - Type::HALVES + h][my_row] = weights.factors.addend[h];
+        }
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u32 item = threadIdx.x + i * THREADS;
+            *reinterpret_cast<uint2*>(&stage.scales[item % STEP][item / STEP]) = next_scales[i];
+        }
+        AWAIT_COPIES(0);
+        __syncthreads();
+        // The other stage is free: everyone has left the step that read it.
+        if (step + 1 < steps) {
+            fetch_tokens(stages[(step + 1) % 2], step + 1);
+            const u32 block = (step + 1) * STEP + my_block;
+            next_is_real = block < blocks;
+            if (next_is_real) next.load(planes, size_t(source) * blocks + block);
+        }
+
+        // Not unrolled: the registers of one block are enough.
+#pragma unroll 1
+        for (u32 b = 0; b < STEP; b++) {
+            u32 tokens[2][4], rows[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const u32 row = warp_token + i * 16 + lane % 16;
+                ptx::load_matrices(tokens[i], stage.tokens + row * STRIDE + b * BLOCK + lane / 16 * 16);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const u32 row = warp_row + j * 16 + lane % 8 + lane / 16 * 8;
+                ptx::load_matrices(rows[j], stage.rows + row * STRIDE + b * BLOCK + lane / 8 % 2 * 16);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                // Of the two tokens that this thread has in the product.
+                float scale[2], parts[2][2];
+#pragma unroll
+                for (int t = 0; t < 2; t++) {
+                    const BlockScale s = stage.scales[b][warp_token + i * 16 + t * 8 + lane / 4];
+                    scale[t] = s.scale;
+                    parts[t][0] = float(Type::HALVES == 2 ? s.sums[0] : s.sums[0] + s.sums[1]);
+                    parts[t][1] = float(s.sums[1]);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const u32 column = warp_row + j * 8 + lane % 4 * 2;
+                    const u32 half_of_pair = j % 2 * 2;
+                    i32 products[2][4];
+                    if (Type::HALVES == 2) {
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+#pragma unroll
+                            for (int e = 0; e < 4; e++) products[h][e] = MAGIC_BITS;
+                            const u32 a[2] = {tokens[i][2 * h], tokens[i][2 * h + 1]};
+                            ptx::mma_s8_k16(products[h], a, rows[j / 2][half_of_pair + h]);
+                        }
+                    } else {
+#pragma unroll
+                        for (int e = 0; e < 4; e++) products[0][e] = MAGIC_BITS;
+                        const u32 w[2] = {rows[j / 2][half_of_pair], rows[j / 2][half_of_pair + 1]};
+                        ptx::mma_s8_k32(products[0], tokens[i], w);
+                    }
+#pragma unroll
+                    for (int h = 0; h < Type::HALVES; h++) {
+                        const float2 factor = *reinterpret_cast<const float2*>(&stage.factors[b][h][column]);
+                        float2 addend = {0.0f, 0.0f};
+                        if (Type::ADDS) {
+                            addend = *reinterpret_cast<const float2*>(
+                                &stage.factors[b][Stage<Type>::PARTS - Type::HALVES + h][column]);
+                        }
+#pragma unroll
+                        for (int e = 0; e < 4; e++) {
+                            const int t = e / 2;
+                            float whole = __uint_as_float(u32(products[h][e])) - MAGIC;
+                            if (Type::OFFSET) whole -= float(Type::OFFSET) * parts[t][h];
+                            float value = (e % 2 ? factor.y : factor.x) * whole;
+                            if (Type::ADDS) value += (e % 2 ? addend.y : addend.x) * parts[t][h];
+                            sums[i][j][e] += value * scale[t];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    const MatrixArgs& matrix = args.matrices[which];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const u32 token = first_token + warp_token + i * 16 + e / 2 * 8 + lane / 4;
+                const u32 row = row_of(args, tile, warp_row + j * 8 + lane % 4 * 2 + e % 2);
+                if (token >= args.tokens || row >= matrix.rows || (args.gated && j % 2)) continue;
+                float value = sums[i][j][e];
+                if (args.gated) {
+                    value = silu(value) * sums[i][j | 1][e];
+                } else if (matrix.bias) {
+                    value += matrix.bias[row];
+                }
+                float* out = matrix.out + size_t(token) * matrix.stride + row;
+                *out = matrix.accumulate ? *out + value : value;
+            }
+}
+
+#define GEMM(name, Type) KERNEL(gemm_##name, MatmulArgs, THREADS) { gemm<Type>(args); }
+QUANTIZED_TYPES(GEMM)

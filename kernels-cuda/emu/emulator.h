@@ -1,0 +1,470 @@
+// CUDA's execution model on a CPU, for tests: what the kernels' common header needs in place of the compiler's builtins.
+//
+// Every CUDA thread is a fiber. Blocks run one after the other; the fibers of a block run in turn, each until it waits for
+// others. Which fiber runs next is the schedule, a parameter of the test, so that an order that hides a missing barrier
+// does not hide it twice. Shared memory starts as garbage, accesses behind an array are found when the block ends, and a
+// block in which nobody can go on is reported, as is a warp operation that names a lane that has returned.
+//
+// Not modelled: races of accesses between two barriers in one warp, bank conflicts, memory order. One launch runs at a time;
+// the stand-in driver sees to that.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <set>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+struct uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+namespace emu {
+
+constexpr unsigned WARP = 32;
+constexpr size_t STACK = 128 << 10;
+constexpr size_t MAX_SHARED = 228 << 10;
+constexpr size_t GUARD = 64;
+// As a float this is a NaN, as an integer -1.
+constexpr unsigned char POISON = 0xff;
+constexpr unsigned char GUARD_BYTE = 0x5a;
+
+// ---- what tests choose and read
+
+// 0 runs fibers forwards, 1 backwards, other numbers are seeds of a random order.
+inline unsigned schedule = 0;
+// A synchronisation that is left out, by its number in `sync_sites`; 0 leaves none out.
+inline unsigned dropped_site = 0;
+// The synchronisations that launches have met: place in the source and kind.
+inline std::set<unsigned> sync_sites;
+// Why the last launch failed.
+inline std::string failure;
+
+enum class State { ready, barrier, collective, polling, done };
+
+struct Fiber {
+    dim3 thread;
+    unsigned index = 0, lane = 0, warp = 0;
+    State state = State::ready;
+    // What it waits in: a barrier's number and size, or a collective's mask and kind.
+    unsigned barrier = 0, barrier_size = 0, mask = 0, kind = 0;
+    std::function<bool()> ready_when;
+    std::vector<std::function<void()>> copies;  // asynchronous copies that were not awaited, oldest first
+    std::vector<size_t> groups;                 // how many of them each committed group holds
+    size_t ungrouped = 0;
+    char* stack = nullptr;
+#if defined(__x86_64__)
+    void* at = nullptr;
+#else
+    ucontext_t at;
+#endif
+};
+
+constexpr size_t PAYLOAD = 64;
+
+struct Warp {
+    alignas(16) unsigned char in[WARP][PAYLOAD], out[WARP][PAYLOAD];
+    unsigned arrived = 0, exited = 0;
+};
+
+struct SharedArray {
+    const void* key;
+    unsigned char* start;
+    size_t bytes;
+};
+
+struct Block {
+    dim3 grid, size, index;
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    std::vector<unsigned char> memory;
+    std::vector<SharedArray> arrays;
+    size_t used = 0, dynamic_bytes = 0, alive = 0;
+    std::function<void()> body;
+    Fiber* current = nullptr;
+    bool failed = false;
+#if defined(__x86_64__)
+    void* scheduler = nullptr;
+#else
+    ucontext_t scheduler;
+#endif
+};
+inline Block block;
+
+// ---- switching between fibers
+
+#if defined(__x86_64__)
+// Saves the registers that a call keeps and the stack, and goes on where `to` was saved (System V ABI, section 3.2.1). One of
+// the translation units defines it.
+#ifdef RUSTAI_EMULATOR_MAIN
+asm(R"(
+.text
+.hidden rustai_emu_switch
+.globl rustai_emu_switch
+.type rustai_emu_switch, @function
+rustai_emu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size rustai_emu_switch, .-rustai_emu_switch
+)");
+#endif
+extern "C" __attribute__((visibility("hidden"))) void rustai_emu_switch(void** from, void* to);
+
+inline void resume(Fiber& fiber) { rustai_emu_switch(&block.scheduler, fiber.at); }
+inline void yield() { rustai_emu_switch(&block.current->at, block.scheduler); }
+#else
+inline void resume(Fiber& fiber) { swapcontext(&block.scheduler, &fiber.at); }
+inline void yield() { swapcontext(&block.current->at, &block.scheduler); }
+#endif
+
+// Gives up the launch. A fiber that calls this never goes on.
+inline void fail(const std::string& what) {
+    if (!block.failed) {
+        failure = what + " (block " + std::to_string(block.index.x) + "," + std::to_string(block.index.y) + "," +
+                  std::to_string(block.index.z);
+        if (block.current) failure += ", thread " + std::to_string(block.current->index);
+        failure += ")";
+    }
+    block.failed = true;
+    if (block.current) {
+        block.current->state = State::done;
+        for (;;) yield();
+    }
+}
+
+inline void fiber_main() {
+    block.body();
+    Fiber& me = *block.current;
+    if (!me.copies.empty()) fail("a thread returned with asynchronous copies under way");
+    me.state = State::done;
+    block.alive--;
+    block.warps[me.warp].exited |= 1u << me.lane;
+    for (;;) yield();
+}
+
+inline void prepare(Fiber& fiber) {
+    static std::vector<std::vector<char>> stacks;
+    if (fiber.index >= stacks.size()) stacks.resize(fiber.index + 1);
+    if (stacks[fiber.index].empty()) stacks[fiber.index].resize(STACK);
+    fiber.stack = stacks[fiber.index].data();
+    fiber.state = State::ready;
+    fiber.copies.clear();
+    fiber.groups.clear();
+    fiber.ungrouped = 0;
+#if defined(__x86_64__)
+    void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(fiber.stack) + STACK) & ~uintptr_t(15));
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(fiber_main);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    fiber.at = top;
+#else
+    getcontext(&fiber.at);
+    fiber.at.uc_stack.ss_sp = fiber.stack;
+    fiber.at.uc_stack.ss_size = STACK;
+    fiber.at.uc_link = nullptr;
+    makecontext(&fiber.at, fiber_main, 0);
+#endif
+}
+
+// ---- shared memory
+
+inline unsigned char* reserve_shared(const void* key, size_t bytes) {
+    size_t start = (block.used + 1023) / 1024 * 1024;
+    if (start + bytes + GUARD > block.memory.size()) fail("more shared memory than any device has");
+    unsigned char* at = block.memory.data() + start;
+    block.used = start + bytes + GUARD;
+    memset(at, POISON, bytes);
+    memset(at + bytes, GUARD_BYTE, GUARD);
+    block.arrays.push_back({key, at, bytes});
+    return at;
+}
+
+// The block's array that belongs to a declaration; the first thread that comes by makes it.
+inline void* shared(const void* key, size_t bytes) {
+    for (auto& array : block.arrays)
+        if (array.key == key) return array.start;
+    return reserve_shared(key, bytes);
+}
+
+inline const char dynamic_key = 0;
+inline void* dynamic_shared() { return shared(&dynamic_key, block.dynamic_bytes); }
+
+inline void check_guards() {
+    for (auto& array : block.arrays)
+        for (size_t i = 0; i < GUARD; i++)
+            if (array.start[array.bytes + i] != GUARD_BYTE) return fail("a write behind the end of shared memory");
+}
+
+// ---- waiting for others
+
+// Notes a synchronisation; true if it is to be left out. Kinds tell apart what shares a line.
+inline bool drops(unsigned kind, unsigned line) {
+    unsigned site = kind << 24 | line;
+    sync_sites.insert(site);
+    return site == dropped_site;
+}
+
+inline void barrier(unsigned id, unsigned threads, unsigned line) {
+    if (drops(1, line)) return;
+    Fiber& me = *block.current;
+    me.state = State::barrier;
+    me.barrier = id;
+    me.barrier_size = threads;
+    yield();
+}
+
+// All lanes of `mask` bring a value; when the last has come, `compute` makes everyone's result.
+template <class In, class Out, class Compute>
+Out collective(unsigned kind, unsigned mask, const In& in, Compute compute) {
+    static_assert(sizeof(In) <= PAYLOAD && sizeof(Out) <= PAYLOAD, "enlarge the payload");
+    Fiber& me = *block.current;
+    Warp& warp = block.warps[me.warp];
+    if (!(mask >> me.lane & 1)) fail("a lane calls a warp operation without itself in the mask");
+    if (mask & warp.exited) fail("a warp operation names a lane that has returned");
+    memcpy(warp.in[me.lane], &in, sizeof(In));
+    me.mask = mask;
+    me.kind = kind;
+    warp.arrived |= 1u << me.lane;
+    Fiber* lanes = &block.fibers[me.warp * WARP];
+    bool complete = true;
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        if (!(mask >> lane & 1)) continue;
+        if (me.warp * WARP + lane >= block.fibers.size()) fail("a warp operation names a lane that the block does not have");
+        if (!(warp.arrived >> lane & 1)) {
+            complete = false;
+        } else if (lanes[lane].mask != mask || lanes[lane].kind != kind) {
+            fail("lanes of a warp meet in different operations");
+        }
+    }
+    if (complete) {
+        const In* all[WARP];
+        Out* results[WARP];
+        for (unsigned lane = 0; lane < WARP; lane++) {
+            all[lane] = reinterpret_cast<const In*>(warp.in[lane]);
+            results[lane] = reinterpret_cast<Out*>(warp.out[lane]);
+        }
+        compute(all, results);
+        warp.arrived &= ~mask;
+        for (unsigned lane = 0; lane < WARP; lane++)
+            if (mask >> lane & 1) lanes[lane].state = State::ready;
+    } else {
+        me.state = State::collective;
+        yield();
+    }
+    Out out;
+    memcpy(&out, warp.out[me.lane], sizeof(Out));
+    return out;
+}
+
+inline void warp_barrier(unsigned mask, unsigned line) {
+    if (drops(2, line)) return;
+    collective<char, char>(1, mask, 0, [](auto&, auto&) {});
+}
+
+// Goes on when `ready` holds.
+inline void poll(std::function<bool()> ready) {
+    Fiber& me = *block.current;
+    if (ready()) return;
+    me.ready_when = std::move(ready);
+    me.state = State::polling;
+    yield();
+}
+
+// ---- running a block
+
+inline uint64_t random_state = 1;
+inline unsigned random(unsigned below) {
+    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<unsigned>(random_state >> 33) % below;
+}
+
+inline void order(std::vector<unsigned>& list) {
+    for (unsigned i = 0; i < list.size(); i++) list[i] = i;
+    if (schedule == 1) std::reverse(list.begin(), list.end());
+    if (schedule > 1)
+        for (unsigned i = list.size(); i > 1; i--) std::swap(list[i - 1], list[random(i)]);
+}
+
+// Lets those through whose barrier is complete; false if there are none.
+inline bool open_barriers() {
+    bool opened = false;
+    for (unsigned id = 0; id < 16; id++) {
+        size_t waiting = 0, size = 0;
+        for (auto& fiber : block.fibers)
+            if (fiber.state == State::barrier && fiber.barrier == id) waiting++, size = fiber.barrier_size;
+        if (waiting == 0 || waiting < size) continue;
+        for (auto& fiber : block.fibers)
+            if (fiber.state == State::barrier && fiber.barrier == id) fiber.state = State::ready;
+        opened = true;
+    }
+    return opened;
+}
+
+inline void run_block() {
+    block.arrays.clear();
+    block.used = 0;
+    block.alive = block.fibers.size();
+    for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
+    for (auto& fiber : block.fibers) prepare(fiber);
+    std::vector<unsigned> warps(block.warps.size()), lanes(WARP);
+    while (block.alive && !block.failed) {
+        bool progress = false;
+        order(warps);
+        for (unsigned warp : warps) {
+            order(lanes);
+            for (unsigned lane : lanes) {
+                if (warp * WARP + lane >= block.fibers.size()) continue;
+                Fiber& fiber = block.fibers[warp * WARP + lane];
+                if (fiber.state == State::polling && fiber.ready_when()) fiber.state = State::ready;
+                if (fiber.state != State::ready) continue;
+                block.current = &fiber;
+                resume(fiber);
+                block.current = nullptr;
+                progress = true;
+                if (block.failed) return;
+            }
+        }
+        if (block.alive && !progress && !open_barriers()) fail("deadlock: every thread waits for another");
+    }
+    check_guards();
+}
+
+using Kernel = void (*)(const void*);
+
+// Runs a kernel; false if it failed, and then `failure` says why.
+inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads, size_t shared_bytes) {
+    static std::vector<unsigned char> memory(MAX_SHARED + (64 << 10));
+    block.memory.swap(memory);
+    block.grid = grid;
+    block.size = {threads, 1, 1};
+    block.dynamic_bytes = shared_bytes;
+    block.failed = false;
+    block.body = [=] { kernel(args); };
+    block.fibers.resize(threads);
+    block.warps.resize((threads + WARP - 1) / WARP);
+    random_state = schedule;
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber& fiber = block.fibers[i];
+        fiber.index = i;
+        fiber.lane = i % WARP;
+        fiber.warp = i / WARP;
+        fiber.thread = {i, 0, 0};
+    }
+    std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
+    order(blocks);
+    for (unsigned b : blocks) {
+        block.index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+        run_block();
+        if (block.failed) break;
+    }
+    block.memory.swap(memory);
+    return !block.failed;
+}
+
+// ---- the kernels that were compiled in
+
+struct Registered {
+    const char* name;
+    Kernel kernel;
+    size_t args_bytes;
+    unsigned max_threads;
+};
+inline std::vector<Registered>& kernels() {
+    static std::vector<Registered> list;
+    return list;
+}
+struct Register {
+    Register(const char* name, Kernel kernel, size_t args_bytes, unsigned max_threads) {
+        kernels().push_back({name, kernel, args_bytes, max_threads});
+    }
+};
+
+}  // namespace emu
+
+// ---- the names that CUDA C++ gives these things
+
+#define __device__
+#define __forceinline__ inline __attribute__((always_inline))
+#define threadIdx (emu::block.current->thread)
+#define blockIdx (emu::block.index)
+#define blockDim (emu::block.size)
+#define gridDim (emu::block.grid)
+#define __syncthreads() emu::barrier(0, blockDim.x, __LINE__)
+#define __syncwarp() emu::warp_barrier(~0u, __LINE__)
+
+template <class T>
+T emu_shuffle(unsigned kind, unsigned mask, T value, unsigned source) {
+    struct In {
+        T value;
+        unsigned source;
+    };
+    return emu::collective<In, T>(kind, mask, In{value, source}, [mask](auto& in, auto& out) {
+        for (unsigned lane = 0; lane < emu::WARP; lane++)
+            if (mask >> lane & 1) *out[lane] = in[in[lane]->source % emu::WARP]->value;
+    });
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned by) {
+    return emu_shuffle(2, mask, value, emu::block.current->lane ^ by);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, unsigned source) {
+    return emu_shuffle(3, mask, value, source);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by) {
+    unsigned lane = emu::block.current->lane;
+    return emu_shuffle(4, mask, value, lane < by ? lane : lane - by);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    return emu::collective<int, unsigned>(5, mask, predicate, [mask](auto& in, auto& out) {
+        unsigned votes = 0;
+        for (unsigned lane = 0; lane < emu::WARP; lane++)
+            if ((mask >> lane & 1) && *in[lane]) votes |= 1u << lane;
+        for (unsigned lane = 0; lane < emu::WARP; lane++) *out[lane] = votes;
+    });
+}
+using std::max;
+using std::min;
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
+inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline unsigned atomicAdd(unsigned* p, unsigned v) { unsigned old = *p; *p = old + v; return old; }
+inline void __threadfence() {}

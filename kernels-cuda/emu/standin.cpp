@@ -1,0 +1,443 @@
+// A stand-in for the CUDA driver library, for tests on hosts without a GPU: the functions that this crate calls, over host
+// memory, with kernels run by the emulator.
+//
+// It is as unhelpful as a driver may be. Device memory starts as garbage. What a stream is given runs when somebody waits for
+// it, and not before, so code that forgets to wait reads garbage. A failed kernel makes every later call fail. Faults are
+// made with `standin_set`.
+#define RUSTAI_EMULATOR_MAIN
+#include "emulator.h"
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+
+namespace {
+
+// Results, as cuda.h numbers them.
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    CAPTURE_INVALID = 901,
+};
+
+using Address = unsigned long long;
+using Work = std::function<Result()>;
+
+struct Graph {
+    std::vector<Work> work;
+};
+
+struct Stream {
+    std::vector<Work> queue;
+    Graph* capture = nullptr;
+};
+
+struct Event {
+    bool recorded = false;
+};
+
+struct Function {
+    const emu::Registered* kernel;
+    unsigned dynamic_limit = 48 << 10;
+};
+
+struct Module {
+    std::map<std::string, std::unique_ptr<Function>> functions;
+};
+
+struct State {
+    std::map<std::string, long> settings{
+        {"devices", 1}, {"driver", 13000}, {"capability", 90}, {"memory", 4l << 30}, {"fail_launch", 0}, {"stub", 0}};
+    std::map<Address, size_t> allocations;
+    size_t allocated = 0;
+    std::vector<Stream*> streams;
+    long launches = 0, graph_launches = 0;
+    Result lost = SUCCESS;
+};
+
+std::recursive_mutex lock;
+State state;
+int the_context;
+thread_local void* current_context = nullptr;
+
+long setting(const char* name) { return state.settings[name]; }
+
+Result run(std::vector<Work>& queue) {
+    std::vector<Work> work;
+    work.swap(queue);
+    for (auto& one : work) {
+        if (state.lost) break;
+        Result result = one();
+        if (result) state.lost = result;
+    }
+    return state.lost;
+}
+
+Result run_all() {
+    for (Stream* stream : state.streams) run(stream->queue);
+    return state.lost;
+}
+
+// Whether `bytes` at `address` are inside one allocation.
+bool inside(Address address, size_t bytes) {
+    auto next = state.allocations.upper_bound(address);
+    if (next == state.allocations.begin()) return false;
+    auto found = std::prev(next);
+    return address + bytes <= found->first + found->second;
+}
+
+const char* name_of(int result) {
+    switch (result) {
+        case SUCCESS: return "CUDA_SUCCESS";
+        case INVALID_VALUE: return "CUDA_ERROR_INVALID_VALUE";
+        case OUT_OF_MEMORY: return "CUDA_ERROR_OUT_OF_MEMORY";
+        case 34: return "CUDA_ERROR_STUB_LIBRARY";
+        case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
+        case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
+        case INVALID_HANDLE: return "CUDA_ERROR_INVALID_HANDLE";
+        case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
+        case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
+        case CAPTURE_INVALID: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+        default: return nullptr;
+    }
+}
+
+// CUlaunchConfig of cuda.h.
+struct LaunchConfig {
+    unsigned grid[3], threads[3], shared;
+    void* stream;
+    void* attributes;
+    unsigned attribute_count;
+};
+
+}  // namespace
+
+#define DRIVER extern "C" __attribute__((visibility("default"))) int
+#define GUARDED                                        \
+    std::lock_guard<std::recursive_mutex> guard(lock); \
+    if (state.lost) return state.lost
+
+// ---- for tests
+
+// Settings: devices, driver (its version), capability (10 * major + minor), memory (bytes), fail_launch (the so-many-th launch
+// from now on fails; 0 for none), stub (the library is one to link against), schedule, drop (a synchronisation that is left
+// out).
+DRIVER standin_set(const char* name, long value) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    std::string key = name;
+    if (key == "schedule") {
+        emu::schedule = static_cast<unsigned>(value);
+    } else if (key == "drop") {
+        emu::dropped_site = static_cast<unsigned>(value);
+    } else if (state.settings.count(key)) {
+        state.settings[key] = value;
+    } else {
+        return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+
+// Counters: launches, graph_launches, allocated (bytes), allocations.
+extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    std::string key = name;
+    if (key == "launches") return state.launches;
+    if (key == "graph_launches") return state.graph_launches;
+    if (key == "allocated") return static_cast<long>(state.allocated);
+    if (key == "allocations") return static_cast<long>(state.allocations.size());
+    return -1;
+}
+
+// As if the process were new, but for memory that is still allocated.
+DRIVER standin_reset() {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto allocations = state.allocations;
+    auto allocated = state.allocated;
+    auto streams = state.streams;
+    state = State();
+    state.allocations = allocations;
+    state.allocated = allocated;
+    state.streams = streams;
+    for (Stream* stream : state.streams) stream->queue.clear();
+    emu::schedule = emu::dropped_site = 0;
+    emu::sync_sites.clear();
+    emu::failure.clear();
+    return SUCCESS;
+}
+
+// Why a kernel failed.
+extern "C" __attribute__((visibility("default"))) const char* standin_failure() { return emu::failure.c_str(); }
+
+// The synchronisations that kernels met since the last call; returns how many there are.
+DRIVER standin_sync_sites(unsigned* sites, unsigned most) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    unsigned count = 0;
+    for (unsigned site : emu::sync_sites)
+        if (count < most) sites[count++] = site;
+    emu::sync_sites.clear();
+    return static_cast<int>(count);
+}
+
+// Bytes of a kernel's parameters; -1 if there is no such kernel.
+DRIVER standin_args_bytes(const char* name) {
+    for (auto& kernel : emu::kernels())
+        if (!strcmp(kernel.name, name)) return static_cast<int>(kernel.args_bytes);
+    return -1;
+}
+
+// ---- the driver's functions
+
+DRIVER cuInit(unsigned) {
+    if (setting("stub")) return 34;
+    return setting("devices") > 0 ? SUCCESS : NO_DEVICE;
+}
+DRIVER cuDriverGetVersion(int* version) {
+    *version = static_cast<int>(setting("driver"));
+    return SUCCESS;
+}
+DRIVER cuGetErrorName(int result, const char** name) {
+    *name = name_of(result);
+    return *name ? SUCCESS : INVALID_VALUE;
+}
+DRIVER cuGetErrorString(int result, const char** name) { return cuGetErrorName(result, name); }
+DRIVER cuDeviceGetCount(int* count) {
+    *count = static_cast<int>(setting("devices"));
+    return SUCCESS;
+}
+DRIVER cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return ordinal < setting("devices") ? SUCCESS : INVALID_DEVICE;
+}
+DRIVER cuDeviceGetName(char* name, int bytes, int) {
+    snprintf(name, static_cast<size_t>(bytes), "emulated device");
+    return SUCCESS;
+}
+DRIVER cuDeviceTotalMem_v2(size_t* bytes, int) {
+    *bytes = static_cast<size_t>(setting("memory"));
+    return SUCCESS;
+}
+DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
+    switch (attribute) {
+        case 16: *value = 4; break;                                                  // multiprocessors
+        case 38: *value = 1 << 20; break;                                            // bytes of L2
+        case 75: *value = static_cast<int>(setting("capability") / 10); break;
+        case 76: *value = static_cast<int>(setting("capability") % 10); break;
+        case 97: *value = 227 << 10; break;                                          // shared memory on request
+        case 115: *value = 1; break;                                                 // memory pools
+        default: *value = 0;
+    }
+    return SUCCESS;
+}
+DRIVER cuDevicePrimaryCtxRetain(void** context, int) {
+    *context = &the_context;
+    return SUCCESS;
+}
+DRIVER cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+DRIVER cuCtxSetCurrent(void* context) {
+    current_context = context;
+    return SUCCESS;
+}
+DRIVER cuCtxGetCurrent(void** context) {
+    *context = current_context;
+    return SUCCESS;
+}
+DRIVER cuCtxSynchronize() {
+    GUARDED;
+    return run_all();
+}
+
+DRIVER cuMemGetInfo_v2(size_t* free, size_t* total) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    *total = static_cast<size_t>(setting("memory"));
+    *free = *total > state.allocated ? *total - state.allocated : 0;
+    return SUCCESS;
+}
+DRIVER cuMemAlloc_v2(Address* address, size_t bytes) {
+    GUARDED;
+    if (!current_context) return 201;
+    if (bytes == 0) return INVALID_VALUE;
+    size_t most = static_cast<size_t>(setting("memory"));
+    if (bytes > most || state.allocated > most - bytes) return OUT_OF_MEMORY;
+    void* memory = aligned_alloc(512, (bytes + 511) / 512 * 512);
+    if (!memory) return OUT_OF_MEMORY;
+    memset(memory, emu::POISON, bytes);
+    *address = reinterpret_cast<Address>(memory);
+    state.allocations[*address] = bytes;
+    state.allocated += bytes;
+    return SUCCESS;
+}
+DRIVER cuMemFree_v2(Address address) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto found = state.allocations.find(address);
+    if (found == state.allocations.end()) return INVALID_VALUE;
+    run_all();
+    state.allocated -= found->second;
+    state.allocations.erase(found);
+    free(reinterpret_cast<void*>(address));
+    return SUCCESS;
+}
+DRIVER cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
+    GUARDED;
+    if (!inside(to, bytes)) return INVALID_VALUE;
+    memcpy(reinterpret_cast<void*>(to), from, bytes);
+    return SUCCESS;
+}
+DRIVER cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
+    GUARDED;
+    if (!inside(from, bytes)) return INVALID_VALUE;
+    memcpy(to, reinterpret_cast<void*>(from), bytes);
+    return SUCCESS;
+}
+
+DRIVER cuStreamCreate(void** stream, unsigned) {
+    GUARDED;
+    auto* made = new Stream;
+    state.streams.push_back(made);
+    *stream = made;
+    return SUCCESS;
+}
+DRIVER cuStreamDestroy_v2(void* stream) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto* gone = static_cast<Stream*>(stream);
+    run(gone->queue);
+    state.streams.erase(std::remove(state.streams.begin(), state.streams.end(), gone), state.streams.end());
+    delete gone;
+    return SUCCESS;
+}
+DRIVER cuStreamSynchronize(void* stream) {
+    GUARDED;
+    auto* one = static_cast<Stream*>(stream);
+    if (one->capture) return CAPTURE_INVALID;
+    return run(one->queue);
+}
+DRIVER cuStreamBeginCapture_v2(void* stream, int) {
+    GUARDED;
+    auto* one = static_cast<Stream*>(stream);
+    if (!one || one->capture) return INVALID_VALUE;
+    one->capture = new Graph;
+    return SUCCESS;
+}
+DRIVER cuStreamEndCapture(void* stream, void** graph) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto* one = static_cast<Stream*>(stream);
+    *graph = one->capture;
+    one->capture = nullptr;
+    return state.lost;
+}
+DRIVER cuStreamIsCapturing(void* stream, int* status) {
+    *status = static_cast<Stream*>(stream)->capture ? 1 : 0;
+    return SUCCESS;
+}
+
+DRIVER cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    GUARDED;
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    return SUCCESS;
+}
+DRIVER cuGraphLaunch(void* executable, void* stream) {
+    GUARDED;
+    state.graph_launches++;
+    auto* one = static_cast<Stream*>(stream);
+    auto& work = static_cast<Graph*>(executable)->work;
+    one->queue.insert(one->queue.end(), work.begin(), work.end());
+    return SUCCESS;
+}
+DRIVER cuGraphExecDestroy(void* executable) {
+    delete static_cast<Graph*>(executable);
+    return SUCCESS;
+}
+DRIVER cuGraphDestroy(void* graph) {
+    delete static_cast<Graph*>(graph);
+    return SUCCESS;
+}
+
+DRIVER cuEventCreate(void** event, unsigned) {
+    GUARDED;
+    *event = new Event;
+    return SUCCESS;
+}
+DRIVER cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
+DRIVER cuEventRecord(void* event, void*) {
+    GUARDED;
+    static_cast<Event*>(event)->recorded = true;
+    return SUCCESS;
+}
+DRIVER cuEventQuery(void* event) { return static_cast<Event*>(event)->recorded ? SUCCESS : INVALID_HANDLE; }
+DRIVER cuEventSynchronize(void*) {
+    GUARDED;
+    return run_all();
+}
+DRIVER cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    if (!static_cast<Event*>(start)->recorded || !static_cast<Event*>(end)->recorded) return INVALID_HANDLE;
+    *milliseconds = 0.001f;
+    return SUCCESS;
+}
+
+DRIVER cuModuleLoadData(void** module, const void* image) {
+    GUARDED;
+    if (!image) return INVALID_VALUE;
+    *module = new Module;
+    return SUCCESS;
+}
+DRIVER cuModuleUnload(void* module) {
+    delete static_cast<Module*>(module);
+    return SUCCESS;
+}
+DRIVER cuModuleGetFunction(void** function, void* module, const char* name) {
+    GUARDED;
+    for (auto& kernel : emu::kernels())
+        if (!strcmp(kernel.name, name)) {
+            auto& slot = static_cast<Module*>(module)->functions[name];
+            if (!slot) slot.reset(new Function{&kernel});
+            *function = slot.get();
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
+DRIVER cuFuncSetAttribute(void* function, int attribute, int value) {
+    GUARDED;
+    if (attribute != 8 || value < 0 || value > 227 << 10) return INVALID_VALUE;
+    static_cast<Function*>(function)->dynamic_limit = static_cast<unsigned>(value);
+    return SUCCESS;
+}
+
+DRIVER cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void**) {
+    GUARDED;
+    auto* one = static_cast<Function*>(function);
+    const emu::Registered kernel = *one->kernel;
+    const unsigned *grid = config->grid, *threads = config->threads;
+    bool valid = grid[0] && grid[1] && grid[2] && grid[1] <= 65535 && grid[2] <= 65535 && threads[0] &&
+                 threads[1] == 1 && threads[2] == 1 && threads[0] <= kernel.max_threads &&
+                 config->shared <= one->dynamic_limit;
+    if (!valid) return INVALID_VALUE;
+    auto bytes = static_cast<const unsigned char*>(parameters[0]);
+    std::vector<unsigned char> args(bytes, bytes + kernel.args_bytes);
+    dim3 blocks{grid[0], grid[1], grid[2]};
+    unsigned size = threads[0], shared = config->shared;
+    Work work = [=]() -> Result {
+        state.launches++;
+        long& countdown = state.settings["fail_launch"];
+        if (countdown && --countdown == 0) {
+            emu::failure = "a fault was injected";
+            return LAUNCH_FAILED;
+        }
+        // Parameters are aligned as the kernel's compiler expects.
+        alignas(64) static unsigned char aligned[4096];
+        memcpy(aligned, args.data(), args.size());
+        return emu::launch(kernel.kernel, aligned, blocks, size, shared) ? SUCCESS : LAUNCH_FAILED;
+    };
+    auto* stream = static_cast<Stream*>(config->stream);
+    auto& queue = stream->capture ? stream->capture->work : stream->queue;
+    queue.push_back(work);
+    return SUCCESS;
+}

@@ -1,0 +1,17 @@
+//! CUDA kernels of rustai and the layer that launches them.
+//!
+//! The kernels are CUDA C++ in `cuda/`; this crate knows device memory, streams and launches. It knows no graphs and no
+//! files. Nothing here needs a CUDA toolkit to build: the driver library is opened when [`probe`] is called, and a host
+//! without one is a [`DeviceError`], never a panic.
+
+pub mod driver;
+mod images;
+mod kernels;
+pub mod ops;
+pub mod weights;
+
+pub use driver::{Arena, Device, DeviceError, DeviceInfo, Event, Graph, Span, Stream, probe};
+pub use images::embedded_targets;
+pub use kernels::Kernels;
+pub use ops::{Floats, Input, Projection, Quants};
+pub use weights::{Packed, Weights};

@@ -1,0 +1,394 @@
+//! The paged key/value cache, and attention over it (`cuda/attention.cu`).
+
+use super::{Floats, small};
+use crate::{
+    Arena, DeviceError, Kernels, Span, Stream,
+    driver::{KernelArgs, Launch},
+};
+use rustai_abi::{Batch, PAGE_TOKENS};
+use rustai_kernels_cpu::{KvType, RopeStyle};
+
+/// Queries that may share a key/value head.
+pub const MAX_GROUP: usize = 8;
+
+/// Longest head that can be written to the cache, as in `cuda/attention.cu`.
+const MAX_HEAD_DIM: usize = 256;
+
+/// Head lengths with attention kernels.
+pub const HEAD_DIMS: [usize; 2] = [64, 128];
+
+/// Threads of a block that writes to the cache, and of one that attends.
+const THREADS: u32 = 128;
+
+/// Keys and values of one layer, in pages of [`PAGE_TOKENS`] positions.
+#[derive(Clone, Debug)]
+pub struct LayerCache {
+    span: Span,
+    kv_type: KvType,
+    kv_heads: usize,
+    head_dim: usize,
+    pages: usize,
+}
+
+impl LayerCache {
+    /// Bytes in an arena; they saturate.
+    pub fn room(kv_type: KvType, kv_heads: usize, head_dim: usize, pages: usize) -> usize {
+        let values = PAGE_TOKENS.saturating_mul(head_dim);
+        let side = match kv_type {
+            KvType::Q8_0 => values.saturating_add(values / 32 * 2),
+            _ => values.saturating_mul(2),
+        };
+        let bytes = side.saturating_mul(2).saturating_mul(kv_heads).saturating_mul(pages);
+        Arena::room::<u8>(bytes)
+    }
+
+    /// Takes the cache of a layer from an arena.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if no kernel serves such heads or the arena is too small.
+    pub fn take(
+        arena: &mut Arena,
+        kv_type: KvType,
+        kv_heads: usize,
+        head_dim: usize,
+        pages: usize,
+    ) -> Result<Self, DeviceError> {
+        if !HEAD_DIMS.contains(&head_dim) || kv_heads == 0 || pages == 0 {
+            return Err(DeviceError::Invalid(format!(
+                "no attention kernel for {kv_heads} heads of {head_dim} values; there are kernels for heads of {HEAD_DIMS:?}"
+            )));
+        }
+        let span = arena.take(Self::room(kv_type, kv_heads, head_dim, pages))?;
+        Ok(Self { span, kv_type, kv_heads, head_dim, pages })
+    }
+}
+
+/// Where the rows of a batch belong, on the device: for each token its position and where its sequence's pages are listed.
+#[derive(Clone, Debug)]
+pub struct Places {
+    positions: Span,
+    tables: Span,
+    pages: Span,
+    max_tokens: usize,
+    max_pages: usize,
+    cache_pages: usize,
+}
+
+impl Places {
+    /// Bytes in an arena.
+    pub const fn room(max_tokens: usize, max_pages: usize) -> usize {
+        2 * Arena::room::<u32>(max_tokens) + Arena::room::<u32>(max_pages)
+    }
+
+    /// Room for batches of so many tokens whose sequences list so many pages in all, of caches with `cache_pages` pages. Every
+    /// token is at position 0 of page 0 at first.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the arena is too small; [`DeviceError::Driver`].
+    pub fn take(
+        arena: &mut Arena,
+        max_tokens: usize,
+        max_pages: usize,
+        cache_pages: usize,
+    ) -> Result<Self, DeviceError> {
+        let mut zeros = |count: usize| {
+            let span = arena.take(count.saturating_mul(4))?;
+            span.upload(&vec![0u32; count])?;
+            Ok::<_, DeviceError>(span)
+        };
+        let (positions, tables, pages) = (zeros(max_tokens)?, zeros(max_tokens)?, zeros(max_pages)?);
+        Ok(Self { positions, tables, pages, max_tokens, max_pages, cache_pages })
+    }
+
+    /// Writes a batch's places, after the device's work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the batch does not fit, has no page for a position, or names a page that caches do not
+    /// have; [`DeviceError::Driver`].
+    pub fn write(&self, batch: &Batch<'_>) -> Result<(), DeviceError> {
+        let (mut positions, mut tables, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+        for sequence in batch.sequences {
+            let end = u64::from(sequence.start) + u64::from(sequence.len);
+            if end.div_ceil(PAGE_TOKENS as u64) > sequence.pages.len() as u64 || end > u64::from(u32::MAX) {
+                return Err(DeviceError::Invalid(format!(
+                    "{} pages do not hold {end} positions",
+                    sequence.pages.len()
+                )));
+            }
+            if let Some(page) = sequence.pages.iter().find(|page| **page as usize >= self.cache_pages) {
+                return Err(DeviceError::Invalid(format!("page {page} of a cache of {}", self.cache_pages)));
+            }
+            positions.extend(sequence.start..sequence.start + sequence.len);
+            tables.resize(positions.len(), pages.len() as u32);
+            pages.extend_from_slice(sequence.pages);
+        }
+        if positions.len() > self.max_tokens || pages.len() > self.max_pages || positions.len() != batch.tokens.len() {
+            return Err(DeviceError::Invalid(format!(
+                "a batch of {} tokens ({} in sequences) and {} pages, where {} and {} have room",
+                batch.tokens.len(),
+                positions.len(),
+                pages.len(),
+                self.max_tokens,
+                self.max_pages
+            )));
+        }
+        self.positions.device().synchronize()?;
+        self.positions.upload(&positions)?;
+        self.tables.upload(&tables)?;
+        self.pages.upload(&pages)
+    }
+
+    fn addresses(&self) -> PlacesArgs {
+        PlacesArgs { positions: self.positions.address(), tables: self.tables.address(), pages: self.pages.address() }
+    }
+
+    fn check(&self, tokens: usize, cache: &LayerCache) -> Result<(), DeviceError> {
+        if tokens == 0 || tokens > self.max_tokens || self.cache_pages > cache.pages {
+            return Err(DeviceError::Invalid(format!(
+                "{tokens} tokens where {} have places, {} pages in a cache of {}",
+                self.max_tokens, self.cache_pages, cache.pages
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A rotary position embedding on the device (Su et al., 2021, arXiv 2104.09864).
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Which values are a pair.
+    pub style: RopeStyle,
+    /// Radians per position of each pair: one row.
+    pub inv_freq: &'a Floats,
+    /// Factor on the rotated values.
+    pub magnitude: f32,
+}
+
+/// How a sequence's pages are cut into runs that are attended to at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Runs.
+    pub runs: usize,
+    /// Pages of each run.
+    pub run_pages: usize,
+}
+
+impl Split {
+    /// For sequences of up to `positions`, with `blocks` blocks per run and a device of so many multiprocessors: enough runs to
+    /// give each two blocks, none shorter than four pages, which is one for each warp.
+    pub fn new(positions: usize, blocks: usize, multiprocessors: usize) -> Self {
+        let pages = positions.div_ceil(PAGE_TOKENS).max(1);
+        let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
+        let run_pages = pages.div_ceil(wanted).max(4);
+        Self { runs: pages.div_ceil(run_pages), run_pages }
+    }
+
+    /// Values per token that a buffer for the runs' states needs, for so many query heads.
+    pub fn state_width(&self, heads: usize, head_dim: usize) -> usize {
+        self.runs * heads * (head_dim + 2)
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct CacheArgs {
+    start: u64,
+    kv_heads: u32,
+    head_dim: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PlacesArgs {
+    positions: u64,
+    tables: u64,
+    pages: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct AppendArgs {
+    q: u64,
+    k: u64,
+    v: u64,
+    inv_freq: u64,
+    cache: CacheArgs,
+    places: PlacesArgs,
+    heads: u32,
+    pairs: u32,
+    neox: u32,
+    magnitude: f32,
+}
+
+// SAFETY: fields and order are those of `AppendArgs` in `cuda/attention.cu`.
+unsafe impl KernelArgs for AppendArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct AttentionArgs {
+    q: u64,
+    out: u64,
+    partial: u64,
+    cache: CacheArgs,
+    places: PlacesArgs,
+    heads: u32,
+    runs: u32,
+    run_pages: u32,
+    window: u32,
+    scale: f32,
+}
+
+// SAFETY: fields and order are those of `AttentionArgs` in `cuda/attention.cu`.
+unsafe impl KernelArgs for AttentionArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct MergeArgs {
+    partial: u64,
+    out: u64,
+    head_dim: u32,
+    runs: u32,
+}
+
+// SAFETY: fields and order are those of `MergeArgs` in `cuda/attention.cu`.
+unsafe impl KernelArgs for MergeArgs {}
+
+impl LayerCache {
+    fn args(&self) -> CacheArgs {
+        CacheArgs { start: self.span.address(), kv_heads: self.kv_heads as u32, head_dim: self.head_dim as u32 }
+    }
+
+    fn heads_of(&self, q: &Floats) -> Result<usize, DeviceError> {
+        let heads = q.width() / self.head_dim;
+        if heads * self.head_dim != q.width() || !heads.is_multiple_of(self.kv_heads) || heads == 0 {
+            return Err(DeviceError::Invalid(format!(
+                "queries of {} values for {} key/value heads of {}",
+                q.width(),
+                self.kv_heads,
+                self.head_dim
+            )));
+        }
+        Ok(heads)
+    }
+}
+
+impl Kernels {
+    /// Rotates queries in place and writes rotated keys and plain values of `tokens` rows to the cache.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn rope_append(
+        &self,
+        stream: &Stream,
+        [q, k, v]: [&Floats; 3],
+        rotation: Option<Rotation<'_>>,
+        cache: &LayerCache,
+        places: &Places,
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        let heads = cache.heads_of(q)?;
+        let kv_width = cache.kv_heads * cache.head_dim;
+        q.check("queries", tokens, q.width())?;
+        k.check("keys", tokens, kv_width)?;
+        v.check("values", tokens, kv_width)?;
+        places.check(tokens, cache)?;
+        let mut spans = vec![&q.span, &k.span, &v.span, &cache.span, &places.positions, &places.tables, &places.pages];
+        let mut args = AppendArgs {
+            q: q.span.address(),
+            k: k.span.address(),
+            v: v.span.address(),
+            inv_freq: 0,
+            cache: cache.args(),
+            places: places.addresses(),
+            heads: small("heads", heads)?,
+            pairs: 0,
+            neox: 0,
+            magnitude: 1.0,
+        };
+        if let Some(rotation) = rotation {
+            let pairs = rotation.inv_freq.width();
+            if 2 * pairs > cache.head_dim || cache.head_dim > MAX_HEAD_DIM {
+                return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
+            }
+            args.inv_freq = rotation.inv_freq.span.address();
+            args.pairs = pairs as u32;
+            args.neox = u32::from(rotation.style == RopeStyle::Neox);
+            args.magnitude = rotation.magnitude;
+            spans.push(&rotation.inv_freq.span);
+        }
+        let mut shape = Launch::new(small("heads", heads + 2 * cache.kv_heads)?, THREADS.min(cache.head_dim as u32));
+        shape.grid[1] = small("tokens", tokens)?;
+        let function = self.get(&format!("append_{}", cache.kv_type), 0)?;
+        // SAFETY: rows are checked; `Places` holds positions and pages that the cache has.
+        unsafe { stream.launch(function, shape, &args, &spans) }
+    }
+
+    /// Causal attention of `tokens` rows of queries over the cache, which must hold their own keys and values already.
+    ///
+    /// `states` is needed where `split` has more than one run: [`Split::state_width`] values per token. `split` must cover the
+    /// largest position. Only the last `window` positions are seen, if given.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit or no kernel serves so many queries per head;
+    /// [`DeviceError::Driver`].
+    #[expect(clippy::too_many_arguments, reason = "a kernel's parameters, each once")]
+    pub fn attention(
+        &self,
+        stream: &Stream,
+        q: &Floats,
+        out: &Floats,
+        states: Option<&Floats>,
+        cache: &LayerCache,
+        places: &Places,
+        (scale, window): (f32, Option<u32>),
+        split: Split,
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        let heads = cache.heads_of(q)?;
+        q.check("queries", tokens, q.width())?;
+        out.check("result", tokens, q.width())?;
+        places.check(tokens, cache)?;
+        let group = heads / cache.kv_heads;
+        let width = [1, 4, MAX_GROUP].into_iter().find(|width| group <= *width);
+        let width = width.ok_or_else(|| {
+            DeviceError::Invalid(format!("no attention kernel for {group} queries per head; at most {MAX_GROUP}"))
+        })?;
+        let mut spans = vec![&q.span, &out.span, &cache.span, &places.positions, &places.tables, &places.pages];
+        if split.runs > 1 {
+            let needed = split.state_width(heads, cache.head_dim);
+            let states = states.filter(|states| states.rows() >= tokens && states.width() >= needed);
+            let states = states.ok_or_else(|| {
+                DeviceError::Invalid(format!("{} runs need {needed} values per token for their states", split.runs))
+            })?;
+            spans.push(&states.span);
+        }
+        let partial = states.map_or(0, |states| states.span.address());
+        let args = AttentionArgs {
+            q: q.span.address(),
+            out: out.span.address(),
+            partial,
+            cache: cache.args(),
+            places: places.addresses(),
+            heads: small("heads", heads)?,
+            runs: small("runs", split.runs)?,
+            run_pages: small("pages", split.run_pages)?,
+            window: window.unwrap_or(u32::MAX).max(1),
+            scale,
+        };
+        let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
+        shape.grid[1] = args.runs;
+        shape.grid[2] = small("tokens", tokens)?;
+        let function = self.get(&format!("attend_{}_{width}_{}", cache.head_dim, cache.kv_type), 0)?;
+        // SAFETY: rows and states are checked; `Places` holds positions and pages that the cache has.
+        unsafe { stream.launch(function, shape, &args, &spans)? };
+        if split.runs == 1 {
+            return Ok(());
+        }
+        let merge = MergeArgs { partial, out: args.out, head_dim: cache.head_dim as u32, runs: args.runs };
+        let mut shape = Launch::new(args.heads, cache.head_dim as u32);
+        shape.grid[1] = small("tokens", tokens)?;
+        let function = self.get("merge_attention", 0)?;
+        // SAFETY: the states were written for as many tokens, heads and runs.
+        unsafe { stream.launch(function, shape, &merge, &spans) }
+    }
+}

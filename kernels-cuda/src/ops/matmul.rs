@@ -1,0 +1,240 @@
+//! Products of weights with activations: `cuda/gemv.cu` for a few tokens, `cuda/gemm.cu` for many.
+
+use super::{Floats, Quants, SCALE_BYTES, small};
+use crate::{
+    DeviceError, Kernels, Span, Stream,
+    driver::{KernelArgs, Launch},
+    weights::{BLOCK, Weights, is_quantized},
+};
+
+/// Up to so many tokens are multiplied by the decode kernels, which read weights as fast as memory gives them and multiply each
+/// token by itself.
+pub const DECODE_TOKENS: usize = 8;
+
+/// Most matrices of a launch.
+const MAX_MATRICES: usize = 3;
+
+/// Most warps of a block, as in `cuda/gemv.cu`.
+const MAX_WARPS: usize = 8;
+
+/// Blocks of weights that a thread takes, if the row is long enough: one is multiplied while the next is on its way.
+const BLOCKS_PER_THREAD: usize = 2;
+
+/// What weights are multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// For weights of quantized types.
+    Quantized(&'a Quants),
+    /// For weights of float types.
+    Floats(&'a Floats),
+}
+
+/// One matrix and where its product goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection<'a> {
+    /// The weights, `n × k`.
+    pub weights: &'a Weights,
+    /// `f32` per row of the weights, added to each result.
+    pub bias: Option<&'a Floats>,
+    /// The product, `n` wide.
+    pub out: &'a Floats,
+    /// Add to what `out` holds instead of replacing it.
+    pub accumulate: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Planes {
+    codes: u64,
+    extra: u64,
+    fine: u64,
+    coarse: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct MatrixArgs {
+    planes: Planes,
+    out: u64,
+    bias: u64,
+    rows: u32,
+    stride: u32,
+    accumulate: u32,
+    first: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct MatmulArgs {
+    matrices: [MatrixArgs; MAX_MATRICES],
+    x: u64,
+    scales: u64,
+    blocks: u32,
+    tokens: u32,
+    count: u32,
+    gated: u32,
+}
+
+// SAFETY: fields and order are those of `MatmulArgs` in `cuda/matmul.cuh`.
+unsafe impl KernelArgs for MatmulArgs {}
+
+/// Tokens and rows that a block of `cuda/gemm.cu` makes, and its threads.
+const TILE_TOKENS: usize = 128;
+const TILE_ROWS: usize = 64;
+const GEMM_THREADS: u32 = 256;
+
+impl Kernels {
+    /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if buffers and matrices do not fit each other; [`DeviceError::Driver`].
+    pub fn matmul(
+        &self,
+        stream: &Stream,
+        x: Input<'_>,
+        projections: &[Projection<'_>],
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        if projections.is_empty() || projections.len() > MAX_MATRICES {
+            return Err(DeviceError::Invalid(format!(
+                "{} matrices in a launch for 1 to {MAX_MATRICES}",
+                projections.len()
+            )));
+        }
+        self.launch_matmul(stream, x, projections, tokens, false)
+    }
+
+    /// `out = silu(x · Gateᵀ) * (x · Upᵀ)`.
+    ///
+    /// # Errors
+    /// As [`matmul`](Self::matmul).
+    pub fn gated_matmul(
+        &self,
+        stream: &Stream,
+        x: Input<'_>,
+        [gate, up]: [&Weights; 2],
+        out: &Floats,
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        if gate.rows() != up.rows() {
+            return Err(DeviceError::Invalid(format!("a gate of {} rows beside {}", gate.rows(), up.rows())));
+        }
+        let projections = [gate, up].map(|weights| Projection { weights, bias: None, out, accumulate: false });
+        self.launch_matmul(stream, x, &projections, tokens, true)
+    }
+
+    fn launch_matmul(
+        &self,
+        stream: &Stream,
+        x: Input<'_>,
+        projections: &[Projection<'_>],
+        tokens: usize,
+        gated: bool,
+    ) -> Result<(), DeviceError> {
+        let first = projections[0].weights;
+        let (dtype, cols) = (first.dtype(), first.cols());
+        if tokens == 0 {
+            return Err(DeviceError::Invalid("a product with 0 tokens".into()));
+        }
+        let mut args = MatmulArgs {
+            blocks: small("blocks", first.blocks())?,
+            tokens: small("tokens", tokens)?,
+            // The second of two gated matrices has no result of its own.
+            count: if gated { 1 } else { projections.len() as u32 },
+            gated: u32::from(gated),
+            ..MatmulArgs::default()
+        };
+        let mut spans: Vec<&Span> = Vec::with_capacity(8 * MAX_MATRICES);
+        match (x, is_quantized(dtype)) {
+            (Input::Quantized(x), Some(true)) => {
+                x.check("input", tokens, cols)?;
+                (args.x, args.scales) = (x.quants.address(), x.scales.address());
+                spans.extend([&x.quants, &x.scales]);
+            }
+            (Input::Floats(x), Some(false)) => {
+                x.check("input", tokens, cols)?;
+                args.x = x.span.address();
+                spans.push(&x.span);
+            }
+            _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
+        }
+        let quantized = args.scales != 0;
+        let prefill = tokens > DECODE_TOKENS && quantized;
+        let rows_per_block = match (prefill, gated) {
+            (true, false) => TILE_ROWS,
+            (true, true) => TILE_ROWS / 2,
+            (false, false) => 2,
+            (false, true) => 1,
+        };
+        let mut grid = 0;
+        for (projection, matrix) in projections.iter().zip(&mut args.matrices) {
+            let Projection { weights, bias, out, accumulate } = *projection;
+            if weights.dtype() != dtype || weights.cols() != cols {
+                return Err(DeviceError::Invalid(format!(
+                    "{} x {} {} weights beside {} columns of {dtype}",
+                    weights.rows(),
+                    weights.cols(),
+                    weights.dtype(),
+                    cols
+                )));
+            }
+            out.check("result", tokens, weights.rows())?;
+            if let Some(bias) = bias {
+                bias.check("bias", 1, weights.rows())?;
+                spans.push(&bias.span);
+            }
+            let [codes, extra, fine, coarse] = weights.planes().each_ref().map(Span::address);
+            *matrix = MatrixArgs {
+                planes: Planes { codes, extra, fine, coarse },
+                out: out.span.address(),
+                bias: bias.map_or(0, |bias| bias.span.address()),
+                rows: small("rows", weights.rows())?,
+                stride: small("width", out.width())?,
+                accumulate: u32::from(accumulate),
+                first: small("rows", grid)?,
+            };
+            spans.extend(weights.planes());
+            spans.push(&out.span);
+            // Gate and up are walked by the same blocks.
+            grid = if gated { 0 } else { grid } + weights.rows().div_ceil(rows_per_block);
+        }
+        let grid = small("rows", grid)?;
+        let name = dtype.name().to_lowercase();
+        if prefill {
+            let shared = stage_bytes(first);
+            let function = self.get(&format!("gemm_{name}"), shared)?;
+            let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
+            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, GEMM_THREADS) };
+            // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them.
+            return unsafe { stream.launch(function, shape, &args, &spans) };
+        }
+        let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
+        let shape = Launch::new(grid, 32 * warps as u32);
+        // Weights of float types have no kernel for many tokens, so these go by in groups.
+        for done in (0..tokens).step_by(DECODE_TOKENS) {
+            let count = (tokens - done).min(DECODE_TOKENS);
+            let mut part = args;
+            part.tokens = count as u32;
+            if done > 0 {
+                part.x += (done * cols * 4) as u64;
+                for matrix in &mut part.matrices {
+                    matrix.out += (done * 4) as u64 * u64::from(matrix.stride);
+                }
+            }
+            let function = self.get(&format!("gemv_{name}_{}", count.next_power_of_two()), 0)?;
+            // SAFETY: as above; the part's rows are among them.
+            unsafe { stream.launch(function, shape, &part, &spans)? };
+        }
+        Ok(())
+    }
+}
+
+/// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu`.
+fn stage_bytes(weights: &Weights) -> u32 {
+    const STEP: usize = 4;
+    let stride = STEP * BLOCK + 16;
+    let quants = (TILE_TOKENS + TILE_ROWS) * stride;
+    let scales = STEP * TILE_TOKENS * SCALE_BYTES;
+    let factors = STEP * weights.factors_per_block() * TILE_ROWS * size_of::<f32>();
+    2 * (quants + scales + factors) as u32
+}

@@ -1,0 +1,154 @@
+//! What the kernels compute: one method of [`Kernels`](crate::Kernels) per operation.
+//!
+//! Each method checks that its buffers are large enough, fills the parameter block and launches. Nothing waits: results are
+//! there when the stream is synchronized.
+
+mod attention;
+mod matmul;
+mod rows;
+mod sample;
+
+pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split};
+pub use matmul::{DECODE_TOKENS, Input, Projection};
+pub use rows::{Operation, Targets};
+pub use sample::{MAX_TOP_K, Sampling};
+
+use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
+
+/// Rows of `f32` on a device, row-major.
+#[derive(Clone, Debug)]
+pub struct Floats {
+    pub(crate) span: Span,
+    width: usize,
+    rows: usize,
+}
+
+impl Floats {
+    /// Bytes in an arena.
+    pub const fn room(rows: usize, width: usize) -> usize {
+        Arena::room::<f32>(rows.saturating_mul(width))
+    }
+
+    /// Takes uninitialised rows from an arena.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the arena is too small.
+    pub fn take(arena: &mut Arena, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Ok(Self { span: arena.take(rows.saturating_mul(width).saturating_mul(4))?, width, rows })
+    }
+
+    /// Rows with these values, in memory of their own.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no room, or from the driver.
+    ///
+    /// # Panics
+    /// If `values` are no whole number of rows.
+    pub fn with(device: &Device, width: usize, values: &[f32]) -> Result<Self, DeviceError> {
+        assert!(width > 0 && values.len().is_multiple_of(width), "no whole number of rows");
+        let rows = values.len() / width;
+        let mut arena = Arena::new(device, "rows of values", Self::room(rows, width))?;
+        let floats = Self::take(&mut arena, rows, width)?;
+        floats.span.upload(values)?;
+        Ok(floats)
+    }
+
+    /// Values per row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The most rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Waits for the device and reads the first rows.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`]; [`DeviceError::Invalid`] if there are fewer rows.
+    pub fn read(&self, rows: usize) -> Result<Vec<f32>, DeviceError> {
+        let mut values = vec![0.0; rows * self.width];
+        self.span.download(&mut values)?;
+        Ok(values)
+    }
+
+    fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
+        if rows > self.rows || width != self.width {
+            return Err(DeviceError::Invalid(format!(
+                "{what}: {rows} rows of {width} values in a buffer for {} of {}",
+                self.rows, self.width
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Rows of 8-bit activations on a device, by the rule of the CPU's `q8a` format: blocks of 32 with a scale and the sums of
+/// their halves. The halves of a row's blocks are apart (see `cuda/formats.cuh`).
+#[derive(Clone, Debug)]
+pub struct Quants {
+    pub(crate) quants: Span,
+    pub(crate) scales: Span,
+    width: usize,
+    rows: usize,
+}
+
+/// Bytes of a block's scale and sums.
+const SCALE_BYTES: usize = 8;
+
+impl Quants {
+    /// Bytes in an arena.
+    pub const fn room(rows: usize, width: usize) -> usize {
+        let values = rows.saturating_mul(width);
+        Arena::room::<u8>(values).saturating_add(Arena::room::<u8>((values / BLOCK).saturating_mul(SCALE_BYTES)))
+    }
+
+    /// Takes uninitialised rows from an arena.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the arena is too small.
+    pub fn take(arena: &mut Arena, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        if !width.is_multiple_of(BLOCK) {
+            return Err(DeviceError::Invalid(format!("rows of {width} values are no multiple of {BLOCK}")));
+        }
+        let values = rows.saturating_mul(width);
+        let quants = arena.take(values)?;
+        let scales = arena.take((values / BLOCK).saturating_mul(SCALE_BYTES))?;
+        Ok(Self { quants, scales, width, rows })
+    }
+
+    /// The memory of the quants, and of the blocks' scales and sums.
+    pub fn spans(&self) -> [Span; 2] {
+        [self.quants.clone(), self.scales.clone()]
+    }
+
+    /// Values per row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The most rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
+        if rows > self.rows || width != self.width {
+            return Err(DeviceError::Invalid(format!(
+                "{what}: {rows} rows of {width} quants in a buffer for {} of {}",
+                self.rows, self.width
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A size as the kernels take it.
+fn small(what: &str, value: usize) -> Result<u32, DeviceError> {
+    // Half the range, so that twice a value still fits.
+    u32::try_from(value)
+        .ok()
+        .filter(|value| *value <= u32::MAX / 2)
+        .ok_or_else(|| DeviceError::Invalid(format!("{what}: {value} is more than kernels can count")))
+}

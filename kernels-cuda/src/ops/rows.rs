@@ -1,0 +1,262 @@
+//! Work on rows of activations (`cuda/rows.cu`).
+
+use super::{Floats, Quants, small};
+use crate::{
+    DeviceError, Kernels, Span, Stream,
+    driver::{KernelArgs, Launch},
+    weights::Weights,
+};
+
+/// Threads of a block, as in `cuda/rows.cu`.
+const THREADS: u32 = 256;
+
+/// Most blocks of element-wise work; threads take several elements where there are more.
+const ELEMENT_BLOCKS: u64 = 4096;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct EmbedArgs {
+    planes: [u64; 4],
+    tokens: u64,
+    out: u64,
+    blocks: u32,
+    rows: u32,
+    scale: f32,
+}
+
+// SAFETY: fields and order are those of `EmbedArgs` in `cuda/rows.cu`.
+unsafe impl KernelArgs for EmbedArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct NormArgs {
+    x: u64,
+    weight: u64,
+    out: u64,
+    quants: u64,
+    scales: u64,
+    width: u32,
+    eps: f32,
+}
+
+// SAFETY: fields and order are those of `NormArgs` in `cuda/rows.cu`.
+unsafe impl KernelArgs for NormArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ElementArgs {
+    a: u64,
+    b: u64,
+    out: u64,
+    count: u64,
+    operation: u32,
+}
+
+// SAFETY: fields and order are those of `ElementArgs` in `cuda/rows.cu`.
+unsafe impl KernelArgs for ElementArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SelectArgs {
+    x: u64,
+    rows: u64,
+    out: u64,
+    width: u32,
+    count: u32,
+}
+
+// SAFETY: fields and order are those of `SelectArgs` in `cuda/rows.cu`.
+unsafe impl KernelArgs for SelectArgs {}
+
+/// An element-wise operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Operation {
+    /// `a + b`
+    Add = 0,
+    /// `a * b`
+    Multiply = 1,
+    /// `a * sigmoid(a)`; `b` is not used.
+    Silu = 2,
+    /// `a * sigmoid(a) * b`
+    Swiglu = 3,
+}
+
+/// Where a normalized or quantized row goes; at least one place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Targets<'a> {
+    /// As it is.
+    pub floats: Option<&'a Floats>,
+    /// Quantized to 8 bits.
+    pub quants: Option<&'a Quants>,
+}
+
+impl Kernels {
+    /// Rows `tokens` (`u32` on the device) of an embedding table, times `scale`. A token that the table does not have gives
+    /// NaN.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn embed(
+        &self,
+        stream: &Stream,
+        table: &Weights,
+        tokens: &Span,
+        out: &Floats,
+        scale: f32,
+        count: usize,
+    ) -> Result<(), DeviceError> {
+        out.check("embedding", count, table.cols())?;
+        let tokens_needed = count.saturating_mul(4);
+        if tokens.bytes() < tokens_needed || count == 0 {
+            return Err(DeviceError::Invalid(format!("{count} tokens in {} bytes", tokens.bytes())));
+        }
+        let args = EmbedArgs {
+            planes: table.planes().each_ref().map(Span::address),
+            tokens: tokens.address(),
+            out: out.span.address(),
+            blocks: small("blocks", table.blocks())?,
+            rows: small("rows", table.rows())?,
+            scale,
+        };
+        let mut shape = Launch::new(args.blocks.div_ceil(THREADS), THREADS);
+        shape.grid[1] = small("tokens", count)?;
+        let function = self.get(&format!("embed_{}", table.dtype().name().to_lowercase()), 0)?;
+        let [codes, extra, fine, coarse] = table.planes();
+        // SAFETY: tokens and result have room for `count` rows, and the kernel compares each token with the table's rows.
+        unsafe { stream.launch(function, shape, &args, &[codes, extra, fine, coarse, tokens, &out.span]) }
+    }
+
+    /// `x / sqrt(mean(x²) + eps) * weight` for each row (Zhang and Sennrich, 2019, arXiv 1910.07467), as it is, quantized, or
+    /// both. Squares are summed in `f32`, so rows must not hold magnitudes above about 1e18.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn rms_norm(
+        &self,
+        stream: &Stream,
+        x: &Floats,
+        weight: &Floats,
+        eps: f32,
+        out: Targets<'_>,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        self.norm_rows(stream, x, Some(weight), eps, out, rows)
+    }
+
+    /// Quantizes rows to 8 bits, with the bytes that the CPU's `q8a` rule gives.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn quantize(&self, stream: &Stream, x: &Floats, out: &Quants, rows: usize) -> Result<(), DeviceError> {
+        self.norm_rows(stream, x, None, 0.0, Targets { floats: None, quants: Some(out) }, rows)
+    }
+
+    fn norm_rows(
+        &self,
+        stream: &Stream,
+        x: &Floats,
+        weight: Option<&Floats>,
+        eps: f32,
+        out: Targets<'_>,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        let width = x.width();
+        x.check("input", rows, width)?;
+        if rows == 0 || !width.is_multiple_of(4) || (out.floats.is_none() && out.quants.is_none()) {
+            return Err(DeviceError::Invalid(format!("nothing to do for {rows} rows of {width} values")));
+        }
+        let mut spans = vec![&x.span];
+        if let Some(weight) = weight {
+            weight.check("weight", 1, width)?;
+            spans.push(&weight.span);
+        }
+        if let Some(floats) = out.floats {
+            floats.check("result", rows, width)?;
+            spans.push(&floats.span);
+        }
+        if let Some(quants) = out.quants {
+            quants.check("result", rows, width)?;
+            spans.extend([&quants.quants, &quants.scales]);
+        }
+        let args = NormArgs {
+            x: x.span.address(),
+            weight: weight.map_or(0, |weight| weight.span.address()),
+            out: out.floats.map_or(0, |floats| floats.span.address()),
+            quants: out.quants.map_or(0, |quants| quants.quants.address()),
+            scales: out.quants.map_or(0, |quants| quants.scales.address()),
+            width: small("width", width)?,
+            eps,
+        };
+        let function = self.get("norm_rows", 0)?;
+        let threads = args.width.div_ceil(4).next_multiple_of(32).min(THREADS);
+        // SAFETY: all buffers have room for `rows` rows of `width` values, and a quantized width is whole blocks.
+        unsafe { stream.launch(function, Launch::new(small("rows", rows)?, threads), &args, &spans) }
+    }
+
+    /// An element-wise operation on the first `rows` rows; `out` may be an operand.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn elements(
+        &self,
+        stream: &Stream,
+        operation: Operation,
+        a: &Floats,
+        b: Option<&Floats>,
+        out: &Floats,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        a.check("operand", rows, out.width())?;
+        out.check("result", rows, out.width())?;
+        if b.is_none() != (operation == Operation::Silu) || rows == 0 {
+            return Err(DeviceError::Invalid(format!("{operation:?} with a wrong number of operands or rows")));
+        }
+        let mut spans = vec![&a.span, &out.span];
+        if let Some(b) = b {
+            b.check("operand", rows, out.width())?;
+            spans.push(&b.span);
+        }
+        let count = (rows * out.width()) as u64;
+        let args = ElementArgs {
+            a: a.span.address(),
+            b: b.map_or(0, |b| b.span.address()),
+            out: out.span.address(),
+            count,
+            operation: operation as u32,
+        };
+        let blocks = count.div_ceil(u64::from(THREADS)).min(ELEMENT_BLOCKS) as u32;
+        let function = self.get("elements", 0)?;
+        // SAFETY: all buffers have room for `count` values.
+        unsafe { stream.launch(function, Launch::new(blocks, THREADS), &args, &spans) }
+    }
+
+    /// Rows of `x` whose numbers are in `rows` (`u32` on the device). A row that `x` does not have gives NaN.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn select_rows(
+        &self,
+        stream: &Stream,
+        x: &Floats,
+        rows: &Span,
+        out: &Floats,
+        count: usize,
+    ) -> Result<(), DeviceError> {
+        out.check("result", count, x.width())?;
+        if rows.bytes() < count.saturating_mul(4) || count == 0 {
+            return Err(DeviceError::Invalid(format!("{count} row numbers in {} bytes", rows.bytes())));
+        }
+        let args = SelectArgs {
+            x: x.span.address(),
+            rows: rows.address(),
+            out: out.span.address(),
+            width: small("width", x.width())?,
+            count: small("rows", x.rows())?,
+        };
+        let function = self.get("select_rows", 0)?;
+        let shape = Launch::new(small("rows", count)?, THREADS);
+        // SAFETY: numbers and result have room for `count` rows, and the kernel compares each number with the rows of `x`.
+        unsafe { stream.launch(function, shape, &args, &[&x.span, rows, &out.span]) }
+    }
+}

@@ -1,0 +1,253 @@
+//! Weights as the kernels read them: planes of codes and scales, each 16-byte aligned.
+//!
+//! A file keeps a block's scale beside its codes, which makes blocks of 18 or 210 bytes that no wide load can fetch. Here
+//! codes and scales are apart, and the block of a row is number `row * blocks + block` in every plane. `cuda/formats.cuh`
+//! says what a plane's bytes mean; this file is its other half. Repacking moves bits and changes no number. It costs memory
+//! only where 6-bit scales are widened to bytes: 4 bytes per 256 values for Q4_K and Q5_K (3 and 2 %), 4 for Q3_K, 2 for
+//! IQ4_XS; MXFP4's exponents take two bytes instead of one.
+
+use crate::{Arena, Device, DeviceError, Span};
+use rayon::prelude::*;
+use rustai_abi::DType;
+use rustai_kernels_cpu::order::{Codes, Layout, Parts, Scales, pack_codes};
+
+/// Columns of a block of a quantized type.
+pub const BLOCK: usize = 32;
+
+/// Columns of a block of a float type: 16 bytes of halves.
+const FLOAT_BLOCK: usize = 8;
+
+/// Blocks that share what the plane `coarse` keeps.
+const SUPER: usize = 8;
+
+/// How a type's planes are shaped.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    layout: Layout,
+    /// Columns of a block.
+    columns: usize,
+    /// Bytes of a block in each plane; `coarse` is per [`SUPER`] blocks.
+    codes: usize,
+    extra: usize,
+    fine: usize,
+    coarse: usize,
+}
+
+impl Shape {
+    fn of(dtype: DType) -> Option<Self> {
+        let layout = Layout::of(dtype)?;
+        Some(match layout {
+            Layout::Plain(size) => {
+                Self { layout, columns: FLOAT_BLOCK, codes: FLOAT_BLOCK * size, extra: 0, fine: 0, coarse: 0 }
+            }
+            Layout::Blocks(blocks) => {
+                let words = blocks.codes.registers() * 4;
+                let codes = words.min(if matches!(blocks.codes, Codes::Two | Codes::Three) { 8 } else { 16 });
+                let (fine, coarse) = match blocks.scales {
+                    Scales::Half | Scales::Exponent => (2, 0),
+                    Scales::HalfWithMin => (4, 0),
+                    Scales::Runs32 => (1, 2),
+                    Scales::Runs16 => (2, 2),
+                    Scales::Runs32WithMin | Scales::Runs16WithMin => (2, 4),
+                };
+                Self { layout, columns: BLOCK, codes, extra: words - codes, fine, coarse }
+            }
+        })
+    }
+
+    /// Bytes of the four planes for so many blocks.
+    fn planes(&self, blocks: usize) -> [usize; 4] {
+        [blocks * self.codes, blocks * self.extra, blocks * self.fine, blocks / SUPER * self.coarse]
+    }
+}
+
+/// Whether kernels multiply weights of the type by 8-bit activations (`true`) or by `f32` (`false`); `None` if there are no
+/// kernels for it.
+pub fn is_quantized(dtype: DType) -> Option<bool> {
+    Shape::of(dtype).map(|shape| matches!(shape.layout, Layout::Blocks(_)))
+}
+
+/// A repacked matrix in host memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    planes: [Vec<u8>; 4],
+}
+
+impl Packed {
+    /// Repacks row-major blocks of `dtype` as files hold them, on rayon's threads.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if no kernel reads the type, `cols` is no whole number of blocks (8 columns for floats, 32 or
+    /// 256 for quantized types), or `bytes` are not `rows` rows of `cols` values.
+    pub fn new(dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, DeviceError> {
+        let shape = Shape::of(dtype).ok_or_else(|| {
+            DeviceError::Invalid(format!("no CUDA kernel reads {dtype}; convert the model to another type"))
+        })?;
+        let row_bytes = dtype.bytes_for(cols).filter(|_| cols > 0 && cols.is_multiple_of(shape.columns));
+        let row_bytes = row_bytes.ok_or_else(|| {
+            let unit = shape.columns.max(dtype.block_len());
+            DeviceError::Invalid(format!("rows of {cols} values are no multiple of {unit}, as {dtype} needs here"))
+        })?;
+        if rows == 0 || rows.checked_mul(row_bytes) != Some(bytes.len()) {
+            return Err(DeviceError::Invalid(format!(
+                "{} bytes are not {rows} rows of {cols} {dtype} values",
+                bytes.len()
+            )));
+        }
+        let per_row = shape.planes(cols / shape.columns);
+        let mut planes = per_row.map(|bytes| vec![0; bytes * rows]);
+        let [codes, extra, fine, coarse] = &mut planes;
+        let targets = rows_of(codes, per_row[0], rows)
+            .zip(rows_of(extra, per_row[1], rows))
+            .zip(rows_of(fine, per_row[2], rows))
+            .zip(rows_of(coarse, per_row[3], rows));
+        bytes.par_chunks(row_bytes).zip(targets).with_min_len(16).for_each(
+            |(row, (((codes, extra), fine), coarse))| match shape.layout {
+                Layout::Plain(_) => codes.copy_from_slice(row),
+                Layout::Blocks(_) => pack_row(dtype, &shape, row, [codes, extra, fine, coarse]),
+            },
+        );
+        Ok(Self { dtype, rows, cols, planes })
+    }
+
+    /// Bytes that the matrix takes on a device.
+    pub fn device_bytes(&self) -> usize {
+        self.planes.iter().map(|plane| Arena::room::<u8>(plane.len())).sum()
+    }
+
+    /// Copies the matrix to a device, into `arena` if one is given.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no room, or from the driver.
+    pub fn upload(&self, device: &Device, arena: Option<&mut Arena>) -> Result<Weights, DeviceError> {
+        let mut own;
+        let arena = match arena {
+            Some(arena) => arena,
+            None => {
+                own = Arena::new(device, "a matrix of weights", self.device_bytes())?;
+                &mut own
+            }
+        };
+        let mut planes = Vec::with_capacity(self.planes.len());
+        for plane in &self.planes {
+            let span = arena.take(plane.len())?;
+            span.upload(plane)?;
+            planes.push(span);
+        }
+        let planes = planes.try_into().expect("as many spans as planes");
+        Ok(Weights { dtype: self.dtype, rows: self.rows, cols: self.cols, planes })
+    }
+}
+
+/// A plane's rows; as many empty ones if the type does not have the plane.
+fn rows_of(mut plane: &mut [u8], bytes: usize, rows: usize) -> impl IndexedParallelIterator<Item = &mut [u8]> {
+    let mut pieces = Vec::with_capacity(rows);
+    for _ in 0..rows {
+        let (piece, rest) = plane.split_at_mut(bytes);
+        pieces.push(piece);
+        plane = rest;
+    }
+    pieces.into_par_iter()
+}
+
+/// Repacks one row of a quantized type.
+fn pack_row(dtype: DType, shape: &Shape, row: &[u8], [codes, extra, fine, coarse]: [&mut [u8]; 4]) {
+    let Layout::Blocks(blocks) = shape.layout else { return };
+    let (len, block_bytes) = (dtype.block_len(), dtype.block_bytes());
+    let mut parts = Parts::ZERO;
+    for (number, block) in row.chunks_exact(block_bytes).enumerate() {
+        (blocks.parts)(block, &mut parts);
+        for (i, thirty_two) in parts.codes[..len].as_chunks::<BLOCK>().0.iter().enumerate() {
+            let at = number * len / BLOCK + i;
+            let words = pack_codes(blocks.codes, thirty_two);
+            let words = &words.as_flattened()[..shape.codes + shape.extra];
+            codes[at * shape.codes..][..shape.codes].copy_from_slice(&words[..shape.codes]);
+            extra[at * shape.extra..][..shape.extra].copy_from_slice(&words[shape.codes..]);
+            let fine = &mut fine[at * shape.fine..][..shape.fine];
+            match blocks.scales {
+                Scales::Half => fine.copy_from_slice(&parts.d),
+                Scales::HalfWithMin => {
+                    fine[..2].copy_from_slice(&parts.d);
+                    fine[2..].copy_from_slice(&parts.dmin);
+                }
+                // The scale as an f32 has no more than its upper half.
+                Scales::Exponent => {
+                    let bits: u16 = match parts.scales[0] {
+                        0 => 0x20,
+                        1 => 0x40,
+                        exponent => (u16::from(exponent) - 1) << 7,
+                    };
+                    fine.copy_from_slice(&bits.to_le_bytes());
+                }
+                Scales::Runs32 => fine[0] = parts.scales[i],
+                Scales::Runs16 => fine.copy_from_slice(&parts.scales[2 * i..2 * i + 2]),
+                Scales::Runs32WithMin => fine.copy_from_slice(&[parts.scales[i], parts.mins[i]]),
+                Scales::Runs16WithMin => {
+                    for (half, fine) in fine.iter_mut().enumerate() {
+                        *fine = parts.scales[2 * i + half] | parts.mins[2 * i + half] << 4;
+                    }
+                }
+            }
+        }
+        let coarse = &mut coarse[number * shape.coarse..][..shape.coarse];
+        if let [d0, d1, min @ ..] = coarse {
+            [*d0, *d1] = parts.d;
+            min.copy_from_slice(&parts.dmin[..min.len()]);
+        }
+    }
+}
+
+/// A matrix of weights on a device.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    planes: [Span; 4],
+}
+
+impl Weights {
+    /// The type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows: results of a product with one token.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: values of a token.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of all planes: what a product reads.
+    pub fn bytes(&self) -> usize {
+        self.planes.iter().map(Span::bytes).sum()
+    }
+
+    /// Blocks in a row.
+    pub(crate) fn blocks(&self) -> usize {
+        // PANIC: weights are made by `Packed::new`, which refuses types without a shape.
+        self.cols / Shape::of(self.dtype).expect("a type with a shape").columns
+    }
+
+    /// Factors and addends that a block's values are made with; 0 for floats.
+    pub(crate) fn factors_per_block(&self) -> usize {
+        match Layout::of(self.dtype) {
+            Some(Layout::Blocks(blocks)) => {
+                let halves = if blocks.scales.halves() { 2 } else { 1 };
+                halves * if blocks.scales.has_min() { 2 } else { 1 }
+            }
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn planes(&self) -> &[Span; 4] {
+        &self.planes
+    }
+}

@@ -1,0 +1,177 @@
+//! The driver layer where things go wrong, and recorded graphs.
+
+mod support;
+
+use rustai_kernels_cuda::{
+    Arena, Device, DeviceError, Event, Floats, Kernels, Span, Stream, driver::OLDEST_DRIVER, ops::Operation, probe,
+};
+use support::Standin;
+
+#[test]
+fn a_device_is_described() {
+    let standin = Standin::new();
+    standin.set("devices", 2);
+    standin.set("capability", 89);
+    let devices = probe().unwrap();
+    assert_eq!(devices.len(), 2);
+    assert_eq!(devices[1].capability, (8, 9));
+    assert_eq!((devices[1].ordinal, &devices[1].name[..]), (1, "emulated device"));
+    assert!(matches!(Device::open(2), Err(DeviceError::UnknownDevice { ordinal: 2, count: 2 })));
+}
+
+#[test]
+fn what_a_host_lacks_is_told_apart() {
+    let standin = Standin::new();
+    standin.set("devices", 0);
+    let error = probe().unwrap_err();
+    assert!(matches!(&error, DeviceError::NoDevice(reason) if reason.contains("CUDA_ERROR_NO_DEVICE")), "{error}");
+    standin.set("stub", 1);
+    assert_eq!(probe().unwrap_err(), DeviceError::NoDriver);
+    standin.reset();
+    standin.set("driver", 11_040);
+    let error = probe().unwrap_err();
+    assert_eq!(error, DeviceError::DriverTooOld { found: 11_040, needed: OLDEST_DRIVER });
+    let text = error.to_string();
+    assert!(text.contains("supports CUDA 11.4, and 12.0 is needed") && text.contains("use the CPU"), "{text}");
+    assert_eq!(Device::open(0).map(|_| ()).unwrap_err(), error);
+}
+
+#[test]
+fn no_kernels_for_an_architecture_is_an_error_that_says_what_to_do() {
+    let standin = Standin::new();
+    standin.set("capability", 30);
+    let device = Device::open(0).unwrap();
+    let error = Kernels::load(&device).map(|_| ()).unwrap_err();
+    assert!(matches!(error, DeviceError::NoKernels { capability: (3, 0), .. }), "{error}");
+    assert!(error.to_string().contains("use the CPU"), "{error}");
+}
+
+#[test]
+fn memory_that_is_not_there_is_named_and_what_is_dropped_comes_back() {
+    let standin = Standin::new();
+    let before = standin.get("allocated");
+    standin.set("memory", before + (8 << 20));
+    let device = Device::open(0).unwrap();
+    let held = Arena::new(&device, "the first half", 4 << 20).unwrap();
+    let error = Arena::new(&device, "the model", 6 << 20).map(|_| ()).unwrap_err();
+    assert_eq!(error, DeviceError::OutOfMemory { what: "the model", bytes: 6 << 20, free: 4 << 20 });
+    assert!(error.to_string().contains("the model needs 6 MiB of device memory, and 4 MiB are free"), "{error}");
+    drop(held);
+    let mut arena = Arena::new(&device, "the model", 6 << 20).unwrap();
+    let error = Arena::new(&device, "everything", usize::MAX).map(|_| ()).unwrap_err();
+    assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{error}");
+    // A span keeps its arena.
+    let span = arena.take(5).unwrap();
+    assert!(arena.take(6 << 20).is_err());
+    assert_eq!(arena.take(5).unwrap().address() - span.address(), 256);
+    drop(arena);
+    span.upload(&[1u8, 2, 3, 4, 5]).unwrap();
+    let mut back = [0u8; 2];
+    span.part(3, 2).unwrap().download(&mut back).unwrap();
+    assert_eq!(back, [4, 5]);
+    assert!(span.part(4, 2).is_err() && span.part(usize::MAX, 2).is_err());
+    assert!(span.upload(&[0u8; 6]).is_err() && span.download(&mut [0u8; 6]).is_err());
+    drop(span);
+    assert_eq!(standin.get("allocated"), before);
+}
+
+/// `x = x + x` on this many values.
+fn doubling(kernels: &Kernels, stream: &Stream, x: &Floats) -> Result<(), DeviceError> {
+    kernels.elements(stream, Operation::Add, x, Some(x), x, x.rows())
+}
+
+#[test]
+fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    standin.set("fail_launch", 2);
+    doubling(&kernels, &stream, &x).unwrap();
+    doubling(&kernels, &stream, &x).unwrap();
+    let error = stream.synchronize().unwrap_err();
+    assert!(
+        matches!(&error, DeviceError::Driver { code: 719, name, .. } if name == "CUDA_ERROR_LAUNCH_FAILED"),
+        "{error}"
+    );
+    assert!(x.read(1).is_err());
+    assert!(doubling(&kernels, &stream, &x).is_err());
+    assert!(Event::record(&stream).is_err());
+    // Dropping what is left must not panic, and the host goes on.
+    drop((x, kernels, stream, device));
+    standin.reset();
+    let (device, kernels, stream) = standin.open();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    doubling(&kernels, &stream, &x).unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+}
+
+#[test]
+fn a_kernel_that_is_missing_is_named() {
+    let standin = Standin::new();
+    let (device, ..) = standin.open();
+    assert!(Kernels::from_images(&device, &[b""]).is_err());
+    assert!(Kernels::from_images(&device, &[b"// PTX without an end"]).is_err());
+    let none = Kernels::from_images::<&[u8]>(&device, &[]).unwrap();
+    let stream = Stream::new(&device).unwrap();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let error = doubling(&none, &stream, &x).unwrap_err();
+    assert_eq!(error, DeviceError::MissingKernel("elements".into()));
+}
+
+#[test]
+fn a_graph_repeats_its_launches_and_keeps_what_they_use() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let x = Floats::with(&device, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let graph = stream
+        .capture(|stream| {
+            doubling(&kernels, stream, &x)?;
+            doubling(&kernels, stream, &x)
+        })
+        .unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(x.read(1).unwrap(), [1.0, 2.0, 3.0, 4.0], "recording runs nothing");
+    let launches = standin.get("launches");
+    let start = Event::record(&stream).unwrap();
+    for _ in 0..3 {
+        graph.launch().unwrap();
+    }
+    let end = Event::record(&stream).unwrap();
+    assert!(end.milliseconds_since(&start).unwrap() >= 0.0);
+    assert_eq!(x.read(1).unwrap(), [64.0, 128.0, 192.0, 256.0]);
+    assert_eq!((standin.get("launches") - launches, standin.get("graph_launches")), (6, 3));
+    let allocated = standin.get("allocated");
+    drop(x);
+    assert_eq!(standin.get("allocated"), allocated, "the graph still needs the memory");
+    graph.launch().unwrap();
+    stream.synchronize().unwrap();
+    drop(graph);
+    assert!(standin.get("allocated") < allocated);
+}
+
+#[test]
+fn a_capture_that_fails_leaves_the_stream_usable() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let error = stream.capture(|_| Err(DeviceError::Invalid("stop".into()))).map(|_| ()).unwrap_err();
+    assert_eq!(error, DeviceError::Invalid("stop".into()));
+    let nested = stream.capture(|stream| stream.capture(|_| Ok(())).map(|_| ())).map(|_| ()).unwrap_err();
+    assert!(nested.to_string().contains("captured already"), "{nested}");
+    doubling(&kernels, &stream, &x).unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+}
+
+#[test]
+fn work_waits_until_somebody_asks() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let launches = standin.get("launches");
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    doubling(&kernels, &stream, &x).unwrap();
+    assert_eq!(standin.get("launches"), launches);
+    stream.synchronize().unwrap();
+    assert_eq!(standin.get("launches"), launches + 1);
+    let span = Span::new(&device, "test", 16).unwrap();
+    assert!(!span.is_empty() && span.bytes() == 16);
+}

@@ -1,0 +1,384 @@
+//! Products of weights with activations, against the scalar reference.
+
+mod support;
+
+use rustai_abi::DType;
+use rustai_kernels_cpu::{
+    formats::{self, q8a},
+    reference,
+};
+use rustai_kernels_cuda::{
+    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
+    weights::is_quantized,
+};
+use support::{Numbers, Standin, error};
+
+const TYPES: [DType; 16] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+];
+
+/// Sums in `f32` of products that the reference sums in `f64`.
+const CEILING: f32 = 4e-6;
+
+/// Random weights as a file holds them, with the dequantized values.
+fn weights(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+    let values = Numbers::new(seed).values(rows * cols);
+    let mut bytes = vec![0; dtype.bytes_for(rows * cols).unwrap()];
+    (formats::of(dtype).unwrap().quantize.unwrap())(&values, None, &mut bytes);
+    bytes
+}
+
+/// What the product must be: of the weights with the activations as they are quantized.
+fn expected(dtype: DType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<f32> {
+    let mut x = x.to_vec();
+    if is_quantized(dtype).unwrap() {
+        let mut row = vec![0; q8a::row_bytes(cols)];
+        for x in x.chunks_exact_mut(cols) {
+            q8a::quantize_row(x, &mut row);
+            q8a::Row::new(&row, cols).dequantize(x);
+        }
+    }
+    let mut out = vec![0.0; x.len() / cols * rows];
+    reference::matmul(formats::of(dtype).unwrap(), rows, cols, bytes, &x, &mut out);
+    out
+}
+
+/// Activations on the device in the form that a type wants.
+struct Activations {
+    floats: Floats,
+    quants: Option<Quants>,
+}
+
+impl Activations {
+    fn new(device: &Device, kernels: &Kernels, stream: &Stream, dtype: DType, cols: usize, x: &[f32]) -> Self {
+        let floats = Floats::with(device, cols, x).unwrap();
+        let quants = is_quantized(dtype).unwrap().then(|| {
+            let rows = floats.rows();
+            let mut arena = Arena::new(device, "test", Quants::room(rows, cols)).unwrap();
+            let quants = Quants::take(&mut arena, rows, cols).unwrap();
+            kernels.quantize(stream, &floats, &quants, rows).unwrap();
+            quants
+        });
+        Self { floats, quants }
+    }
+
+    fn input(&self) -> Input<'_> {
+        self.quants.as_ref().map_or(Input::Floats(&self.floats), Input::Quantized)
+    }
+}
+
+fn upload(device: &Device, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Weights {
+    Packed::new(dtype, rows, cols, bytes).unwrap().upload(device, None).unwrap()
+}
+
+fn zeros(device: &Device, rows: usize, width: usize) -> Floats {
+    Floats::with(device, width, &vec![0.0; rows * width]).unwrap()
+}
+
+#[test]
+fn every_type_agrees_with_the_reference_in_every_order() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    for (n, dtype) in TYPES.into_iter().enumerate() {
+        // An odd number of rows; rows that leave threads without work, and rows that go round more than once.
+        for (rows, cols, tokens) in [(5, 256, 1), (3, 2304, 2), (2, 512, 3), (7, 768, 8)] {
+            let bytes = weights(dtype, rows, cols, n as u64);
+            let x = Numbers::new(77).values(tokens * cols);
+            let expected = expected(dtype, rows, cols, &bytes, &x);
+            let on_device = upload(&device, dtype, rows, cols, &bytes);
+            standin.in_every_order(|schedule| {
+                let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
+                let out = zeros(&device, tokens, rows);
+                let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+                kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+                let error = error(&out.read(tokens).unwrap(), &expected);
+                assert!(error < CEILING, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
+            });
+        }
+    }
+}
+
+#[test]
+fn many_tokens_agree_with_the_reference_in_every_order() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    for (n, dtype) in TYPES.into_iter().enumerate() {
+        let long = dtype.block_len() == 256;
+        // More tokens than a tile and more rows than a tile, neither of them whole; steps that are not whole either.
+        let shapes = [(70, if long { 256 } else { 96 }, 9), (3, if long { 512 } else { 160 }, 131)];
+        for (rows, cols, tokens) in shapes {
+            let bytes = weights(dtype, rows, cols, n as u64);
+            let x = Numbers::new(78).values(tokens * cols);
+            let expected = expected(dtype, rows, cols, &bytes, &x);
+            let on_device = upload(&device, dtype, rows, cols, &bytes);
+            for schedule in [0, 1, 7] {
+                standin.set("schedule", schedule);
+                let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
+                let out = zeros(&device, tokens, rows);
+                let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+                kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+                let error = error(&out.read(tokens).unwrap(), &expected);
+                assert!(error < CEILING, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn many_tokens_share_matrices_biases_and_gates() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let (cols, tokens) = (64, 20);
+    let x = Numbers::new(1).values(tokens * cols);
+    let heights = [66, 40];
+    let bytes: Vec<_> = (0..2).map(|i| weights(DType::Q5_1, heights[i], cols, i as u64)).collect();
+    let matrices: Vec<_> = (0..2).map(|i| upload(&device, DType::Q5_1, heights[i], cols, &bytes[i])).collect();
+    let bias = Numbers::new(9).values(heights[0]);
+    let before = Numbers::new(10).values(tokens * heights[1]);
+    let activations = Activations::new(&device, &kernels, &stream, DType::Q5_1, cols, &x);
+    let bias_on_device = Floats::with(&device, heights[0], &bias).unwrap();
+    let outs = [zeros(&device, tokens, heights[0]), Floats::with(&device, heights[1], &before).unwrap()];
+    let projections = [
+        Projection { weights: &matrices[0], bias: Some(&bias_on_device), out: &outs[0], accumulate: false },
+        Projection { weights: &matrices[1], bias: None, out: &outs[1], accumulate: true },
+    ];
+    kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+    for i in 0..2 {
+        let mut expected = expected(DType::Q5_1, heights[i], cols, &bytes[i], &x);
+        for (at, value) in expected.iter_mut().enumerate() {
+            *value += if i == 0 { bias[at % heights[0]] } else { before[at] };
+        }
+        let error = error(&outs[i].read(tokens).unwrap(), &expected);
+        assert!(error < CEILING, "matrix {i}: {error:e}");
+    }
+
+    let rows = 37;
+    let [gate, up] = [1, 2].map(|seed| weights(DType::Q6_K, rows, 256, seed));
+    let x = Numbers::new(3).values(tokens * 256);
+    let mut wanted = vec![0.0; tokens * rows];
+    let linear = expected(DType::Q6_K, rows, 256, &up, &x);
+    reference::swiglu(&expected(DType::Q6_K, rows, 256, &gate, &x), &linear, &mut wanted);
+    let on_device = [gate, up].map(|bytes| upload(&device, DType::Q6_K, rows, 256, &bytes));
+    let activations = Activations::new(&device, &kernels, &stream, DType::Q6_K, 256, &x);
+    let out = zeros(&device, tokens, rows);
+    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+    let error = error(&out.read(tokens).unwrap(), &wanted);
+    assert!(error < 2.0 * CEILING, "{error:e}");
+}
+
+#[test]
+fn a_missing_barrier_or_wait_of_the_prefill_kernel_is_noticed() {
+    let standin = Standin::new();
+    let (rows, cols, tokens) = (3, 512, 9);
+    let bytes = weights(DType::Q4_K, rows, cols, 1);
+    let x = Numbers::new(2).values(cols * tokens);
+    let expected = expected(DType::Q4_K, rows, cols, &bytes, &x);
+    let count = standin.expect_every_sync_to_matter(|| {
+        let (device, kernels, stream) = standin.open();
+        let on_device = upload(&device, DType::Q4_K, rows, cols, &bytes);
+        let x = Activations::new(&device, &kernels, &stream, DType::Q4_K, cols, &x);
+        let out = zeros(&device, tokens, rows);
+        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+        out.read(tokens).is_ok_and(|got| error(&got, &expected) < CEILING)
+    });
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn any_bits_are_weights() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    for dtype in TYPES.into_iter().filter(|dtype| is_quantized(*dtype).unwrap()) {
+        let (rows, cols) = (4, 512);
+        let mut numbers = Numbers::new(dtype as u64 + 1);
+        let mut bytes: Vec<u8> = (0..dtype.bytes_for(rows * cols).unwrap()).map(|_| numbers.bits() as u8).collect();
+        // Scales that are finite and of one size, so that errors can be compared; everything else stays random.
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let len = block.len();
+            let halves: &[usize] = match dtype {
+                DType::Q2_K => &[80, 82],
+                DType::Q3_K | DType::Q6_K => &[len - 2],
+                DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+                DType::MXFP4 => &[],
+                _ => &[0],
+            };
+            for at in halves {
+                block[*at + 1] = block[*at + 1] & 0x83 | 0x20;
+            }
+            if dtype == DType::MXFP4 {
+                block[0] = 120 + block[0] % 4;
+            }
+        }
+        let x = Numbers::new(3).values(cols);
+        let expected = expected(dtype, rows, cols, &bytes, &x);
+        let on_device = upload(&device, dtype, rows, cols, &bytes);
+        let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
+        let out = zeros(&device, 1, rows);
+        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, x.input(), &[projection], 1).unwrap();
+        let error = error(&out.read(1).unwrap(), &expected);
+        assert!(error < CEILING, "{dtype}: {error:e}");
+    }
+}
+
+#[test]
+fn rows_of_a_table_are_read_bit_for_bit() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let (rows, cols) = (9, 512);
+    for dtype in TYPES {
+        let mut numbers = Numbers::new(dtype as u64);
+        let mut bytes: Vec<u8> = (0..dtype.bytes_for(rows * cols).unwrap()).map(|_| numbers.bits() as u8).collect();
+        if !is_quantized(dtype).unwrap() {
+            bytes = weights(dtype, rows, cols, 5);
+        }
+        let table = upload(&device, dtype, rows, cols, &bytes);
+        let tokens = [8u32, 0, 3];
+        let ids = rustai_kernels_cuda::Span::new(&device, "test", 12).unwrap();
+        ids.upload(&tokens).unwrap();
+        let out = zeros(&device, 3, cols);
+        kernels.embed(&stream, &table, &ids, &out, 1.0, 3).unwrap();
+        let got = out.read(3).unwrap();
+        let row_bytes = bytes.len() / rows;
+        let mut row = vec![0.0; cols];
+        for (token, got) in tokens.iter().zip(got.chunks_exact(cols)) {
+            let at = *token as usize * row_bytes;
+            (formats::of(dtype).unwrap().dequantize)(&bytes[at..at + row_bytes], &mut row);
+            for (i, (got, expected)) in got.iter().zip(&row).enumerate() {
+                let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                assert!(same, "{dtype} token {token} value {i}: {got:e} for {expected:e}");
+            }
+        }
+        ids.upload(&[9u32]).unwrap();
+        kernels.embed(&stream, &table, &ids, &out, 1.0, 1).unwrap();
+        assert!(out.read(1).unwrap().iter().all(|x| x.is_nan()), "a token that is not in the table");
+    }
+}
+
+#[test]
+fn matrices_biases_and_residuals_share_a_launch() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let (cols, tokens) = (256, 2);
+    let x = Numbers::new(1).values(tokens * cols);
+    let heights = [6, 3, 4];
+    let bytes: Vec<_> = (0..3).map(|i| weights(DType::Q4_K, heights[i], cols, i as u64)).collect();
+    let matrices: Vec<_> = (0..3).map(|i| upload(&device, DType::Q4_K, heights[i], cols, &bytes[i])).collect();
+    let bias = Numbers::new(9).values(heights[1]);
+    let before = Numbers::new(10).values(tokens * heights[2]);
+    standin.in_every_order(|schedule| {
+        let activations = Activations::new(&device, &kernels, &stream, DType::Q4_K, cols, &x);
+        let outs = [
+            zeros(&device, tokens, heights[0]),
+            zeros(&device, tokens, heights[1]),
+            Floats::with(&device, heights[2], &before).unwrap(),
+        ];
+        let bias_on_device = Floats::with(&device, heights[1], &bias).unwrap();
+        let projections: Vec<_> = (0..3)
+            .map(|i| Projection {
+                weights: &matrices[i],
+                bias: (i == 1).then_some(&bias_on_device),
+                out: &outs[i],
+                accumulate: i == 2,
+            })
+            .collect();
+        kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+        for i in 0..3 {
+            let mut expected = expected(DType::Q4_K, heights[i], cols, &bytes[i], &x);
+            for (at, value) in expected.iter_mut().enumerate() {
+                *value += match i {
+                    1 => bias[at % heights[1]],
+                    2 => before[at],
+                    _ => 0.0,
+                };
+            }
+            let error = error(&outs[i].read(tokens).unwrap(), &expected);
+            assert!(error < CEILING, "matrix {i}, order {schedule}: {error:e}");
+        }
+    });
+}
+
+#[test]
+fn gate_and_up_are_one_launch() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let (rows, cols, tokens) = (5, 288, 3);
+    let x = Numbers::new(1).values(tokens * cols);
+    let [gate, up] = [1, 2].map(|seed| weights(DType::Q8_0, rows, cols, seed));
+    let mut wanted = vec![0.0; tokens * rows];
+    let linear = expected(DType::Q8_0, rows, cols, &up, &x);
+    reference::swiglu(&expected(DType::Q8_0, rows, cols, &gate, &x), &linear, &mut wanted);
+    let on_device = [gate, up].map(|bytes| upload(&device, DType::Q8_0, rows, cols, &bytes));
+    standin.in_every_order(|schedule| {
+        let activations = Activations::new(&device, &kernels, &stream, DType::Q8_0, cols, &x);
+        let out = zeros(&device, tokens, rows);
+        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+        let error = error(&out.read(tokens).unwrap(), &wanted);
+        assert!(error < 2.0 * CEILING, "order {schedule}: {error:e}");
+    });
+}
+
+#[test]
+fn a_missing_barrier_is_noticed() {
+    let standin = Standin::new();
+    let (rows, cols) = (3, 8192);
+    let bytes = weights(DType::Q4_0, rows, cols, 1);
+    let x = Numbers::new(2).values(cols);
+    let expected = expected(DType::Q4_0, rows, cols, &bytes, &x);
+    let count = standin.expect_every_sync_to_matter(|| {
+        let (device, kernels, stream) = standin.open();
+        let on_device = upload(&device, DType::Q4_0, rows, cols, &bytes);
+        let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
+        let out = zeros(&device, 1, rows);
+        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, x.input(), &[projection], 1).unwrap();
+        out.read(1).is_ok_and(|got| error(&got, &expected) < CEILING)
+    });
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let standin = Standin::new();
+    let (device, kernels, stream) = standin.open();
+    let invalid = |result: Result<(), DeviceError>, text: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    let bytes = weights(DType::Q4_0, 2, 64, 1);
+    invalid(Packed::new(DType::Q4_0, 3, 64, &bytes).map(|_| ()), "are not 3 rows of 64 Q4_0 values");
+    invalid(Packed::new(DType::Q4_0, 2, 48, &bytes).map(|_| ()), "no multiple of 32");
+    invalid(Packed::new(DType::F16, 1, 12, &[0; 24]).map(|_| ()), "no multiple of 8");
+    invalid(Packed::new(DType::IQ1_S, 1, 256, &[0; 50]).map(|_| ()), "no CUDA kernel reads");
+    invalid(Packed::new(DType::Q4_0, 0, 64, &[]).map(|_| ()), "0 rows");
+    let matrix = upload(&device, DType::Q4_0, 2, 64, &bytes);
+    let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, 64, &[1.0; 128]);
+    let (narrow, out) = (zeros(&device, 2, 1), zeros(&device, 2, 2));
+    let launch = |out: &Floats, tokens: usize, input: Input<'_>| {
+        kernels.matmul(&stream, input, &[Projection { weights: &matrix, bias: None, out, accumulate: false }], tokens)
+    };
+    invalid(launch(&narrow, 1, x.input()), "result");
+    invalid(launch(&out, 3, x.input()), "input: 3 rows");
+    invalid(launch(&out, 0, x.input()), "0 tokens");
+    invalid(launch(&out, 9, x.input()), "input: 9 rows");
+    invalid(launch(&out, 1, Input::Floats(&x.floats)), "not of the kind");
+    invalid(kernels.matmul(&stream, x.input(), &[], 1), "0 matrices");
+    launch(&out, 2, x.input()).unwrap();
+    stream.synchronize().unwrap();
+}

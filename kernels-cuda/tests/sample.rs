@@ -1,0 +1,112 @@
+//! Choosing tokens on the device.
+
+mod support;
+
+use rustai_kernels_cuda::{
+    DeviceError, Floats, Span,
+    ops::{MAX_TOP_K, Sampling},
+};
+use support::{Numbers, Standin};
+
+/// The tokens that are chosen for `rows` equal rows of logits, with counters from 0 on.
+fn choose(standin: &Standin, logits: &[f32], rows: usize, sampling: Sampling) -> Result<Vec<u32>, DeviceError> {
+    let (device, kernels, stream) = standin.open();
+    let all: Vec<f32> = (0..rows).flat_map(|_| logits).copied().collect();
+    let logits = Floats::with(&device, logits.len(), &all)?;
+    let [counters, tokens] = [0; 2].map(|_| Span::new(&device, "test", rows * 4));
+    let (counters, tokens) = (counters?, tokens?);
+    counters.upload(&(0..rows as u32).collect::<Vec<_>>())?;
+    kernels.sample(&stream, &logits, &counters, &tokens, sampling, rows)?;
+    let mut chosen = vec![0; rows];
+    tokens.download(&mut chosen)?;
+    Ok(chosen)
+}
+
+/// Tokens by falling logits, the first of equal ones first.
+fn ranked(logits: &[f32]) -> Vec<u32> {
+    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+    tokens.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    tokens
+}
+
+#[test]
+fn the_largest_wins_and_the_first_of_equals() {
+    let standin = Standin::new();
+    let mut logits = Numbers::new(1).values(3000);
+    (logits[1200], logits[2900], logits[1100]) = (5.0, 5.0, f32::NAN);
+    standin.in_every_order(|_| {
+        assert_eq!(choose(&standin, &logits, 1, Sampling::GREEDY).unwrap(), [1200]);
+        assert_eq!(choose(&standin, &[-3.0, f32::NEG_INFINITY, -1.0], 1, Sampling::GREEDY).unwrap(), [2]);
+        assert_eq!(choose(&standin, &[f32::NAN; 3], 1, Sampling::GREEDY).unwrap(), [0]);
+        assert_eq!(choose(&standin, &[0.5; 1500], 1, Sampling::GREEDY).unwrap(), [0]);
+    });
+}
+
+#[test]
+fn only_candidates_are_chosen_and_as_often_as_they_are_likely() {
+    let standin = Standin::new();
+    let logits: Vec<f32> = Numbers::new(2).values(1111).iter().map(|x| x * 3.0).collect();
+    let ranked = ranked(&logits);
+    let rows = 400;
+    let sampling = Sampling { top_k: 5, temperature: 0.05, top_p: 1.0, seed: 42 };
+    let chosen = choose(&standin, &logits, rows, sampling).unwrap();
+    let weight = |token: u32| f64::from((logits[token as usize] - logits[ranked[0] as usize]) / 0.05).exp();
+    let total: f64 = ranked[..5].iter().map(|token| weight(*token)).sum();
+    for token in &ranked[..5] {
+        let expected = weight(*token) / total;
+        let share = chosen.iter().filter(|chosen| *chosen == token).count() as f64 / rows as f64;
+        // Four standard deviations.
+        let ceiling = 4.0 * (expected * (1.0 - expected) / rows as f64).sqrt() + 1e-9;
+        assert!((share - expected).abs() <= ceiling, "token {token}: {share} for {expected}");
+    }
+    assert!(chosen.iter().all(|token| ranked[..5].contains(token)));
+    assert_eq!(choose(&standin, &logits, rows, sampling).unwrap(), chosen, "same seed, same tokens");
+    let other = Sampling { seed: 43, ..sampling };
+    assert_ne!(choose(&standin, &logits, rows, other).unwrap(), chosen);
+    // With this little probability, the first alone is kept.
+    let narrow = Sampling { top_p: 1e-6, ..sampling };
+    assert!(choose(&standin, &logits, 8, narrow).unwrap().iter().all(|token| *token == ranked[0]));
+}
+
+#[test]
+fn ties_at_the_edge_go_to_the_first_tokens() {
+    let standin = Standin::new();
+    let mut logits = vec![1.0; 700];
+    logits[650] = 2.0;
+    let sampling = Sampling { top_k: 4, temperature: 100.0, top_p: 1.0, seed: 1 };
+    let mut seen = choose(&standin, &logits, 100, sampling).unwrap();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, [0, 1, 2, 650]);
+}
+
+#[test]
+fn a_missing_barrier_is_noticed() {
+    let standin = Standin::new();
+    let logits: Vec<f32> = Numbers::new(2).values(1500).iter().map(|x| x * 200.0).collect();
+    // Neighbours differ enough for their order to matter.
+    let sampling = Sampling { top_k: 32, temperature: 1.0, top_p: 0.99, seed: 5 };
+    let rows = 24;
+    let expected = choose(&standin, &logits, rows, sampling).unwrap();
+    let count = standin.expect_every_sync_to_matter(|| {
+        choose(&standin, &logits, rows, sampling).is_ok_and(|chosen| chosen == expected)
+    });
+    assert_eq!(count, 7);
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let standin = Standin::new();
+    let base = Sampling { top_k: 5, temperature: 1.0, top_p: 1.0, seed: 0 };
+    for wrong in [
+        Sampling { top_k: 0, ..base },
+        Sampling { top_k: MAX_TOP_K + 1, ..base },
+        Sampling { temperature: 0.0, ..base },
+        Sampling { temperature: f32::NAN, ..base },
+        Sampling { top_p: 0.0, ..base },
+    ] {
+        assert!(matches!(choose(&standin, &[1.0; 8], 1, wrong), Err(DeviceError::Invalid(_))), "{wrong:?}");
+    }
+    // More candidates than tokens are all tokens.
+    assert!(choose(&standin, &[1.0; 8], 1, Sampling { top_k: 100, ..base }).unwrap()[0] < 8);
+}
