@@ -54,7 +54,7 @@ DEVICE void gemm(const MatmulArgs& args) {
     const u32 source = min(row_of(args, tile, my_row), last_row);
     const Planes planes = args.matrices[mine].planes;
 
-    Type next;
+    Type next{};
     bool next_is_real = my_block < blocks;
     if (next_is_real) next.load(planes, size_t(source) * blocks + my_block);
     ptx::let_next_kernel_start();
