@@ -4,7 +4,7 @@
 
 use crate::abi::{
     check_admission, job_flag, op, op_flag, BufRegister, BufRelease, BufferName, Cancel, ContextId, EventFd, Job,
-    Limits, Setup, Stat, Submit, Tensor, Wait, Wire, MAX_BATCH, MAX_TENSORS,
+    Limits, Setup, Stat, Submit, Tensor, Wait, MAX_BATCH, MAX_TENSORS,
 };
 use crate::shared::{self, jiffies_until, now_ns, Backing, Bell, Inner, RingMemory, Shared, Side};
 use crate::{shim, user, user::error};
@@ -17,7 +17,7 @@ use kernel::{
     prelude::*,
     seq_file::SeqFile,
     seq_print,
-    sync::{condvar::CondVarTimeoutResult, poll::PollTable, Arc},
+    sync::{poll::PollTable, Arc, CondVarTimeoutResult},
 };
 
 /// One open file.

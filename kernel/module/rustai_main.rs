@@ -17,18 +17,17 @@ use kernel::{
     fs::File,
     miscdevice::{MiscDevice, MiscDeviceOptions},
     prelude::*,
-    sync::{poll::PollTable, Arc, Mutex},
+    sync::{poll::PollTable, Arc},
     types::{ForeignOwnable, Opaque},
 };
 
-#[allow(dead_code, unreachable_pub, missing_docs)] // Shared with userspace, which uses more of it.
+#[allow(dead_code, unreachable_pub, unused_imports, missing_docs)] // Shared with userspace, which uses more of it.
 mod abi;
 mod client;
 mod server;
 mod shared;
 mod user;
 
-use abi::Wire;
 use shared::Shared;
 
 module! {

@@ -15,7 +15,7 @@ use kernel::{
     fs::{file::FileDescriptorReservation, File},
     miscdevice::{MiscDevice, MiscDeviceRegistration},
     prelude::*,
-    sync::{aref::ARef, condvar::CondVarTimeoutResult, poll::PollTable, Arc},
+    sync::{aref::ARef, poll::PollTable, Arc, CondVarTimeoutResult},
     uaccess::{UserPtr, UserSlice},
 };
 
