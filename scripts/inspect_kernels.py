@@ -64,8 +64,10 @@ MACHINES = {
     "x86-64": Machine(
         ours=r"rustai_kernels_cpu::(x86_64|simd|vector)",
         expected=(
-            Expected(r"x86_64::avx512_int::\w+$", ("vpdpbusd",), 5),
-            Expected(r"x86_64::avx2_int::\w+$", ("vpmaddubsw",), 5),
+            Expected(r"x86_64::avx512_int::vnni::\w+$", ("vpdpbusd",), 5),
+            Expected(r"x86_64::avx512_int::pairs::\w+$", ("vpmaddubsw",), 5),
+            Expected(r"x86_64::avx2_int::vnni::\w+$", ("vpdpbusd",), 5),
+            Expected(r"x86_64::avx2_int::pairs::\w+$", ("vpmaddubsw",), 5),
         ),
         jump=re.compile(r"^j\w+\s+(?:0x)?([0-9a-f]+)\b"),
         call=re.compile(r"^call\w*\s+(?:0x)?[0-9a-f]+ <(.+)>$"),
@@ -133,6 +135,8 @@ def disassemble(objdump: str, binary: Path) -> list[Function]:
             if line.startswith(" "):
                 address, _, text = line.strip().partition(":")
                 text = text.split("#")[0].strip() if "%" in text else text.strip()
+                # How objdump marks the shorter coding of an instruction that AVX-512 has too.
+                text = text.removeprefix("{vex} ")
                 if functions and text and re.fullmatch(r"[0-9a-f]+", address):
                     functions[-1].lines.append((int(address, 16), text))
             elif line.rstrip().endswith(">:"):

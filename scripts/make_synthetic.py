@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes a GGUF model with the shape of a 1B llama and random weights, for measuring speed.
+"""Writes a GGUF model with the shape of a real llama and random weights, for measuring speed and arithmetic errors.
 
 The weights mean nothing, but every engine reads the same bytes, and sizes, types and shapes are those of a real file.
 Blocks are drawn in their quantized form, so a file takes seconds. Which tensor gets which type follows the common mixes:
-Q4_0 (embedding Q6_K), Q4_K_M (embedding, and half of the layers' attn_v and ffn_down, Q6_K) and Q8_0 (everything).
+Q4_0 (embedding Q6_K), Q4_K_M (output, and half of the layers' attn_v and ffn_down, Q6_K), Q6_K, Q8_0 and F16 (everything).
 The tokenizer is copied from a donor file, its vocabulary padded to the model's size.
 
     make_synthetic.py --type Q4_K_M --donor smollm2.gguf --out 1b-q4_k_m.gguf
@@ -40,11 +40,20 @@ class Shape:
     vocab: int = 128256
     context: int = 131072
     rope_base: float = 500000.0
+    tied: bool = True  # the output matrix is the embedding
+    scaled_rope: bool = True
 
 
 SHAPES = {
     "1b": Shape(),
+    # Llama 3 8B.
+    "8b": Shape(
+        layers=32, width=4096, hidden=14336, head_dim=128, context=8192, tied=False, scaled_rope=False
+    ),
     "tiny": Shape(layers=2, width=256, hidden=512, heads=4, kv_heads=2, vocab=49152, context=2048, rope_base=1e5),
+    # For arithmetic errors: rows of the length of small and of larger models.
+    "narrow": Shape(layers=8, width=512, hidden=1536, heads=8, kv_heads=4, vocab=49152, context=2048, rope_base=1e5),
+    "wide": Shape(layers=8, width=1024, hidden=2816, heads=16, kv_heads=4, vocab=49152, context=2048, rope_base=1e5),
 }
 
 # ---- block types: GGUF id, elements per block, memory layout, and how a block is drawn
@@ -111,12 +120,14 @@ TYPES = {
     "Q6_K": (14, 256, np.dtype([("low", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]), draw_q6_k),
 }
 
-# File type id, type of matrices, type of the matrices that get more bits, type of the embedding.
+# File type id, type of matrices, type of the matrices that get more bits, type of the output matrix. An embedding of its own
+# has the type of the other matrices.
 MIXES = {
     "F16": (1, "F16", "F16", "F16"),
     "Q4_0": (2, "Q4_0", "Q4_0", "Q6_K"),
     "Q8_0": (7, "Q8_0", "Q8_0", "Q8_0"),
     "Q4_K_M": (15, "Q4_K", "Q6_K", "Q6_K"),
+    "Q6_K": (18, "Q6_K", "Q6_K", "Q6_K"),
 }
 
 
@@ -139,11 +150,12 @@ class Tensor:
 
 
 def tensors(shape, mix):
-    _, plain, better, embedding = MIXES[mix]
+    _, plain, better, output = MIXES[mix]
     q_width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield Tensor("token_embd.weight", (shape.width, shape.vocab), embedding)
+    yield Tensor("token_embd.weight", (shape.width, shape.vocab), output if shape.tied else plain)
     yield Tensor("output_norm.weight", (shape.width,), "F32", "norm")
-    yield Tensor("rope_freqs.weight", (shape.head_dim // 2,), "F32", "rope")
+    if shape.scaled_rope:
+        yield Tensor("rope_freqs.weight", (shape.head_dim // 2,), "F32", "rope")
     eighth = shape.layers // 8
     for layer in range(shape.layers):
         # More bits for the first and last eighth of the layers and every third between.
@@ -161,6 +173,8 @@ def tensors(shape, mix):
             yield Tensor(f"blk.{layer}.{name}.weight", (columns, rows), type_)
         for name in ("attn_norm", "ffn_norm"):
             yield Tensor(f"blk.{layer}.{name}.weight", (shape.width,), "F32", "norm")
+    if not shape.tied:
+        yield Tensor("output.weight", (shape.width, shape.vocab), output)
 
 
 def rope_factors(shape):

@@ -5,7 +5,7 @@
 
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{
-    Buf, Call, Executor, Isa, KvShape, Program, Rows,
+    Buf, Call, Executor, Isa, KvShape, KvType, Program, Rows,
     bench::{Product, Residence, Shape},
 };
 use std::{error::Error, hint::black_box, process::ExitCode};
@@ -53,7 +53,7 @@ fn attention(isa: Isa) -> Result<(), Box<dyn Error>> {
         arena_bytes: out.offset + Buf::bytes(width, 1),
         max_tokens: 1,
         max_outputs: 1,
-        kv: Some(KvShape { layers: 1, kv_heads, head_dim, pages: pages.len() }),
+        kv: Some(KvShape { layers: 1, kv_heads, head_dim, pages: pages.len(), kv_type: KvType::F16 }),
         inputs: vec![q],
         output: out,
     };

@@ -1,6 +1,11 @@
-//! What the microbenchmarks measure: matrix products of the shapes that models have, with weights in a cache or in memory.
+//! What the microbenchmarks measure: matrix products of the shapes that models have, with weights in a cache or in memory, and
+//! attention.
 //!
 //! `cargo bench -p rustai-kernels-cpu` and `rustai bench kernels` share this. Nothing else needs it.
+
+mod attention;
+
+pub use attention::{Attention, HEADS, Heads};
 
 use crate::{
     Act, ActKind, Buf, Call, Executor, ExecutorError, Isa, Matrix, MatrixError, Program, Projection, QBuf, Rows,

@@ -4,18 +4,23 @@
 //! for each batch it proves that tokens, pages and rows exist. [`run`] relies on that and checks nothing.
 
 mod check;
+mod queries;
 mod run;
 
 use crate::{
-    Buf, Call, Isa, KvShape, Program, Rope, Rows,
-    attention::{AttentionTask, LayerCache},
+    Buf, Call, Isa, KvShape, KvType, Program, Rope, Rows,
+    attention::{AttentionTask, cache::LayerCache},
     memory::{Region, align},
     ops::Ops,
     team::{Poisoned, Team},
     tile::{PANEL_BYTES, TILE_ROWS},
 };
+use queries::Queries;
 use rustai_abi::Batch;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Why a program cannot be made ready or a batch cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,9 +83,8 @@ pub struct Executor {
     counters: Vec<AtomicUsize>,
     /// Where each row of the batch belongs.
     rows: Vec<RowPlace>,
-    /// Runs of rows that attention handles together.
-    query_tiles: Vec<QueryTile>,
-    query_tile_tokens: usize,
+    /// How attention is cut into tasks.
+    queries: Queries,
 }
 
 /// Sines and cosines of one rotation for the rows of a batch.
@@ -97,14 +101,6 @@ struct RowPlace {
     position: u32,
 }
 
-/// Consecutive rows of one sequence.
-#[derive(Clone, Copy, Debug)]
-struct QueryTile {
-    sequence: u32,
-    first: u32,
-    len: u32,
-}
-
 /// Offsets in a thread's scratch.
 #[derive(Clone, Copy, Debug)]
 struct Scratch {
@@ -118,9 +114,6 @@ struct Scratch {
     bytes: usize,
 }
 
-/// Queries (tokens times heads of a group) that one attention task handles, if a group is no larger.
-const QUERY_ROWS: usize = 32;
-
 impl Executor {
     /// Checks `program`, takes its memory and starts `threads - 1` workers (the caller's thread is the first).
     ///
@@ -132,7 +125,7 @@ impl Executor {
         }
         let facts = check::program(&program)?;
         let shape = program.kv;
-        let ops = Ops::new(isa, shape.map_or(16, |kv| kv.head_dim));
+        let ops = Ops::new(isa, shape.map_or(16, |kv| kv.head_dim), shape.map_or(KvType::F16, |kv| kv.kv_type));
         let threads = threads.max(1);
 
         // Sizes saturate: no region is so large, so one that overflows is refused below.
@@ -144,9 +137,8 @@ impl Executor {
         };
         // Narrow activations have two planes, and so have their products.
         let result = program.max_tokens.max(program.max_outputs).saturating_mul(2 * TILE_ROWS);
-        let query_tile_tokens = (QUERY_ROWS / facts.max_group.max(1)).max(1);
         let head_dim = shape.map_or(0, |kv| kv.head_dim);
-        let query_rows = query_tile_tokens.saturating_mul(facts.max_group);
+        let query_rows = Queries::tile_tokens(facts.max_group).saturating_mul(facts.max_group);
         let layout = Scratch {
             results: [take(result), take(result)],
             rows: [take(facts.max_width), take(facts.max_width)],
@@ -179,27 +171,28 @@ impl Executor {
             };
             rope_of_call.push(Some(index));
         }
+        let Program { max_tokens, max_outputs, .. } = program;
+        let queries = Queries::new(shape, facts.max_group, max_tokens, max_outputs, threads, ops.in_parts)?;
         let team = Team::new(threads).map_err(|error| ExecutorError::Threads { threads, reason: error.to_string() })?;
         Ok(Self {
             ops,
             team,
-            arena: Region::new("activations", program.arena_bytes)?,
-            cache: Region::new("the key/value cache", cache_bytes)?,
+            arena: Region::shared("activations", program.arena_bytes)?,
+            cache: Region::shared("the key/value cache", cache_bytes)?,
             scratch: Region::new("scratch", layout.bytes.saturating_mul(threads))?,
             layout,
             ropes,
             rope_of_call,
             counters: (0..=program.calls.len()).map(|_| AtomicUsize::new(0)).collect(),
             rows: reserved(program.max_tokens)?,
-            query_tiles: reserved(program.max_tokens)?,
-            query_tile_tokens,
+            queries,
             program,
         })
     }
 
     /// Bytes of key/value cache that `isa` takes for `shape`; they saturate.
     pub fn cache_bytes(isa: Isa, shape: &KvShape) -> u64 {
-        let page = LayerCache::page_bytes(shape, Ops::new(isa, shape.head_dim).kv);
+        let page = LayerCache::page_bytes(shape, Ops::new(isa, shape.head_dim, shape.kv_type).kv);
         (page as u64).saturating_mul(shape.layers as u64).saturating_mul(shape.pages as u64)
     }
 
@@ -232,16 +225,25 @@ impl Executor {
     /// [`ExecutorError::Batch`] if the batch breaks a limit or names a token, page or row that does not exist; nothing
     /// has run then. [`ExecutorError::Panicked`] if a kernel panicked, now or earlier.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<&[f32], ExecutorError> {
+        self.run_calls(batch, 0..self.program.calls.len())?;
+        self.values(self.program.output, batch)
+    }
+
+    /// Runs some of the program's calls, so that [`values`](Self::values) may be looked at between them. All calls of a
+    /// batch must be run in their order before the next batch; otherwise results are meaningless.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and if there are no such calls.
+    pub fn run_calls(&mut self, batch: &Batch<'_>, calls: Range<usize>) -> Result<(), ExecutorError> {
+        if calls.start > calls.end || calls.end > self.program.calls.len() {
+            return Err(ExecutorError::Batch(format!("calls {calls:?} of {}", self.program.calls.len())));
+        }
         check::batch(&self.program, batch)?;
         self.rows.clear();
-        self.query_tiles.clear();
+        self.queries.cut(batch);
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            let (first, index) = (self.rows.len() as u32, index as u32);
-            self.rows.extend((0..sequence.len).map(|i| RowPlace { sequence: index, position: sequence.start + i }));
-            for tile in (0..sequence.len).step_by(self.query_tile_tokens) {
-                let len = (self.query_tile_tokens as u32).min(sequence.len - tile);
-                self.query_tiles.push(QueryTile { sequence: index, first: first + tile, len });
-            }
+            let place = |i| RowPlace { sequence: index as u32, position: sequence.start + i };
+            self.rows.extend((0..sequence.len).map(place));
         }
         for counter in &self.counters {
             counter.store(0, Relaxed);
@@ -257,8 +259,9 @@ impl Executor {
             rope_of_call,
             counters,
             rows: &self.rows,
-            query_tiles: &self.query_tiles,
+            queries: &self.queries,
             batch,
+            calls,
         };
         let scratch = run::Shared(scratch.as_ptr());
         let step = run::Shared(&step);
@@ -267,15 +270,26 @@ impl Executor {
             // region has a share for each thread of the team.
             unsafe { step.get().run(lockstep, scratch.get().add(thread * layout.bytes)) }
         })
-        .map_err(|Poisoned| ExecutorError::Panicked)?;
-        let output = self.program.output;
-        let rows = match output.rows {
+        .map_err(|Poisoned| ExecutorError::Panicked)
+    }
+
+    /// What a buffer holds for the rows of `batch`, which is the one that ran last.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Batch`] if the buffer does not lie in the arena.
+    pub fn values(&self, buf: Buf, batch: &Batch<'_>) -> Result<&[f32], ExecutorError> {
+        let rows = match buf.rows {
             Rows::Tokens => batch.tokens.len(),
             Rows::Outputs => batch.outputs.len(),
         };
-        // SAFETY: `check` has proven that the buffer lies in the arena; regions are aligned and initialised, and no other
-        // thread runs now.
-        Ok(unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(output.offset).cast(), rows * output.width) })
+        let len = rows.saturating_mul(buf.width);
+        let end = buf.offset.saturating_add(len.saturating_mul(4));
+        if end > self.program.arena_bytes || !buf.offset.is_multiple_of(4) {
+            return Err(ExecutorError::Batch(format!("{rows} rows of {buf:?} are not in the arena")));
+        }
+        // SAFETY: the values lie in the arena, as was just checked; regions are aligned and initialised, any bits are an
+        // `f32`, and no other thread runs now.
+        Ok(unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(buf.offset).cast(), len) })
     }
 
     /// The program.

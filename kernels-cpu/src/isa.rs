@@ -8,7 +8,11 @@ pub enum Isa {
     Reference,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL and VNNI.
+    /// AVX2 with dot products of bytes too (AVX-VNNI: `vpdpbusd`).
+    AvxVnni,
+    /// AVX-512 F, BW, DQ and VL: products of bytes are added up in 16 bits.
+    Avx512Bw,
+    /// AVX-512 with dot products of bytes too (VNNI: `vpdpbusd`).
     Avx512,
     /// NEON as every AArch64 processor has it: products of bytes are added up in 16 bits.
     Neon,
@@ -75,7 +79,7 @@ macro_rules! missing {
 impl Isa {
     /// The instruction sets of the architecture that this program is built for, slowest first.
     #[cfg(target_arch = "x86_64")]
-    pub const ALL: [Self; 3] = [Self::Reference, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Reference, Self::Avx2, Self::AvxVnni, Self::Avx512Bw, Self::Avx512];
     /// The instruction sets of the architecture that this program is built for, slowest first.
     #[cfg(target_arch = "aarch64")]
     pub const ALL: [Self; 4] = [Self::Reference, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
@@ -84,14 +88,24 @@ impl Isa {
     pub const ALL: [Self; 1] = [Self::Reference];
 
     /// The instruction sets of all architectures.
-    pub const KNOWN: [Self; 6] =
-        [Self::Reference, Self::Avx2, Self::Avx512, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
+    pub const KNOWN: [Self; 8] = [
+        Self::Reference,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512Bw,
+        Self::Avx512,
+        Self::Neon,
+        Self::NeonDotprod,
+        Self::NeonI8mm,
+    ];
 
     /// The name that `RUSTAI_CPU` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Reference => "reference",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
+            Self::Avx512Bw => "avx512bw",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
@@ -103,7 +117,7 @@ impl Isa {
     pub const fn architecture(self) -> Option<&'static str> {
         match self {
             Self::Reference => None,
-            Self::Avx2 | Self::Avx512 => Some("x86_64"),
+            Self::Avx2 | Self::AvxVnni | Self::Avx512Bw | Self::Avx512 => Some("x86_64"),
             Self::Neon | Self::NeonDotprod | Self::NeonI8mm => Some("aarch64"),
         }
     }
@@ -115,6 +129,12 @@ impl Isa {
             Self::Reference => None,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => missing!(is_x86_feature_detected: "avx2", "fma", "f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => missing!(is_x86_feature_detected: "avx2", "fma", "f16c", "avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bw => missing!(
+                is_x86_feature_detected: "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"
+            ),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => missing!(
                 is_x86_feature_detected: "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl",
@@ -213,7 +233,8 @@ mod tests {
         }
     }
 
-    /// The emulated processors of `scripts/cross_test.sh` differ in what they detect, and each level has to be met.
+    /// The emulated processors of `scripts/cross_test.sh` and `scripts/emulate_x86.sh` differ in what they detect, and each
+    /// level has to be met.
     #[test]
     fn the_best_is_the_one_that_the_environment_says_this_processor_has() {
         if let Ok(name) = std::env::var("RUSTAI_TEST_BEST") {

@@ -124,7 +124,7 @@ impl Matrix {
             && let Some(kernel) = tile_kernel(isa, dtype)
         {
             let len = rows.div_ceil(GROUP) * layout.group_bytes(cols);
-            let mut region = Region::new("packed weights", len)
+            let mut region = Region::shared("packed weights", len)
                 .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
             pack::pack(dtype, layout, cols, bytes, region.as_mut_slice());
             matrix.storage = Storage::Packed { region, layout, kernel };

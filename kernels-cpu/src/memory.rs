@@ -1,9 +1,10 @@
 //! Zeroed, 64-byte aligned memory for weights, activations and the key/value cache.
 //!
 //! Regions come straight from the system, so pages that nobody touches cost nothing, and large ones are offered huge
-//! pages (`madvise(2)`, `MADV_HUGEPAGE`), which spares a streaming kernel most address-translation misses.
+//! pages (`madvise(2)`, `MADV_HUGEPAGE`), which spares a streaming kernel most address-translation misses. On a machine with
+//! several memory nodes [`placement`] has its say.
 
-use crate::ExecutorError;
+use crate::{ExecutorError, placement};
 use std::ptr::NonNull;
 
 /// A huge page of x86-64 and of AArch64 with 4 KiB granules. Regions at least this large ask for them.
@@ -62,6 +63,15 @@ impl Region {
         // PANIC: `mmap` without a wanted address never returns null.
         let start = NonNull::new(start).expect("a mapping is not at address zero");
         Ok(Self { start, len, mapping })
+    }
+
+    /// As [`new`](Self::new), for memory that all threads use alike: its pages are dealt out to the machine's memory nodes.
+    pub(crate) fn shared(what: &'static str, len: usize) -> Result<Self, ExecutorError> {
+        let region = Self::new(what, len)?;
+        if len > 0 {
+            placement::deal_out(region.mapping.0.cast(), region.mapping.1);
+        }
+        Ok(region)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {

@@ -1,8 +1,11 @@
 //! Row-wise kernels of the chosen instruction set, behind one table.
 
 use crate::{
-    Isa,
-    attention::{self, AttentionTask, KvElement},
+    Isa, KvType,
+    attention::{
+        self, AttentionTask, Work,
+        cache::{KvElement, LayerCache, Place},
+    },
     formats::q8a,
     reference,
 };
@@ -20,22 +23,30 @@ pub(crate) struct Ops {
     pub(crate) silu: unsafe fn(&[f32], &mut [f32]),
     /// Input, result.
     pub(crate) softmax: unsafe fn(&[f32], &mut [f32]),
-    /// For head lengths that are a multiple of 16, if the instruction set has an own version.
-    pub(crate) attention: unsafe fn(&AttentionTask),
-    /// What the attention kernel reads.
+    /// [`LayerCache::append`].
+    pub(crate) append: unsafe fn(&LayerCache, Place, &[f32], &[f32]),
+    /// Reads `kv` and no other elements; does parts of tasks if `in_parts` is set.
+    pub(crate) attention: unsafe fn(&AttentionTask, Work),
+    pub(crate) in_parts: bool,
+    /// What the cache holds.
     pub(crate) kv: KvElement,
 }
 
+const SCALAR_APPEND: unsafe fn(&LayerCache, Place, &[f32], &[f32]) =
+    // SAFETY: the caller's promise is that of the function.
+    |cache, place, key, value| unsafe { cache.append(place, key, value) };
+
 impl Ops {
-    /// The table for `isa`, which the caller has found to be available, and heads of `head_dim` values.
-    pub(crate) fn new(isa: Isa, head_dim: usize) -> Self {
+    /// The table for `isa`, which the caller has found to be available, and heads of `head_dim` values that are kept as
+    /// `kv_type`.
+    pub(crate) fn new(isa: Isa, head_dim: usize, kv_type: KvType) -> Self {
         let mut ops = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => ops!(crate::x86_64::rows::avx2),
+            Isa::Avx2 | Isa::AvxVnni => ops!(kv_type, crate::x86_64::rows::avx2),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => ops!(crate::x86_64::rows::avx512),
+            Isa::Avx512Bw | Isa::Avx512 => ops!(kv_type, crate::x86_64::rows::avx512),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => ops!(crate::aarch64::rows::neon),
+            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => ops!(kv_type, crate::aarch64::rows::neon),
             _ => Self {
                 rms_norm: reference::rms_norm,
                 quantize: q8a::quantize_row,
@@ -46,12 +57,15 @@ impl Ops {
                     }
                 },
                 softmax: reference::softmax,
+                append: SCALAR_APPEND,
                 attention: attention::reference,
-                kv: KvElement::F32,
+                in_parts: false,
+                kv: KvElement::of(kv_type, false),
             },
         };
+        // Rows of vectors of any instruction set.
         if !head_dim.is_multiple_of(16) {
-            ops.attention = attention::reference;
+            ops = Self { append: SCALAR_APPEND, attention: attention::reference, in_parts: false, ..ops };
         }
         ops
     }
@@ -59,7 +73,7 @@ impl Ops {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! ops {
-    ($($module:tt)+) => {{
+    ($kv_type:ident, $($module:tt)+) => {{
         use $($module)+ as kernels;
         Self {
             rms_norm: kernels::rms_norm,
@@ -67,8 +81,13 @@ macro_rules! ops {
             swiglu: kernels::swiglu,
             silu: kernels::silu,
             softmax: kernels::softmax,
-            attention: kernels::attention,
-            kv: KvElement::F16,
+            append: kernels::append,
+            attention: match $kv_type {
+                KvType::F16 => kernels::attention_f16,
+                KvType::Q8_0 => kernels::attention_q8_0,
+            },
+            in_parts: true,
+            kv: KvElement::of($kv_type, true),
         }
     }};
 }

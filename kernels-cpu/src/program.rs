@@ -211,6 +211,45 @@ pub enum Call {
     },
 }
 
+/// How keys and values are kept in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvType {
+    /// Half precision. The reference keeps `f32`.
+    #[default]
+    F16,
+    /// 8-bit integers in blocks of 32 values along a head, each block with a half-precision scale: 53 % of the bytes of
+    /// half precision. The rule is that of Q8_0 weights; heads must be a multiple of 32 long.
+    Q8_0,
+}
+
+impl KvType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F16, Self::Q8_0];
+
+    /// The name that command lines and reports use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Head lengths have to be a multiple of this.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F16 => 1,
+            Self::Q8_0 => 32,
+        }
+    }
+}
+
+impl std::fmt::Display for KvType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Shape of the key/value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
@@ -222,6 +261,8 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Pages of `PAGE_TOKENS` positions.
     pub pages: usize,
+    /// How entries are kept.
+    pub kv_type: KvType,
 }
 
 /// Calls and the memory that they need.

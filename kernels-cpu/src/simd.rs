@@ -11,6 +11,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Rounded to nearest, ties to even.
+    unsafe fn store_f16(self, to: *mut u16);
+    /// Signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -21,6 +25,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// The smaller; NaN if `other` is, and either if only `self` is.
     unsafe fn min(self, other: Self) -> Self;
+    /// Whether any value is larger than the other vector's; a comparison with NaN is false.
+    unsafe fn exceeds(self, other: Self) -> bool;
+    /// Asks for the cache line at an address that will be read soon; any address will do.
+    unsafe fn prefetch(at: *const u8);
     unsafe fn round(self) -> Self;
     /// `self * 2^power` for whole powers in -126 ..= 127.
     unsafe fn scale_by_power(self, power: Self) -> Self;

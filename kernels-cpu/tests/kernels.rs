@@ -5,7 +5,7 @@ mod differential;
 use differential::{Bench, expected, half_scales, isas, quantized_planes};
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{
-    Act, ActKind, Buf, Call, Executor, Isa, KvShape, Matrix, Program, QBuf, Rope, RopeStyle, Rows, SharedBytes,
+    Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Matrix, Program, QBuf, Rope, RopeStyle, Rows, SharedBytes,
     formats, reference,
 };
 use std::sync::Arc;
@@ -298,17 +298,19 @@ fn activation_quantization_is_the_reference_bit_for_bit() {
 }
 
 /// Queries, keys and values of random sequences through the cache, in steps, against the scalar reference.
+#[derive(Clone, Copy, Debug)]
 struct AttentionCase {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
     window: Option<u32>,
+    kv_type: KvType,
 }
 
 impl AttentionCase {
     /// Feeds two sequences of `lengths` tokens in `steps` pieces; returns the attention output of each token, per sequence.
     fn run(&self, isa: Isa, threads: usize, lengths: [usize; 2], steps: usize, data: &[Vec<f32>; 2]) -> [Vec<f32>; 2] {
-        let Self { heads, kv_heads, head_dim, window } = *self;
+        let Self { heads, kv_heads, head_dim, window, kv_type } = *self;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let max_tokens = lengths[0] + lengths[1];
         let buf = |offset, width| Buf { offset, width, rows: Rows::Tokens };
@@ -327,7 +329,7 @@ impl AttentionCase {
             arena_bytes: out.offset + Buf::bytes(q_width, max_tokens),
             max_tokens,
             max_outputs: 1,
-            kv: Some(KvShape { layers: 2, kv_heads, head_dim, pages: pages[0] + pages[1] }),
+            kv: Some(KvShape { layers: 2, kv_heads, head_dim, pages: pages[0] + pages[1], kv_type }),
             inputs: vec![q, k, v],
             output: out,
         };
@@ -372,8 +374,22 @@ impl AttentionCase {
         result
     }
 
-    fn expected(&self, len: usize, data: &[f32], half_cache: bool) -> Vec<f32> {
-        let Self { heads, kv_heads, head_dim, window } = *self;
+    /// What the cache of `isa` makes of keys or values.
+    fn stored(&self, isa: Isa, values: &mut [f32]) {
+        match self.kv_type {
+            KvType::Q8_0 => {
+                let format = formats::of(DType::Q8_0).unwrap();
+                let mut bytes = vec![0; DType::Q8_0.bytes_for(values.len()).unwrap()];
+                format.quantize.unwrap()(values, None, &mut bytes);
+                (format.dequantize)(&bytes, values);
+            }
+            _ if isa == Isa::Reference => {}
+            _ => values.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+        }
+    }
+
+    fn expected(&self, len: usize, data: &[f32], isa: Isa) -> Vec<f32> {
+        let Self { heads, kv_heads, head_dim, window, .. } = *self;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 100f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let mut rows: Vec<Vec<f32>> = data.chunks_exact(q_width + 2 * kv_width).map(<[f32]>::to_vec).collect();
@@ -381,11 +397,7 @@ impl AttentionCase {
             for head in row[..q_width + kv_width].chunks_exact_mut(head_dim) {
                 reference::rope(head, RopeStyle::Interleaved, &inv_freq, 1.0, position as u32);
             }
-            if half_cache {
-                for x in &mut row[q_width..] {
-                    *x = half::f16::from_f32(*x).to_f32();
-                }
-            }
+            self.stored(isa, &mut row[q_width..]);
         }
         let mut out = Vec::new();
         for t in 0..len {
@@ -403,6 +415,10 @@ impl AttentionCase {
     }
 }
 
+fn bits(values: &[Vec<f32>; 2]) -> [Vec<u32>; 2] {
+    values.each_ref().map(|values| values.iter().map(|x| x.to_bits()).collect())
+}
+
 #[test]
 fn attention_agrees_with_the_reference_through_a_paged_cache() {
     let mut random = Random(9);
@@ -414,33 +430,118 @@ fn attention_agrees_with_the_reference_through_a_paged_cache() {
         (6, 1, 12, None),
         (2, 2, 48, Some(1)),
         (7, 1, 32, Some(70)),
+        (8, 1, 96, Some(9)),
+        (40, 1, 32, None),
     ] {
-        let case = AttentionCase { heads, kv_heads, head_dim, window };
         let lengths = [77, 33];
         let width = (heads + 2 * kv_heads) * head_dim;
         let data = lengths.map(|len| random.values(len * width));
-        for isa in isas() {
-            let once = case.run(isa, 2, lengths, 1, &data);
-            for s in 0..2 {
-                let expected = case.expected(lengths[s], &data[s], isa != Isa::Reference);
-                // Rotated keys are rounded to f16, where a last bit of f32 may decide a tie.
-                let ceiling = if isa == Isa::Reference { 1e-6 } else { 2e-4 };
-                for (i, (got, expected)) in once[s].iter().zip(&expected).enumerate() {
-                    assert!(
-                        (got - expected).abs() <= ceiling,
-                        "{isa:?} {heads}/{kv_heads} x {head_dim}, {i}: {got} for {expected}"
-                    );
+        for kv_type in KvType::ALL.into_iter().filter(|kv_type| head_dim % kv_type.block_len() == 0) {
+            let case = AttentionCase { heads, kv_heads, head_dim, window, kv_type };
+            let reference = case.run(Isa::Reference, 2, lengths, 1, &data);
+            for isa in isas() {
+                let once = case.run(isa, 2, lengths, 1, &data);
+                for s in 0..2 {
+                    let expected = case.expected(lengths[s], &data[s], isa);
+                    // Rotated keys are rounded to the cache's precision, where a last bit of f32 may decide a tie.
+                    let ceiling = match kv_type {
+                        KvType::Q8_0 => 1e-3,
+                        _ if isa == Isa::Reference => 1e-6,
+                        _ => 2e-4,
+                    };
+                    for (i, (got, expected)) in once[s].iter().zip(&expected).enumerate() {
+                        assert!((got - expected).abs() <= ceiling, "{isa:?} {case:?}, {i}: {got} for {expected}");
+                    }
+                    // 8-bit entries are the same bytes for all instruction sets.
+                    if kv_type == KvType::Q8_0 {
+                        for (i, (got, expected)) in once[s].iter().zip(&reference[s]).enumerate() {
+                            assert!((got - expected).abs() <= 3e-6, "{isa:?} {case:?}, {i}: {got} for {expected}");
+                        }
+                    }
+                }
+                for (threads, steps) in [(1, 1), (3, 2), (2, 40)] {
+                    let again = case.run(isa, threads, lengths, steps, &data);
+                    assert_eq!(bits(&once), bits(&again), "{isa:?} {case:?}: {threads} threads, {steps} steps");
                 }
             }
-            let bits =
-                |values: &[Vec<f32>; 2]| values.each_ref().map(|v| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
-            for (threads, steps) in [(1, 1), (3, 2), (2, 40)] {
-                let again = case.run(isa, threads, lengths, steps, &data);
-                assert_eq!(
-                    bits(&once),
-                    bits(&again),
-                    "{isa:?} {heads}/{kv_heads} x {head_dim}: {threads} threads, {steps} steps"
-                );
+        }
+    }
+}
+
+#[test]
+fn long_sequences_give_the_same_bits_whole_and_in_parts() {
+    let mut random = Random(19);
+    let lengths = [560, 290];
+    for (heads, kv_heads, window) in [(3, 1, None), (2, 2, Some(300)), (8, 1, Some(40))] {
+        let data = lengths.map(|len| random.values(len * (heads + 2 * kv_heads) * 32));
+        for kv_type in KvType::ALL {
+            let case = AttentionCase { heads, kv_heads, head_dim: 32, window, kv_type };
+            // The reference is slow, and knows neither chunks nor parts.
+            for isa in isas().filter(|isa| *isa != Isa::Reference) {
+                let once = case.run(isa, 1, lengths, 1, &data);
+                for s in 0..2 {
+                    let expected = case.expected(lengths[s], &data[s], isa);
+                    for (i, (got, expected)) in once[s].iter().zip(&expected).enumerate() {
+                        assert!((got - expected).abs() <= 1e-3, "{isa:?} {case:?}, {i}: {got} for {expected}");
+                    }
+                }
+                // Many threads compute parts, which one of them merges; the last runs decode token by token.
+                for (threads, steps) in [(2, 3), (8, 7), (1, 560), (3, 560)] {
+                    let again = case.run(isa, threads, lengths, steps, &data);
+                    assert_eq!(bits(&once), bits(&again), "{isa:?} {case:?}: {threads} threads, {steps} steps");
+                }
+            }
+        }
+    }
+}
+
+/// A weight of 0 does not hide an infinite value: 0 times infinity is NaN.
+#[test]
+fn later_values_that_are_not_finite_do_not_spoil_earlier_tokens() {
+    const BAD: usize = 41;
+    let lengths = [70, 5];
+    for (heads, kv_heads, window) in [(2, 2, None), (9, 1, None), (2, 1, Some(7)), (12, 1, Some(20))] {
+        let q_width = heads * 32;
+        let width = q_width + 2 * kv_heads * 32;
+        let clean = lengths.map(|len| Random(21).values(len * width));
+        for kv_type in KvType::ALL {
+            let case = AttentionCase { heads, kv_heads, head_dim: 32, window, kv_type };
+            for (isa, bad) in isas().flat_map(|isa| [f32::INFINITY, f32::NEG_INFINITY, f32::NAN].map(|bad| (isa, bad)))
+            {
+                let mut data = clean.clone();
+                let values = BAD * width + q_width + kv_heads * 32;
+                data[0][values..values + kv_heads * 32].fill(bad);
+                let [expected, _] = case.run(isa, 2, lengths, 1, &clean);
+                for steps in [1, 3] {
+                    let [got, _] = case.run(isa, 2, lengths, steps, &data);
+                    let tokens = got.chunks_exact(q_width).zip(expected.chunks_exact(q_width)).enumerate();
+                    for (token, (got, expected)) in tokens {
+                        let sees = token >= BAD && window.is_none_or(|window| token < BAD + window as usize);
+                        if sees {
+                            assert!(got.iter().all(|x| !x.is_finite()), "{isa:?} {case:?}, {bad}, token {token}");
+                        } else {
+                            assert_eq!(got, expected, "{isa:?} {case:?}, {bad}, token {token}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rms_norm_survives_values_whose_squares_do_not_fit() {
+    for isa in isas() {
+        for (scale, eps) in [(1e30, 1e-5), (3e38, 1e-5), (1e19, 1e-5), (1e-25, 0.0), (1e-38, 0.0), (1e-16, 0.0)] {
+            let x: Vec<f32> = Random(5).values(90).iter().map(|x| x * scale).collect();
+            let weight: Arc<[f32]> = Random(6).values(90).into();
+            let mut expected = vec![0.0; 90];
+            reference::rms_norm(&x, &weight, eps, &mut expected);
+            let got = Bench { isa, threads: 1, tokens: 1 }.run(&x, 90, 90, |x, _, out| {
+                vec![Call::RmsNorm { x, weight: Arc::clone(&weight), eps, out: Act::F32(out) }]
+            });
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{isa:?} {scale:e}: {got} for {expected}");
             }
         }
     }
@@ -454,7 +555,7 @@ fn unsound_programs_and_batches_are_refused() {
         arena_bytes,
         max_tokens: 4,
         max_outputs: 2,
-        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2 }),
+        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2, kv_type: KvType::F16 }),
         inputs: vec![x],
         output: x,
     };
@@ -470,6 +571,11 @@ fn unsound_programs_and_batches_are_refused() {
     assert!(
         refused(vec![Call::Attention { q: x, out: x, layer: 1, scale: 1.0, window: None }], 128).contains("layer 1")
     );
+
+    let eight_bit = KvShape { layers: 1, kv_heads: 1, head_dim: 40, pages: 2, kv_type: KvType::Q8_0 };
+    let error =
+        Executor::new(Isa::Reference, 1, Program { kv: Some(eight_bit), ..program(vec![], 128) }).err().unwrap();
+    assert!(error.to_string().contains("q8_0") && error.to_string().contains("40"), "{error}");
 
     // In place as well, a buffer must lie in the arena.
     let outside = Buf { offset: 1 << 20, ..x };
@@ -501,7 +607,7 @@ fn unsound_programs_and_batches_are_refused() {
 #[test]
 fn sizes_that_overflow_are_refused() {
     let x = Buf { offset: 0, width: 8, rows: Rows::Tokens };
-    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2 };
+    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 8, pages: 2, kv_type: KvType::F16 };
     let small = Program {
         calls: vec![],
         arena_bytes: 128,
@@ -576,7 +682,7 @@ fn values_that_are_not_finite_show_as_in_the_reference() {
 
 #[test]
 fn a_query_that_is_not_finite_spoils_its_own_head_only_and_shows() {
-    let case = AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, window: None };
+    let case = AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, window: None, kv_type: KvType::F16 };
     let width = (2 + 2) * 16;
     let mut data = [40, 3].map(|len| Random(11).values(len * width));
     data[0][38 * width] = f32::NAN;
@@ -601,7 +707,7 @@ fn what_an_earlier_sequence_left_in_a_page_does_not_show() {
         arena_bytes: 2 * Buf::bytes(width, PAGE_TOKENS),
         max_tokens: PAGE_TOKENS,
         max_outputs: 1,
-        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: width, pages: 1 }),
+        kv: Some(KvShape { layers: 1, kv_heads: 1, head_dim: width, pages: 1, kv_type: KvType::F16 }),
         inputs: vec![x],
         output: out,
     };

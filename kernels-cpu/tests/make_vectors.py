@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """Writes the test vectors in `vectors/` with the numpy reference of the `gguf` package.
 
-    pip install numpy gguf==0.19.0
-    python make_vectors.py
+    pip install numpy gguf==0.19.0 libggml-python==0.20.2.post1
+    python make_vectors.py [SmolLM2-135M-Instruct.Q4_1.gguf]
 
 The output depends on nothing but the fixed seed. Each file is a list of little-endian sections, as `formats.rs` reads them:
 
     <type>.dequantize   u32 elements, blocks as in a GGUF file, expected f32 values
     <type>.quantize     u32 elements, f32 values, expected blocks
 
+Types that search for their scales need not give the bytes of another program. For them `quantize.samples` holds rows of f16
+values, and `quantize.errors` the relative error with which ggml (through `libggml-python`) quantizes them. Those two are
+made only if the model is named, which the last rows are taken from.
+
 Blocks have random quants and group scales. Their f16 scales go through zeros, the smallest denormals, the largest finite
 values, both signs and ordinary magnitudes; infinite and NaN scales are left to the Rust tests, since the pattern of a
 NaN that comes out of arithmetic is up to the processor.
 """
 
+import ctypes
 import pathlib
 import struct
+import sys
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
@@ -212,7 +218,7 @@ def main():
     # The rows of 1e-38 and 1e-42 make the package overflow; only Q8_K defines what they give.
     values = random_values()
     ordinary = values[:-2]
-    for dtype in (T.Q4_0, T.Q4_1, T.Q8_0):
+    for dtype in (T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0):
         with np.errstate(over="ignore"):
             write(dtype.name.lower(), "quantize", ordinary.size, ordinary, quants.quantize(ordinary, dtype))
     write("q8_k", "quantize", values.size, values, quantize_q8_k(values))
@@ -227,6 +233,59 @@ def main():
     blocks = random_blocks(T.Q1_0, 24, [0], np.random.default_rng([20240613, 42]))
     values = dequantize_q2_0(blocks)
     write("q2_0", "dequantize", values.size, blocks, values)
+
+    if len(sys.argv) > 1:
+        write_samples(sys.argv[1])
+
+
+# Samples: name, rows, columns. Their values come one after the other in `quantize.samples`, each followed by an importance
+# per column.
+SAMPLES = [("gaussian", 16, 512), ("heavy_tails", 16, 512), ("smollm2", 8, 1536)]
+SEARCHED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+
+
+def write_samples(model):
+    from gguf import GGUFReader
+
+    rng = np.random.default_rng([20240613, 1000])
+    # Rows of the down projections of five layers: one row is six blocks of 256.
+    tensors = {tensor.name: tensor for tensor in GGUFReader(model).tensors}
+    downs = [tensors[f"blk.{layer}.ffn_down.weight"] for layer in (0, 7, 15, 29)]
+    rows = {
+        "gaussian": rng.normal(0, 0.02, (16, 512)),
+        "heavy_tails": rng.standard_t(3, (16, 512)) * 0.02,
+        "smollm2": np.concatenate([quants.dequantize(down.data, down.tensor_type)[:2] for down in downs]),
+    }
+    data, lines = b"", []
+    for name, count, columns in SAMPLES:
+        values = rows[name].astype(np.float16)
+        importance = np.exp(rng.normal(0, 1, columns)).astype(np.float16)
+        assert values.shape == (count, columns)
+        data += values.tobytes() + importance.tobytes()
+        values, importance = values.astype(np.float32), importance.astype(np.float32)
+        for dtype in SEARCHED:
+            for kind, weights in (("plain", None), ("weighted", importance)):
+                back = ggml_round_trip(T[dtype], values, weights)
+                scale = 1 if weights is None else weights.astype(np.float64)
+                error = np.sqrt((scale * (values - back) ** 2.0).sum() / (scale * values.astype(np.float64) ** 2).sum())
+                lines.append(f"{dtype} {name} {kind} {error:.7f}\n")
+    (FOLDER / "quantize.samples").write_bytes(data)
+    (FOLDER / "quantize.errors").write_text("".join(lines))
+
+
+def ggml_round_trip(dtype, values, importance):
+    """What ggml's own quantization of the rows reads back as."""
+    import libggml
+
+    library = next((pathlib.Path(libggml.__file__).parent / "lib64").glob("libggml-base.so"))
+    quantize = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    rows, columns = values.shape
+    length, size = GGML_QUANT_SIZES[dtype]
+    blocks = np.zeros((rows, columns // length * size), np.uint8)
+    pointer = lambda array: None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+    counts = [ctypes.c_int64(count) for count in (0, rows, columns)]
+    quantize(ctypes.c_int(dtype), pointer(values), pointer(blocks), *counts, pointer(importance))
+    return quants.dequantize(blocks, dtype)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ use crate::{
     graph::GraphError,
     hub::HubError,
     model::LoadError,
+    quantize::QuantizeError,
     sampler::SamplerError,
     text::TextError,
 };
@@ -42,6 +43,9 @@ pub enum Error {
     /// A request was refused or ended early, or a setting of the engine is out of range.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A model cannot be quantized, or an importance matrix not used.
+    #[error(transparent)]
+    Quantize(Box<QuantizeError>),
     /// A graph was put together wrongly.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -51,6 +55,12 @@ pub enum Error {
     /// A step that was run without an engine failed.
     #[error(transparent)]
     Step(#[from] StepError),
+}
+
+impl From<QuantizeError> for Error {
+    fn from(error: QuantizeError) -> Self {
+        Self::Quantize(Box::new(error))
+    }
 }
 
 impl Error {

@@ -36,6 +36,7 @@
 //! | [`sampler`] | choosing tokens: one documented chain |
 //! | [`graph`], [`plan`] | building a graph by hand, and seeing what a model's graph becomes |
 //! | [`perplexity`] | how well a model predicts a text |
+//! | [`quantize`] | making smaller files, and measuring which weights matter |
 //! | [`model`], [`backend`] | architectures, and running a planned graph without the engine |
 //!
 //! A request is a plain value that says what is asked for; a service makes one from whatever its clients send:
@@ -71,7 +72,7 @@
 //!
 //! # What runs where
 //! The best instruction set is detected when a model is loaded; the environment variable `RUSTAI_CPU` (`reference`, `avx2`,
-//! `avx512`) forces a lower one, and [`Info::executable`](engine::Info::executable) says what was chosen.
+//! `avx-vnni`, `avx512bw`, `avx512`) forces a lower one, and [`Info::executable`](engine::Info::executable) says what was chosen.
 
 pub mod backend;
 pub mod engine;
@@ -82,6 +83,7 @@ pub mod hub;
 pub mod model;
 pub mod perplexity;
 pub mod plan;
+pub mod quantize;
 pub mod sampler;
 mod sys;
 pub mod text;
@@ -89,4 +91,4 @@ pub mod text;
 pub use engine::{CancelHandle, Completion, Engine, EngineError, Event, Finish, Request, Stream};
 pub use error::Error;
 pub use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
-pub use rustai_kernels_cpu::Isa;
+pub use rustai_kernels_cpu::{Isa, KvType};

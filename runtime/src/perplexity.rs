@@ -59,10 +59,15 @@ impl Score {
             let sequence = BatchSequence { len: tokens.len() as u32, start: start as u32, pages: &pages };
             let logits = model.step(&Batch { tokens, sequences: &[sequence], outputs: &outputs })?;
             for (row, position) in logits.chunks_exact(vocab).zip(scored) {
-                self.add(negative_log_likelihood(row, chunk[position + 1] as usize));
+                self.add_token(row, chunk[position + 1] as usize);
             }
         }
         Ok(())
+    }
+
+    /// Scores one token: `logits` are those of the position before it.
+    pub(crate) fn add_token(&mut self, logits: &[f32], token: usize) {
+        self.add(negative_log_likelihood(logits, token));
     }
 
     fn add(&mut self, nll: f64) {

@@ -1,10 +1,11 @@
-//! Shared helpers of the end-to-end tests: models that are fetched once and shared ([`fixtures`]), and small random models
-//! that are made on the spot ([`TinyLlama`]).
+//! Shared helpers of the end-to-end tests: models that are fetched once and shared ([`fixtures`]), small random models
+//! that are made on the spot ([`TinyLlama`]), and how far logits are apart ([`divergence`]).
 //!
 //! It owns no expectation: what is right is said in the tests. It panics freely, because a helper that fails is a failed
 //! test.
 
 mod blocks;
+pub mod divergence;
 pub mod fixtures;
 mod rng;
 mod tiny_llama;

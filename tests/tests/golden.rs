@@ -8,15 +8,17 @@
 //! The file of the model has SHA-256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53.
 
 use rustai::{
-    Batch, BatchSequence, Isa, PAGE_TOKENS,
+    Batch, BatchSequence, Isa, KvType, PAGE_TOKENS,
     backend::{Executable, StepError},
     gguf::GgufFile,
     model::{self, LoadOptions},
     perplexity::Score,
+    quantize::{self, Imatrix, Job, Mix, Options},
     text::{Specials, Tokenizer},
 };
-use rustai_tests::fixtures;
+use rustai_tests::{divergence::kl, fixtures};
 use serde_json::Value;
+use std::{ops::ControlFlow, sync::Arc};
 
 struct Case {
     name: String,
@@ -55,7 +57,12 @@ fn file() -> GgufFile {
 }
 
 fn load(file: &GgufFile, isa: Isa, threads: usize) -> Box<dyn Executable> {
-    let options = LoadOptions { threads, context: 512, max_outputs: 512, isa: Some(isa), ..LoadOptions::default() };
+    load_with(file, isa, threads, KvType::F16)
+}
+
+fn load_with(file: &GgufFile, isa: Isa, threads: usize, kv_type: KvType) -> Box<dyn Executable> {
+    let isa = Some(isa);
+    let options = LoadOptions { threads, context: 512, max_outputs: 512, isa, kv_type, ..LoadOptions::default() };
     model::load(file, &options, &mut |_| ()).expect("a supported model")
 }
 
@@ -73,17 +80,6 @@ fn logits(model: &mut dyn Executable, start: usize, tokens: &[u32]) -> Vec<f32> 
 
 fn best(logits: &[f32]) -> u32 {
     (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
-    logits.iter().map(|&logit| f64::from(logit) - largest - sum.ln()).collect()
-}
-
-/// KL(p || q) of two sets of logits, in nats.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    log_softmax(p).iter().zip(log_softmax(q)).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
 #[test]
@@ -109,16 +105,14 @@ fn the_reference_is_the_f32_truth_and_fast_kernels_are_as_near_to_it_as_llama_cp
     let theirs = cases.iter().map(|case| case.kl).sum::<f64>() / cases.len() as f64;
     for isa in fast_isas() {
         let mut model = load(&file, isa, 2);
-        let kl: Vec<f64> = cases
-            .iter()
-            .zip(&truth)
-            .map(|(case, truth)| divergence(truth, &logits(&mut *model, 0, &case.tokens)))
-            .collect();
+        let kl: Vec<f64> =
+            cases.iter().zip(&truth).map(|(case, truth)| kl(truth, &logits(&mut *model, 0, &case.tokens))).collect();
         let ours = kl.iter().sum::<f64>() / kl.len() as f64;
         println!("{isa:?}: mean KL {ours:.6}, llama.cpp {theirs:.6}; {kl:.6?}");
         assert!(ours <= theirs, "{isa:?}: mean KL {ours}, llama.cpp {theirs}");
+        // A single position moves with the order in which kernels add; many of them are held together by the window below.
         for (case, kl) in cases.iter().zip(kl) {
-            assert!(kl <= 2.0 * case.kl, "{isa:?} {}: KL {kl}, llama.cpp {}", case.name, case.kl);
+            assert!(kl <= 4.0 * case.kl, "{isa:?} {}: KL {kl}, llama.cpp {}", case.name, case.kl);
         }
     }
 }
@@ -160,24 +154,152 @@ fn logits_do_not_depend_on_the_number_of_threads() {
     }
 }
 
-#[test]
-fn perplexity_is_llama_cpps_within_half_a_percent() {
-    /// `llama-perplexity -c 512 --chunks 40 -t 2` on the same text and file: "PPL = 22.3961 +/- 0.67323". Built for AVX-512
-    /// from the sources of b11434; the program itself prints "0.6.0-dev (build 0, commit unknown)".
-    const LLAMA_CPP: f64 = 22.3961;
-    let file = file();
+/// The text's tokens, without a BOS in front.
+fn text_tokens(file: &GgufFile) -> Vec<u32> {
     let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
-    assert_eq!(tokenizer.prefix(), None, "chunks of this model begin without BOS");
-    let tokens = tokenizer.encode(&fixtures::wikitext2_test(), Specials::Text).expect("text");
+    assert_eq!(tokenizer.prefix(), None, "texts of this model begin without BOS");
+    tokenizer.encode(&fixtures::wikitext2_test(), Specials::Text).expect("text")
+}
+
+/// The mean over many positions moves far less than single prompts do when kernels add in another order.
+#[test]
+fn over_a_window_of_text_fast_kernels_are_nearer_to_the_f32_truth_than_llama_cpp() {
+    /// Positions, from the start of the text on.
+    const WINDOW: usize = 128;
+    /// llama.cpp's mean KL divergence from the truth over these positions: `scripts/compare_fidelity.py` with
+    /// `--window 128 --windows 1` on this file (b11434, built for AVX2).
+    const LLAMA_CPP: f64 = 0.003301;
+    let file = file();
+    let tokens = &text_tokens(&file)[..WINDOW];
+    let all = |isa| -> Vec<f32> {
+        let pages: Vec<u32> = (0..WINDOW.div_ceil(PAGE_TOKENS) as u32).collect();
+        let sequence = BatchSequence { len: WINDOW as u32, start: 0, pages: &pages };
+        let outputs: Vec<u32> = (0..WINDOW as u32).collect();
+        let batch = Batch { tokens, sequences: &[sequence], outputs: &outputs };
+        load(&file, isa, 2).step(&batch).expect("a sound batch").to_vec()
+    };
+    let truth = all(Isa::Reference);
+    let vocab = truth.len() / WINDOW;
+    for isa in fast_isas() {
+        let sum: f64 = truth.chunks_exact(vocab).zip(all(isa).chunks_exact(vocab)).map(|(p, q)| kl(p, q)).sum();
+        let ours = sum / WINDOW as f64;
+        println!("{isa:?}: mean KL {ours:.6} of {WINDOW} positions, llama.cpp {LLAMA_CPP}");
+        assert!(ours <= 0.5 * LLAMA_CPP, "{isa:?}: mean KL {ours}, llama.cpp {LLAMA_CPP}");
+    }
+}
+
+#[test]
+fn an_8_bit_cache_hardly_changes_predictions() {
+    let (file, cases) = (file(), cases());
+    let tokens = text_tokens(&file);
+    for isa in fast_isas() {
+        let mut models = [KvType::F16, KvType::Q8_0].map(|kv_type| load_with(&file, isa, 2, kv_type));
+        let sum: f64 = cases
+            .iter()
+            .map(|case| {
+                let [half, eight] = models.each_mut().map(|model| logits(&mut **model, 0, &case.tokens));
+                kl(&half, &eight)
+            })
+            .sum();
+        let mean = sum / cases.len() as f64;
+        let [half, eight] = models.map(|mut model| {
+            let mut score = Score::default();
+            for chunk in tokens.chunks_exact(512).take(8) {
+                score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+            }
+            score.perplexity()
+        });
+        println!("{isa:?}: mean KL {mean:.6}; perplexity of 8 chunks {half:.4} with f16, {eight:.4} with q8_0");
+        assert!(mean > 0.0 && mean < 1e-3, "{isa:?}: mean KL {mean}");
+        assert!((eight / half - 1.0).abs() < 3e-3, "{isa:?}: perplexity {half} with f16, {eight} with q8_0");
+    }
+}
+
+#[test]
+fn perplexity_of_each_chunk_is_that_of_f32_and_of_llama_cpp() {
+    const CHUNK: usize = 512;
+    /// Mean negative log-likelihood of the scored tokens of the text's first chunks: in f32 (`RUSTAI_CPU=reference rustai
+    /// perplexity --ctx 512 --chunks 5`), and llama.cpp's (`llama-perplexity -c 512 --chunks 5`, b11434 built for AVX2).
+    const KNOWN: [(f64, f64); 5] =
+        [(2.55288, 2.55401), (3.60022, 3.59866), (3.28278, 3.28011), (3.00234, 3.01210), (3.00092, 3.00069)];
+    let file = file();
+    let tokens = text_tokens(&file);
     for isa in fast_isas() {
         let mut model = load(&file, isa, 2);
-        let mut score = Score::default();
-        for chunk in tokens.chunks_exact(512).take(40) {
-            score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+        let (mut from_f32, mut from_llama_cpp) = (0.0, 0.0);
+        for (i, (chunk, (f32, llama_cpp))) in tokens.chunks_exact(CHUNK).zip(KNOWN).enumerate() {
+            let mut score = Score::default();
+            score.add_chunk::<StepError>(&mut *model, chunk, CHUNK, || Ok(())).expect("a sound batch");
+            assert_eq!(score.count(), CHUNK / 2 - 1);
+            let ours = score.perplexity().ln();
+            println!("{isa:?} chunk {i}: {ours:.5}, f32 {:+.5}, llama.cpp {:+.5}", ours - f32, ours - llama_cpp);
+            assert!((ours - f32).abs() <= 0.015, "{isa:?} chunk {i}: {ours} for {f32}");
+            from_f32 += (ours - f32) / KNOWN.len() as f64;
+            from_llama_cpp += (ours - llama_cpp) / KNOWN.len() as f64;
         }
-        let ours = score.perplexity();
-        println!("{isa:?}: perplexity {ours:.4} +/- {:.4}, llama.cpp {LLAMA_CPP}", score.uncertainty());
-        assert_eq!(score.count(), 40 * 255);
-        assert!((ours / LLAMA_CPP - 1.0).abs() <= 5e-3, "{isa:?}: perplexity {ours}, llama.cpp {LLAMA_CPP}");
+        // Half a percent of the perplexity.
+        assert!(from_f32.abs() <= 5e-3 && from_llama_cpp.abs() <= 5e-3, "{isa:?}: {from_f32}, {from_llama_cpp}");
     }
+}
+
+/// The file in another mix; its tensors are quantized already.
+fn quantized(file: &GgufFile, mix: Mix, imatrix: Option<Arc<Imatrix>>) -> GgufFile {
+    let options = Options { allow_requantize: true, imatrix, ..Options::to(mix) };
+    let job = Job::plan(file, &options).expect("a sound file");
+    let mut bytes = Vec::new();
+    job.write(&mut bytes, &mut |_| ControlFlow::Continue(())).expect("memory");
+    let made = GgufFile::from_bytes(bytes).expect("a valid file");
+    let after: usize = made.tensors().iter().map(|tensor| tensor.bytes).sum();
+    assert_eq!(job.bytes_after(), after as u64);
+    made
+}
+
+/// Perplexity of the first two chunks of wikitext-2.
+fn short_perplexity(file: &GgufFile, tokens: &[u32]) -> f64 {
+    let mut model = load(file, Isa::best(), 2);
+    let mut score = Score::default();
+    for chunk in tokens.chunks_exact(512).take(2) {
+        score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
+    }
+    score.perplexity()
+}
+
+#[test]
+fn quantized_models_predict_nearly_as_well_as_what_they_were_made_from() {
+    let file = file();
+    let tokenizer = Tokenizer::from_metadata(file.metadata()).expect("a supported vocabulary");
+    let tokens = tokenizer.encode(&fixtures::wikitext2_test(), Specials::Text).expect("text");
+    let floats = quantized(&file, Mix::F16, None);
+    let before = short_perplexity(&floats, &tokens);
+    // The text after what is scored.
+    let text = &tokens[2 * 512..6 * 512];
+    let imatrix = quantize::gather(&floats, text, 512, tokenizer.prefix(), 2, &mut |_| ControlFlow::Continue(()));
+    let imatrix = Arc::new(imatrix.expect("a sound model"));
+    assert_eq!((imatrix.len(), imatrix.chunks), (30 * 7, 4));
+    for (mix, importance, ceiling) in [
+        (Mix::Q8_0, false, 1.005),
+        (Mix::Q6_K, false, 1.01),
+        (Mix::Q5_K_M, false, 1.02),
+        (Mix::Q4_K_M, false, 1.03),
+        (Mix::Q4_K_M, true, 1.03),
+        (Mix::IQ4_XS, true, 1.06),
+        (Mix::Q3_K_M, true, 1.12),
+    ] {
+        let made = quantized(&floats, mix, importance.then(|| imatrix.clone()));
+        let ratio = short_perplexity(&made, &tokens) / before;
+        println!("{mix} with importance {importance}: {ratio:.4} of {before:.4}");
+        assert!(ratio < ceiling, "{mix} with importance {importance}: {ratio}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_byte() {
+    let file = file();
+    let write = |threads| {
+        let options = Options { allow_requantize: true, threads, ..Options::to(Mix::Q4_K_M) };
+        let mut bytes = Vec::new();
+        Job::plan(&file, &options).unwrap().write(&mut bytes, &mut |_| ControlFlow::Continue(())).unwrap();
+        bytes
+    };
+    assert!(write(1) == write(3));
 }

@@ -24,7 +24,8 @@ fn isas() -> impl Iterator<Item = Isa> {
 }
 
 fn compile(graph: &Graph, source: &dyn WeightSource, isa: Isa, threads: usize) -> CpuGraph {
-    let options = CpuOptions { isa: Some(isa), threads, max_tokens: 48, max_outputs: 48, pages: 8 };
+    let options =
+        CpuOptions { isa: Some(isa), threads, max_tokens: 48, max_outputs: 48, pages: 8, ..CpuOptions::default() };
     CpuGraph::new(graph, source, &options).unwrap()
 }
 

@@ -40,6 +40,21 @@ impl Simd for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        // SAFETY: see the head of the file.
+        unsafe { vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(self))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let four = vcreate_s8(u64::from(from.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { vaddq_f32(self, other) }
@@ -73,6 +88,20 @@ impl Simd for float32x4_t {
     unsafe fn min(self, other: Self) -> Self {
         // SAFETY: see the head of the file.
         unsafe { vminq_f32(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn exceeds(self, other: Self) -> bool {
+        // SAFETY: see the head of the file.
+        unsafe { vmaxvq_u32(vcgtq_f32(self, other)) != 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see the head of the file; a prefetch of an address that is not mapped does nothing.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly))
+        }
     }
 
     #[inline(always)]

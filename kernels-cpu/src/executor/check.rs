@@ -193,6 +193,11 @@ pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
     if let Some(kv) = program.kv {
         let sound = kv.layers > 0 && kv.kv_heads.checked_mul(kv.head_dim).is_some_and(|width| width > 0);
         ensure(sound, || format!("{kv:?} is no key/value cache")).map_err(refuse(0))?;
+        ensure(kv.head_dim.is_multiple_of(kv.kv_type.block_len()), || {
+            let block = kv.kv_type.block_len();
+            format!("a {} cache takes heads of a multiple of {block} values, not of {}", kv.kv_type, kv.head_dim)
+        })
+        .map_err(refuse(0))?;
     }
     for (index, call) in program.calls.iter().enumerate() {
         examiner.call(call, &mut facts).map_err(refuse(index))?;

@@ -11,10 +11,16 @@
 //! tile) is claimed by one thread and writes what no other task touches; between calls there is a barrier. So no byte is
 //! accessed by two threads at once unless both read.
 
-use super::{QueryTile, RopeTable, RowPlace, Scratch};
+use super::{
+    RopeTable, RowPlace, Scratch,
+    queries::{Piece, Queries},
+};
 use crate::{
     Act, Buf, Call, Matrix, Program, Projection, QBuf, RopeStyle, Rows,
-    attention::{AttentionTask, LayerCache},
+    attention::{
+        AttentionTask, Work,
+        cache::{LayerCache, Place},
+    },
     formats::q8a,
     matrix::{ActRows, TileScratch},
     ops::Ops,
@@ -22,7 +28,7 @@ use crate::{
     tile::TILE_ROWS,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
-use std::sync::atomic::AtomicUsize;
+use std::{ops::Range, sync::atomic::AtomicUsize};
 
 /// A pointer that the threads of a team share.
 #[derive(Clone, Copy)]
@@ -50,8 +56,10 @@ pub(super) struct Step<'a> {
     pub(super) rope_of_call: &'a [Option<usize>],
     pub(super) counters: &'a [AtomicUsize],
     pub(super) rows: &'a [RowPlace],
-    pub(super) query_tiles: &'a [QueryTile],
+    pub(super) queries: &'a Queries,
     pub(super) batch: &'a Batch<'a>,
+    /// The calls that run. What all calls need is prepared with the first.
+    pub(super) calls: Range<usize>,
 }
 
 impl Step<'_> {
@@ -61,7 +69,8 @@ impl Step<'_> {
     /// See the head of the file.
     pub(super) unsafe fn run(&self, lockstep: &Lockstep, scratch: *mut u8) {
         let (first, counters) = self.counters.split_first().expect("there is a counter for the preparation");
-        while let Some(rows) = lockstep.next(first, self.rows.len()) {
+        let prepared = if self.calls.start == 0 { self.rows.len() } else { 0 };
+        while let Some(rows) = lockstep.next(first, prepared) {
             for row in rows {
                 for table in self.ropes {
                     // SAFETY: the table has a row for each row of the batch, and this thread has claimed this one.
@@ -70,7 +79,8 @@ impl Step<'_> {
             }
         }
         lockstep.barrier();
-        for (index, call) in self.program.calls.iter().enumerate() {
+        for index in self.calls.clone() {
+            let call = &self.program.calls[index];
             let tasks = self.tasks(call);
             while let Some(run) = lockstep.next(&counters[index], tasks) {
                 for task in run {
@@ -107,7 +117,7 @@ impl Step<'_> {
                 }
             }
             Call::RopeAppend { q, .. } => rows(q),
-            Call::Attention { .. } => self.query_tiles.len() * self.program.kv.map_or(0, |kv| kv.kv_heads),
+            Call::Attention { .. } => self.queries.tasks(),
             Call::Add { out, .. } | Call::Mul { out, .. } => rows(out),
             Call::Silu { x, .. } | Call::Softmax { x, .. } => rows(x),
         }
@@ -176,18 +186,17 @@ impl Step<'_> {
                     let values = self.row(*v, task);
                     let heads = keys.chunks_exact(kv.head_dim).zip(values.chunks_exact(kv.head_dim));
                     for (head, (key, value)) in heads.enumerate() {
-                        cache.append(page, slot, head, key, value);
+                        (self.ops.append)(&cache, Place { page, slot, head }, key, value);
                     }
                 }
                 Call::Attention { q, out, layer, scale, window } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
-                    // Late tiles see most positions: they go first, so that threads finish together.
-                    let tile = self.query_tiles[self.query_tiles.len() - 1 - task / kv.kv_heads];
-                    let head = task % kv.kv_heads;
+                    let piece = self.queries.piece(task);
+                    let Piece { tile, head, .. } = piece;
                     let group = q.width / kv.head_dim / kv.kv_heads;
                     let column = head * group * kv.head_dim;
                     let sequence = &self.batch.sequences[tile.sequence as usize];
-                    (self.ops.attention)(&AttentionTask {
+                    let task = AttentionTask {
                         q: self.at(*q, tile.first as usize).add(column),
                         out: self.at(*out, tile.first as usize).add(column),
                         stride: q.width,
@@ -201,7 +210,8 @@ impl Step<'_> {
                         head,
                         pages: sequence.pages,
                         scratch: scratch.add(self.layout.attention).cast(),
-                    });
+                    };
+                    self.attend(&task, &piece);
                 }
                 Call::Add { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a + b),
                 Call::Mul { a, b, out } => self.zip(*a, *b, *out, task, |a, b| a * b),
@@ -211,6 +221,32 @@ impl Step<'_> {
                     let row = self.batch.outputs[task] as usize;
                     self.row_mut(*out, task).copy_from_slice(self.row(*x, row));
                 }
+            }
+        }
+    }
+
+    /// A task of attention, or the part of it that `piece` names.
+    ///
+    /// # Safety
+    /// See the head of the file.
+    unsafe fn attend(&self, task: &AttentionTask, piece: &Piece) {
+        let attention = self.ops.attention;
+        let chunks = task.chunks();
+        let state = AttentionTask::state_values(task.tokens * task.group, task.head_dim);
+        let states = |chunk: usize| self.queries.states(piece).wrapping_add(chunk * state);
+        // SAFETY: see the head of the file. The states of a chunk are written by the task of that chunk alone, and the result
+        // by the one that finishes last, when no other reads queries or states any more.
+        unsafe {
+            match piece.chunk {
+                None => attention(task, Work::Whole),
+                Some(index) if chunks.contains(&index) => {
+                    attention(task, Work::Chunk { index, state: states(index) });
+                    if self.queries.finish(piece, chunks.len()) {
+                        attention(task, Work::Merge { states: states(chunks.start) });
+                    }
+                }
+                // A window hides the chunk.
+                Some(_) => {}
             }
         }
     }

@@ -15,7 +15,7 @@ fn f32_from_bytes(bytes: &[u8], out: &mut [f32]) {
     read_blocks::<4, 1>(bytes, out, |bytes, [value]| *value = f32::from_le_bytes(*bytes));
 }
 
-fn f32_to_bytes(values: &[f32], out: &mut [u8]) {
+fn f32_to_bytes(values: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
     write_blocks::<4, 1>(values, out, |[value], bytes| *bytes = value.to_le_bytes());
 }
 
@@ -36,8 +36,18 @@ fn f16_from_bytes(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Rounds to nearest, ties to even.
-fn f16_to_bytes(values: &[f32], out: &mut [u8]) {
-    write_blocks::<2, 1>(values, out, |[value], bytes| *bytes = write_f16(*value));
+fn f16_to_bytes(values: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
+    const STEP: usize = 64;
+    let (values, tail) = values.split_at(values.len() / STEP * STEP);
+    let (out, tail_out) = out.split_at_mut_checked(2 * values.len()).expect("fewer bytes than values");
+    write_blocks::<{ 2 * STEP }, STEP>(values, out, |values, bytes| {
+        let mut halves = [f16::ZERO; STEP];
+        halves.convert_from_f32_slice(values);
+        for (bytes, half) in bytes.as_chunks_mut().0.iter_mut().zip(halves) {
+            *bytes = half.to_le_bytes();
+        }
+    });
+    write_blocks::<2, 1>(tail, tail_out, |[value], bytes| *bytes = write_f16(*value));
 }
 
 fn bf16_from_bytes(bytes: &[u8], out: &mut [f32]) {
@@ -47,6 +57,6 @@ fn bf16_from_bytes(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Rounds to nearest, ties to even; NaN stays NaN.
-fn bf16_to_bytes(values: &[f32], out: &mut [u8]) {
+fn bf16_to_bytes(values: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
     write_blocks::<2, 1>(values, out, |[value], bytes| *bytes = bf16::from_f32(*value).to_le_bytes());
 }

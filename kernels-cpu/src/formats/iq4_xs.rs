@@ -6,15 +6,18 @@
 
 use super::{
     Format,
-    block::{QK_K, read_blocks, read_f16},
-    iq4_nl::{VALUES, lookup},
-    parts::{Parts, fixed, nibbles},
+    block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
+    iq4_nl::{Steps, VALUES, lookup},
+    parts::{Parts, fixed, nibbles, put_nibbles},
+    search::Whole,
+    superblock,
 };
 use rustai_abi::DType;
 
 const BYTES: usize = 136;
 
-pub(super) const FORMAT: Format = Format::new(DType::IQ4_XS, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::IQ4_XS, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {
@@ -47,5 +50,33 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     }
     for (quants, codes) in quants.as_chunks::<16>().0.iter().zip(parts.codes.as_chunks_mut::<32>().0) {
         nibbles(quants, codes);
+    }
+}
+
+struct Searched;
+
+impl WriteBlock<BYTES, QK_K> for Searched {
+    #[inline(always)]
+    fn write(values: &[f32; QK_K], importance: Option<&[f32; QK_K]>, block: &mut [u8; BYTES]) {
+        let mut parts = Parts::ZERO;
+        superblock::symmetric::<_, 32>(values, importance, Steps, Whole { lowest: -32.0, highest: 31.0 }, &mut parts);
+        assemble(&parts, block);
+    }
+}
+
+/// The inverse of [`parts`].
+#[inline(always)]
+fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
+    let [d0, d1, rest @ ..] = block;
+    [*d0, *d1] = parts.d;
+    let (scales, quants) = rest.split_at_mut(6);
+    let stored = parts.scales.map(|scale| (scale as i8 + 32) as u8);
+    let high = (0..8).fold(0u16, |bits, group| bits | u16::from(stored[group] >> 4) << (2 * group));
+    scales[..2].copy_from_slice(&high.to_le_bytes());
+    for (i, low) in scales[2..].iter_mut().enumerate() {
+        *low = stored[2 * i] & 0x0f | stored[2 * i + 1] << 4;
+    }
+    for (quants, codes) in quants.as_chunks_mut::<16>().0.iter_mut().zip(parts.codes.as_chunks::<32>().0) {
+        put_nibbles(codes, quants);
     }
 }

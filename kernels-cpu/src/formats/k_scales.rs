@@ -14,3 +14,14 @@ pub(crate) fn unpack(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     }
     (scales, mins)
 }
+
+/// The inverse of [`unpack`]; scales and minima are below 64.
+pub(super) fn pack(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for i in 0..4 {
+        packed[i] = scales[i] | scales[i + 4] >> 4 << 6;
+        packed[i + 4] = mins[i] | mins[i + 4] >> 4 << 6;
+        packed[i + 8] = scales[i + 4] & 0x0f | mins[i + 4] << 4;
+    }
+    packed
+}

@@ -39,6 +39,9 @@ pub(crate) mod q6_k;
 pub(crate) mod q8_0;
 mod q8_k;
 pub mod q8a;
+mod search;
+mod simple;
+mod superblock;
 mod tq1_0;
 mod tq2_0;
 
@@ -47,12 +50,12 @@ use rustai_abi::DType;
 /// Reads whole blocks: bytes in, one value per element out.
 pub type Dequantize = fn(&[u8], &mut [f32]);
 
-/// Writes whole blocks: values in, bytes out.
-pub type Quantize = fn(&[f32], &mut [u8]);
+/// Writes whole blocks: values in, the importance of each if it is known, bytes out.
+pub type Quantize = fn(&[f32], Option<&[f32]>, &mut [u8]);
 
 /// One row of the table: what can be done with tensors of one type.
 ///
-/// Both functions work on any whole number of blocks and panic if the two slices disagree about how many there are;
+/// Both functions work on any whole number of blocks and panic if the slices disagree about how many there are;
 /// [`DType::bytes_for`] gives the byte count that belongs to a number of elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Format {
@@ -61,10 +64,14 @@ pub struct Format {
     /// Scalar conversion of blocks to `f32`. Any byte pattern is valid: a scale that is infinite or NaN gives
     /// infinite or NaN values.
     pub dequantize: Dequantize,
-    /// Scalar conversion of `f32` to blocks, for the types that the runtime itself has to write.
+    /// Conversion of `f32` to blocks, where there is one: the same bytes on every processor.
     ///
-    /// Never panics because of a value. A block with a NaN or infinity in it reads back with at least one value that
-    /// is not finite, so that the fault shows.
+    /// The second slice says how much the error of each value counts: zero or more, on any scale, usually the mean square
+    /// of the activations that the value's column meets. Types that have no choice to make ignore it. Where it is zero
+    /// throughout a block, all its values count alike.
+    ///
+    /// Never panics because of a value or an importance. A block with a NaN or infinity in it reads back with at least
+    /// one value that is not finite, so that the fault shows.
     pub quantize: Option<Quantize>,
 }
 
@@ -137,7 +144,7 @@ mod tests {
                 // Both assert that the two slices hold the same number of blocks.
                 (format.dequantize)(&bytes, &mut values);
                 if let Some(quantize) = format.quantize {
-                    quantize(&values, &mut bytes);
+                    quantize(&values, None, &mut bytes);
                 }
                 assert!(values.iter().all(|v| *v == 0.0), "{}", format.dtype);
             }
@@ -162,7 +169,7 @@ mod tests {
                     let mut values: Vec<f32> = (0..256).map(|i| i as f32 - 100.0).collect();
                     values[at] = bad;
                     let mut bytes = vec![0; format.dtype.bytes_for(256).unwrap()];
-                    quantize(&values, &mut bytes);
+                    quantize(&values, None, &mut bytes);
                     let mut back = vec![0.0; 256];
                     (format.dequantize)(&bytes, &mut back);
                     assert!(back.iter().any(|v| !v.is_finite()), "{} {bad} {at}", format.dtype);

@@ -1,4 +1,5 @@
-//! Blocks taken apart into whole numbers, before any arithmetic: what packing rearranges.
+//! Blocks taken apart into whole numbers, before any arithmetic: what packing rearranges, and what quantizing puts
+//! together.
 
 use super::{block::QK_K, k_scales};
 
@@ -44,6 +45,46 @@ impl Parts {
             }
         }
     }
+}
+
+/// The inverse of [`Parts::set_k_scales`].
+#[inline(always)]
+pub(super) fn k_scales_of(parts: &Parts) -> [u8; 12] {
+    let eight = |values: &[u8; 16]| *values.first_chunk().expect("16 are more than 8");
+    k_scales::pack(&eight(&parts.scales), &eight(&parts.mins))
+}
+
+/// The inverse of [`Parts::set_low_nibbles`].
+#[inline(always)]
+pub(super) fn put_low_nibbles(codes: &[u8; QK_K], quants: &mut [u8]) {
+    for (quants, codes) in quants.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
+        put_nibbles(codes, quants);
+    }
+}
+
+/// The inverse of [`Parts::set_crumbs`].
+#[inline(always)]
+pub(super) fn put_crumbs(codes: &[u8; QK_K], quants: &mut [u8]) {
+    for (quants, codes) in quants.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
+        for (i, q) in quants.iter_mut().enumerate() {
+            *q = codes[i] & 3 | (codes[i + 32] & 3) << 2 | (codes[i + 64] & 3) << 4 | codes[i + 96] << 6;
+        }
+    }
+}
+
+/// The inverse of [`nibbles`]; upper bits are left out.
+#[inline(always)]
+pub(super) fn put_nibbles(codes: &[u8], quants: &mut [u8]) {
+    let (low, high) = codes.split_at(quants.len());
+    for ((q, low), high) in quants.iter_mut().zip(low).zip(high) {
+        *q = low & 0x0f | high << 4;
+    }
+}
+
+/// Bit `place` of 32 codes, the first lowest.
+#[inline(always)]
+pub(super) fn bits_of(codes: &[u8], place: u32) -> u32 {
+    codes[..32].iter().enumerate().fold(0, |bits, (i, code)| bits | u32::from(code >> place & 1) << i)
 }
 
 /// The block as an array.

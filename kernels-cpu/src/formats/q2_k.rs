@@ -6,14 +6,16 @@
 
 use super::{
     Format,
-    block::{QK_K, read_blocks, read_f16},
-    parts::{Parts, fixed},
+    block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
+    parts::{Parts, fixed, put_crumbs},
+    superblock,
 };
 use rustai_abi::DType;
 
 const BYTES: usize = 84;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q2_K, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q2_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {
@@ -42,4 +44,27 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
         (*scale, *min) = (both & 0x0f, both >> 4);
     }
     parts.set_crumbs(quants);
+}
+
+struct Searched;
+
+impl WriteBlock<BYTES, QK_K> for Searched {
+    #[inline(always)]
+    fn write(values: &[f32; QK_K], importance: Option<&[f32; QK_K]>, block: &mut [u8; BYTES]) {
+        let mut parts = Parts::ZERO;
+        superblock::affine::<16>(values, importance, 3.0, 15.0, &mut parts);
+        assemble(&parts, block);
+    }
+}
+
+/// The inverse of [`parts`].
+#[inline(always)]
+fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
+    let [head @ .., d0, d1, m0, m1] = block;
+    ([*d0, *d1], [*m0, *m1]) = (parts.d, parts.dmin);
+    let (scales, quants) = head.split_at_mut(16);
+    for ((both, scale), min) in scales.iter_mut().zip(&parts.scales).zip(&parts.mins) {
+        *both = scale | min << 4;
+    }
+    put_crumbs(&parts.codes, quants);
 }

@@ -6,14 +6,17 @@
 
 use super::{
     Format,
-    block::{QK_K, read_blocks, read_f16},
-    parts::{Parts, fixed},
+    block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
+    parts::{Parts, fixed, put_crumbs},
+    search::Whole,
+    superblock,
 };
 use rustai_abi::DType;
 
 const BYTES: usize = 110;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q3_K, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q3_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 /// The 16 scales, less their middle of 32. Bytes 0-7 hold the low four bits of scales 0-7 (low nibble) and 8-15 (high
 /// nibble); byte `8 + i` holds the upper two bits of scales `i`, `i + 4`, `i + 8` and `i + 12`, lowest first.
@@ -60,4 +63,39 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
             *code |= (third >> run & 1) << 2;
         }
     }
+}
+
+struct Searched;
+
+impl WriteBlock<BYTES, QK_K> for Searched {
+    #[inline(always)]
+    fn write(values: &[f32; QK_K], importance: Option<&[f32; QK_K]>, block: &mut [u8; BYTES]) {
+        let (levels, scales) = (Whole { lowest: -4.0, highest: 3.0 }, Whole { lowest: -32.0, highest: 31.0 });
+        let mut parts = Parts::ZERO;
+        superblock::symmetric::<_, 16>(values, importance, levels, scales, &mut parts);
+        assemble(&parts, block);
+    }
+}
+
+/// The inverse of [`parts`].
+#[inline(always)]
+fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
+    let [head @ .., d0, d1] = block;
+    [*d0, *d1] = parts.d;
+    let (third, rest) = head.split_at_mut(32);
+    let (quants, packed) = rest.split_at_mut(64);
+    put_crumbs(&parts.codes, quants);
+    for (i, third) in third.iter_mut().enumerate() {
+        *third = (0..8).fold(0, |bits, run| bits | (parts.codes[run * 32 + i] >> 2 & 1) << run);
+    }
+    packed.copy_from_slice(&pack_scales(&parts.scales.map(|scale| scale as i8)));
+}
+
+/// The inverse of [`unpack_scales`].
+fn pack_scales(scales: &[i8; 16]) -> [u8; 12] {
+    let stored = scales.map(|scale| (scale + 32) as u8);
+    std::array::from_fn(|i| match i {
+        0..8 => stored[i] & 0x0f | stored[i + 8] << 4,
+        _ => (0..4).fold(0, |bits, j| bits | stored[i - 8 + 4 * j] >> 4 << (2 * j)),
+    })
 }

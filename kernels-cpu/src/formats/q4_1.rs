@@ -4,15 +4,16 @@
 
 use super::{
     Format,
-    block::{inverse_scale, read_blocks, read_f16, write_blocks, write_f16},
-    parts::{Parts, fixed, nibbles},
+    block::{WriteBlock, read_blocks, read_f16, write_searched},
+    parts::{Parts, fixed, nibbles, put_nibbles},
+    simple::{LEN, above_minimum},
 };
 use rustai_abi::DType;
 
-const LEN: usize = 32;
 const BYTES: usize = 20;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q4_1, dequantize).with_quantize(quantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q4_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |&[d0, d1, m0, m1, ref quants @ ..]: &[u8; BYTES], values: &mut [f32; LEN]| {
@@ -26,39 +27,22 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// `m` is the smallest value and `d` a fifteenth of the range; quants are `(x - m) / d + 0.5` cut to whole numbers in
-/// `0..=15`. Bytes equal those of the `gguf` package, except that a range too small for an invertible `f32` scale
-/// (below about 4e-38) gets zero quants, where `gguf` overflows.
-fn quantize(values: &[f32], out: &mut [u8]) {
-    write_blocks(values, out, |values: &[f32; LEN], block: &mut [u8; BYTES]| {
-        let (mut min, mut max) = (values[0], values[0]);
-        for &value in values {
-            // Once a bound is NaN its comparison is never true again.
-            if value < min || value.is_nan() {
-                min = value;
-            }
-            if value > max || value.is_nan() {
-                max = value;
-            }
-        }
-        let d = (max - min) / 15.0;
-        let inverse = inverse_scale(d);
-        // The cast saturates and takes NaN to 0.
-        let quant = |value: f32| (((value - min) * inverse + 0.5) as u8).min(15);
-        let [d0, d1, m0, m1, quants @ ..] = block;
-        [*d0, *d1] = write_f16(d);
-        [*m0, *m1] = write_f16(min);
-        let (low, high) = values.split_at(LEN / 2);
-        for ((q, low), high) in quants.iter_mut().zip(low).zip(high) {
-            *q = quant(*low) | quant(*high) << 4;
-        }
-    });
-}
-
 /// Takes a block apart; codes are the quants.
 #[inline(always)]
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let &[d0, d1, m0, m1, ref quants @ ..] = fixed::<BYTES>(block);
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
     nibbles(quants, &mut parts.codes);
+}
+
+struct Writer;
+
+impl WriteBlock<BYTES, LEN> for Writer {
+    #[inline(always)]
+    fn write(values: &[f32; LEN], importance: Option<&[f32; LEN]>, block: &mut [u8; BYTES]) {
+        let [d0, d1, m0, m1, quants @ ..] = block;
+        let (d, m, codes) = above_minimum(values, importance, 15);
+        ([*d0, *d1], [*m0, *m1]) = (d, m);
+        put_nibbles(&codes, quants);
+    }
 }

@@ -6,15 +6,17 @@
 
 use super::{
     Format,
-    block::{QK_K, read_blocks, read_f16},
+    block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
     k_scales,
-    parts::{Parts, fixed},
+    parts::{Parts, fixed, k_scales_of, put_low_nibbles},
+    superblock,
 };
 use rustai_abi::DType;
 
 const BYTES: usize = 144;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q4_K, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q4_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {
@@ -42,4 +44,25 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let (packed, quants) = rest.split_first_chunk().expect("scales come before the quants");
     parts.set_k_scales(packed);
     parts.set_low_nibbles(quants);
+}
+
+struct Searched;
+
+impl WriteBlock<BYTES, QK_K> for Searched {
+    #[inline(always)]
+    fn write(values: &[f32; QK_K], importance: Option<&[f32; QK_K]>, block: &mut [u8; BYTES]) {
+        let mut parts = Parts::ZERO;
+        superblock::affine::<32>(values, importance, 15.0, 63.0, &mut parts);
+        assemble(&parts, block);
+    }
+}
+
+/// The inverse of [`parts`].
+#[inline(always)]
+fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
+    let [d0, d1, m0, m1, rest @ ..] = block;
+    ([*d0, *d1], [*m0, *m1]) = (parts.d, parts.dmin);
+    let (packed, quants) = rest.split_at_mut(12);
+    packed.copy_from_slice(&k_scales_of(parts));
+    put_low_nibbles(&parts.codes, quants);
 }

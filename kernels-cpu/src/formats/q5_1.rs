@@ -5,15 +5,16 @@
 
 use super::{
     Format,
-    block::{read_blocks, read_f16},
-    parts::{Parts, add_bits, fixed, nibbles},
+    block::{WriteBlock, read_blocks, read_f16, write_searched},
+    parts::{Parts, add_bits, bits_of, fixed, nibbles, put_nibbles},
+    simple::{LEN, above_minimum},
 };
 use rustai_abi::DType;
 
-const LEN: usize = 32;
 const BYTES: usize = 24;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q5_1, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q5_1, dequantize).with_quantize(write_searched::<Writer, BYTES, LEN>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; LEN]| {
@@ -37,4 +38,17 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
     nibbles(quants, &mut parts.codes);
     add_bits(u32::from_le_bytes([h0, h1, h2, h3]), 4, &mut parts.codes);
+}
+
+struct Writer;
+
+impl WriteBlock<BYTES, LEN> for Writer {
+    #[inline(always)]
+    fn write(values: &[f32; LEN], importance: Option<&[f32; LEN]>, block: &mut [u8; BYTES]) {
+        let [d0, d1, m0, m1, h0, h1, h2, h3, quants @ ..] = block;
+        let (d, m, codes) = above_minimum(values, importance, 31);
+        ([*d0, *d1], [*m0, *m1]) = (d, m);
+        [*h0, *h1, *h2, *h3] = bits_of(&codes, 4).to_le_bytes();
+        put_nibbles(&codes, quants);
+    }
 }

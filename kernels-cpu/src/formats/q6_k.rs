@@ -7,14 +7,17 @@
 
 use super::{
     Format,
-    block::{QK_K, read_blocks, read_f16},
+    block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
     parts::{Parts, fixed},
+    search::Whole,
+    superblock,
 };
 use rustai_abi::DType;
 
 const BYTES: usize = 210;
 
-pub(super) const FORMAT: Format = Format::new(DType::Q6_K, dequantize);
+pub(super) const FORMAT: Format =
+    Format::new(DType::Q6_K, dequantize).with_quantize(write_searched::<Searched, BYTES, QK_K>);
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {
     read_blocks(bytes, out, |block: &[u8; BYTES], values: &mut [f32; QK_K]| {
@@ -49,6 +52,37 @@ pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
         let low = &low[half * 64 + run % 2 * 32..][..32];
         for ((code, low), high) in codes.iter_mut().zip(low).zip(&high[half * 32..][..32]) {
             *code = low >> (run / 2 * 4) & 0x0f | (high >> (run * 2) & 3) << 4;
+        }
+    }
+}
+
+struct Searched;
+
+impl WriteBlock<BYTES, QK_K> for Searched {
+    #[inline(always)]
+    fn write(values: &[f32; QK_K], importance: Option<&[f32; QK_K]>, block: &mut [u8; BYTES]) {
+        let (levels, scales) = (Whole { lowest: -32.0, highest: 31.0 }, Whole { lowest: -128.0, highest: 127.0 });
+        let mut parts = Parts::ZERO;
+        superblock::symmetric::<_, 16>(values, importance, levels, scales, &mut parts);
+        assemble(&parts, block);
+    }
+}
+
+/// The inverse of [`parts`].
+#[inline(always)]
+fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
+    let [head @ .., d0, d1] = block;
+    [*d0, *d1] = parts.d;
+    let (low, rest) = head.split_at_mut(128);
+    let (high, scales) = rest.split_at_mut(64);
+    scales.copy_from_slice(&parts.scales);
+    for (half, codes) in parts.codes.as_chunks::<128>().0.iter().enumerate() {
+        let (low, high) = (&mut low[half * 64..][..64], &mut high[half * 32..][..32]);
+        for (i, low) in low.iter_mut().enumerate() {
+            *low = codes[i] & 0x0f | codes[i + 64] << 4;
+        }
+        for (i, high) in high.iter_mut().enumerate() {
+            *high = (0..4).fold(0, |bits, run| bits | codes[run * 32 + i] >> 4 << (2 * run));
         }
     }
 }

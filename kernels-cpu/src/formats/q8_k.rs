@@ -26,7 +26,7 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
 /// The value of largest magnitude becomes -127, so `d` has the opposite sign; others round to nearest, ties to even.
 /// A block of zeros has `d = 0`, and so has a block so small (below about 4e-37) that the factor on it would overflow.
 /// A block with a NaN or infinity has a NaN scale and zero quants.
-fn quantize(values: &[f32], out: &mut [u8]) {
+fn quantize(values: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
     write_blocks(values, out, |values: &[f32; QK_K], block: &mut [u8; BYTES]| {
         let largest = largest_magnitude(values);
         let (d, factor) = match -127.0 / largest {

@@ -109,7 +109,7 @@ mod tests {
         let k = 64;
         let weights: Vec<f32> = (0..3 * k).map(|i| if i % 32 == 0 { 127.0 } else { (i % 15) as f32 - 7.0 }).collect();
         let mut blocks = vec![0; DType::Q8_0.bytes_for(weights.len()).unwrap()];
-        format.quantize.unwrap()(&weights, &mut blocks);
+        format.quantize.unwrap()(&weights, None, &mut blocks);
         let x: Vec<f32> = (0..2 * k).map(|i| if i % 32 == 0 { -127.0 } else { (i % 11) as f32 }).collect();
         let mut rows = vec![0; 2 * q8a::row_bytes(k)];
         for (x, row) in x.chunks(k).zip(rows.chunks_mut(q8a::row_bytes(k))) {

@@ -7,14 +7,16 @@
 //!
 //! | instruction set | integer peak | float peak |
 //! |---|---|---|
-//! | AVX-512 | `vpdpbusd` on 512 bits: 64 multiply-adds each | `vfmadd` on 512 bits |
-//! | AVX2 | `vpmaddubsw`, `vpmaddwd`, `vpaddd` on 256 bits: 32 multiply-adds per three | `vfmadd` on 256 bits |
+//! | AVX-512 VNNI | `vpdpbusd` on 512 bits: 64 multiply-adds each | `vfmadd` on 512 bits |
+//! | AVX-512 | `vpmaddubsw`, `vpaddw` on 512 bits: 64 multiply-adds per two | as AVX-512 VNNI |
+//! | AVX-VNNI | `vpdpbusd` on 256 bits: 32 multiply-adds each | as AVX2 |
+//! | AVX2 | `vpmaddubsw`, `vpaddw` on 256 bits: 32 multiply-adds per two | `vfmadd` on 256 bits |
 //! | NEON | `smull`, `smlal2`, `sadalp`: 16 multiply-adds per three | `fmla` on 128 bits |
 //! | NEON with dot products | `sdot`: 16 multiply-adds each | as NEON |
 //! | NEON with matrix products | `smmla`: 32 multiply-adds each | as NEON |
 //!
-//! A kernel may pass the integer peak of AVX2 and of plain NEON where its quants are so small that it can add 16-bit sums
-//! before it widens them. The reference has a bandwidth only.
+//! A kernel may pass the integer peak of plain NEON where its quants are so small that it can add 16-bit sums before it widens
+//! them; those of AVX2 and of AVX-512 without VNNI count such sums already. The reference has a bandwidth only.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -139,10 +141,10 @@ fn read_once(isa: Isa, ahead: bool, data: &[u8]) -> u64 {
     match isa {
         // SAFETY: `read`, the only caller, has found the processor to have the features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86_64::read_avx2(data, ahead) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::read_avx2(data, ahead) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86_64::read_avx512(data, ahead) },
+        Isa::Avx512Bw | Isa::Avx512 => unsafe { x86_64::read_avx512(data, ahead) },
         _ => {
             let mut mixed = [0u64; STEP / 8];
             for step in data.as_chunks::<STEP>().0 {

@@ -60,16 +60,27 @@ fn fetch(pieces: &[[u8; 64]]) {
     }
 }
 
+const FLOAT_256: Loop = Loop { instruction: "vfmadd ymm", macs: 12 * 8, run: float_avx2 };
+const FLOAT_512: Loop = Loop { instruction: "vfmadd zmm", macs: 16 * 16, run: float_avx512 };
+
 /// The loops of an instruction set.
 pub(super) fn loops(isa: Isa) -> Option<Loops> {
     Some(match isa {
         Isa::Avx2 => Loops {
-            integer: Loop { instruction: "vpmaddubsw + vpmaddwd + vpaddd ymm", macs: 8 * 32, run: integer_avx2 },
-            float: Loop { instruction: "vfmadd ymm", macs: 12 * 8, run: float_avx2 },
+            integer: Loop { instruction: "vpmaddubsw + vpaddw ymm", macs: 8 * 32, run: integer_avx2 },
+            float: FLOAT_256,
         },
+        Isa::AvxVnni => Loops {
+            integer: Loop { instruction: "vpdpbusd ymm", macs: 12 * 32, run: integer_avx_vnni },
+            float: FLOAT_256,
+        },
+        Isa::Avx512Bw => {
+            let instruction = "vpmaddubsw + vpaddw zmm";
+            Loops { integer: Loop { instruction, macs: 8 * 64, run: integer_avx512bw }, float: FLOAT_512 }
+        }
         Isa::Avx512 => Loops {
             integer: Loop { instruction: "vpdpbusd zmm", macs: 16 * 64, run: integer_avx512 },
-            float: Loop { instruction: "vfmadd zmm", macs: 16 * 16, run: float_avx512 },
+            float: FLOAT_512,
         },
         _ => return None,
     })
@@ -104,28 +115,60 @@ unsafe fn float_avx512(turns: u64) -> f64 {
 }
 
 /// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn integer_avx512bw(turns: u64) -> f64 {
+    let mut a = black_box(_mm512_set1_epi8(2));
+    let b = black_box(_mm512_set1_epi8(3));
+    let mut all: [__m512i; 8] = std::array::from_fn(|i| black_box(_mm512_set1_epi32(i as i32)));
+    for _ in 0..turns {
+        for one in &mut all {
+            // SAFETY: no instruction at all, as in `integer_avx2`.
+            unsafe { asm!("/* {0} */", inout(zmm_reg) a, options(nomem, nostack, preserves_flags)) };
+            *one = _mm512_add_epi16(*one, _mm512_maddubs_epi16(a, b));
+        }
+    }
+    all.into_iter().map(|one| f64::from(_mm512_reduce_add_epi32(_mm512_madd_epi16(one, _mm512_set1_epi16(1))))).sum()
+}
+
+/// # Safety
 /// The processor has AVX2.
 #[target_feature(enable = "avx2")]
 unsafe fn integer_avx2(turns: u64) -> f64 {
     let mut a = black_box(_mm256_set1_epi8(2));
-    let (b, ones) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi16(1)));
+    let b = black_box(_mm256_set1_epi8(3));
     let mut all: [__m256i; 8] = std::array::from_fn(|i| black_box(_mm256_set1_epi32(i as i32)));
     for _ in 0..turns {
         for one in &mut all {
             // SAFETY: no instruction at all. The compiler has to take `a` for a new value each time, so it cannot compute the
             // product once and add it eight times.
             unsafe { asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags)) };
-            *one = _mm256_add_epi32(*one, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+            *one = _mm256_add_epi16(*one, _mm256_maddubs_epi16(a, b));
         }
     }
-    all.into_iter()
-        .map(|one| {
-            let mut lanes = [0i32; 8];
-            // SAFETY: there is room for the eight lanes.
-            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), one) };
-            lanes.into_iter().map(f64::from).sum::<f64>()
-        })
-        .sum()
+    all.into_iter().map(|one| sum_of_lanes(_mm256_madd_epi16(one, _mm256_set1_epi16(1)))).sum()
+}
+
+#[target_feature(enable = "avx2")]
+fn sum_of_lanes(vector: __m256i) -> f64 {
+    let mut lanes = [0i32; 8];
+    // SAFETY: there is room for the eight lanes.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
+    lanes.into_iter().map(f64::from).sum()
+}
+
+/// # Safety
+/// The processor has AVX2 and AVX-VNNI.
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn integer_avx_vnni(turns: u64) -> f64 {
+    let (a, b) = (black_box(_mm256_set1_epi8(2)), black_box(_mm256_set1_epi8(3)));
+    let mut all: [__m256i; 12] = std::array::from_fn(|i| black_box(_mm256_set1_epi32(i as i32)));
+    for _ in 0..turns {
+        for one in &mut all {
+            *one = _mm256_dpbusd_avx_epi32(*one, a, b);
+        }
+    }
+    all.into_iter().map(|one| sum_of_lanes(one)).sum()
 }
 
 /// # Safety

@@ -44,6 +44,10 @@ pub(crate) unsafe fn rms_norm<V: Simd>(x: &[f32], weight: &[f32], eps: f32, out:
             rest += x * x;
         }
         let square = sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum() + rest;
+        // Squares of huge values overflow, and those of tiny ones vanish.
+        if !(1e-30..f32::MAX).contains(&square) {
+            return crate::reference::rms_norm(x, weight, eps, out);
+        }
         let factor = V::splat(1.0 / (square / x.len() as f32 + eps).sqrt());
         map2::<V>(x, weight, out, |x, w| x.mul(factor).mul(w));
     }
@@ -111,7 +115,10 @@ macro_rules! row_kernels {
         pub(crate) mod $module {
             use super::*;
             use crate::{
-                attention::AttentionTask,
+                attention::{
+                    AttentionTask, Work,
+                    cache::{LayerCache, Place},
+                },
                 simd::Simd,
                 vector::{attention, rows},
             };
@@ -158,11 +165,27 @@ macro_rules! row_kernels {
 
             /// # Safety
             /// The processor has the features, and the task is sound (see [`AttentionTask`]) with a head length that is a
-            /// multiple of 16.
+            /// multiple of 16 and a cache of `f16`.
             #[target_feature(enable = $features)]
-            pub(crate) unsafe fn attention(task: &AttentionTask) {
+            pub(crate) unsafe fn attention_f16(task: &AttentionTask, work: Work) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { attention::attention::<$vector>(task) }
+                unsafe { attention::attention::<$vector, attention::F16>(task, work) }
+            }
+
+            /// # Safety
+            /// As of `attention_f16`, with a cache of 8-bit blocks and a head length that is a multiple of 32.
+            #[target_feature(enable = $features)]
+            pub(crate) unsafe fn attention_q8_0(task: &AttentionTask, work: Work) {
+                // SAFETY: the caller's promise is ours.
+                unsafe { attention::attention::<$vector, attention::Q8>(task, work) }
+            }
+
+            /// # Safety
+            /// The processor has the features; else as of [`LayerCache::append`], with a head length that is a multiple of 16.
+            #[target_feature(enable = $features)]
+            pub(crate) unsafe fn append(cache: &LayerCache, place: Place, key: &[f32], value: &[f32]) {
+                // SAFETY: the caller's promise is ours.
+                unsafe { attention::append::<$vector>(cache, place, key, value) }
             }
         }
     };

@@ -1,11 +1,9 @@
-//! AVX2 tile kernels for integer formats.
+//! AVX2 tile kernels for integer formats, with VNNI and without.
 //!
-//! The shape is that of the AVX-512 kernels, on half-wide registers: a group is two halves of eight rows. Without VNNI a
-//! dot product of bytes goes through 16-bit sums, `vpmaddubsw`, which saturates (Intel SDM vol. 2, PMADDUBSW). It never
-//! does here: activations lie in -127 ..= 127, so a pair of products is at most `2 * 127` times the largest weight, and
-//! that fits 16 bits for every type ([`Kernel::PAIRS_FIT`]). Signed weights are multiplied as |w| * sign(a, w).
+//! The shape is that of the AVX-512 kernels, on half-wide registers: a group is two halves of eight rows. Bytes are
+//! multiplied in one of the ways of [`dot`](super::dot).
 //!
-//! Pairs of several steps are then added up in 16 bits. For codes with an offset the sum begins with what the offset takes
+//! Without VNNI, pairs of several steps are added up in 16 bits. For codes with an offset the sum begins with what the offset takes
 //! away, so that it ends as a sum of products with the small signed weight itself; additions wrap, and only the end counts.
 //! [`Kernel::CHUNK`] says after how many steps a sum has to be widened.
 //!
@@ -14,9 +12,10 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
+use super::dot::{Dot, PAIR, Pairs, Vnni, largest};
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Packed, Scales, Values, integer_types, types},
+    pack::{Codes, GROUP, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -31,15 +30,13 @@ const RUN: usize = 8;
 /// Half a group: eight rows.
 const HALF: usize = GROUP / 2;
 
-/// The largest magnitude of two activations together.
-const PAIR: i32 = 2 * 127;
-
-/// What the kernels derive from a packed order.
-trait Kernel: Packed {
+/// What the kernels derive from a packed order and the way its bytes are multiplied.
+trait Kernel: Dot {
     /// What is added to a weight to make it an unsigned byte: the offset of the codes, or of the entries of a table if
-    /// they are small. `None` if weights stay signed, `Some(0)` if they are unsigned.
+    /// they are small, or with VNNI of all signed bytes. `None` if weights stay signed, `Some(0)` if they are unsigned.
     const OFFSET: Option<u8> = match Self::BLOCKS.values {
         Values::Offset(offset) => Some(offset),
+        Values::Signed | Values::Table(_) if Self::VNNI => Some(128),
         Values::Signed => None,
         Values::Table(table) => {
             let largest = largest(table);
@@ -61,7 +58,7 @@ trait Kernel: Packed {
         (Values::Table(_), _) => largest(&Self::TABLE),
     };
     /// The sum of two products is exact.
-    const PAIRS_FIT: () = assert!(PAIR * Self::LARGEST <= i16::MAX as i32);
+    const PAIRS_FIT: () = assert!(Self::VNNI || PAIR * Self::LARGEST <= i16::MAX as i32);
     /// Each half of a block has a scale, which is a whole number.
     const HALVES: bool = Self::BLOCKS.scales.halves();
     const MINS: bool = Self::BLOCKS.scales.has_min();
@@ -69,7 +66,7 @@ trait Kernel: Packed {
     const PER_BLOCK: usize = if Self::HALVES { 2 } else { 1 };
     /// Steps of four columns that share a scale.
     const STEPS: usize = 8 / Self::PER_BLOCK;
-    /// Steps that are added up in 16 bits before they are widened: a power of two, at most [`STEPS`](Self::STEPS).
+    /// Steps that are added up before they are widened to 32 bits: a power of two, at most [`STEPS`](Self::STEPS).
     const CHUNK: usize = {
         let farthest = match Self::OFFSET {
             // Less the offset, a code is at most so far from zero.
@@ -77,7 +74,7 @@ trait Kernel: Packed {
             _ => Self::LARGEST,
         };
         let most = (i16::MAX as i32 / (PAIR * farthest)) as usize;
-        let chunk = if most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() };
+        let chunk = if Self::VNNI || most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() };
         // A bias and a whole scale are for all of their steps at once.
         assert!(chunk == Self::STEPS || !Self::BIASED && !Self::HALVES);
         chunk
@@ -89,22 +86,12 @@ trait Kernel: Packed {
     const FITS: () = assert!(2 * PANEL_BLOCKS * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
-impl<F: Packed> Kernel for F {}
-
-const fn largest(table: &[i8; 16]) -> i32 {
-    let (mut largest, mut i) = (0, 0);
-    while i < table.len() {
-        let size = (table[i] as i32).abs();
-        largest = if size > largest { size } else { largest };
-        i += 1;
-    }
-    largest
-}
+impl<F: Dot> Kernel for F {}
 
 const fn add(table: &[i8; 16], offset: i8) -> [i8; 16] {
     let (mut sums, mut i) = (*table, 0);
     while i < sums.len() {
-        sums[i] += offset;
+        sums[i] = sums[i].wrapping_add(offset);
         i += 1;
     }
     sums
@@ -176,6 +163,7 @@ unsafe fn weights<F: Kernel>(codes: *const u8, j: usize, h: usize) -> __m256i {
             Codes::Eight => load(half.add(j * 64)),
         };
         match F::BLOCKS.values {
+            Values::Signed if F::OFFSET.is_some() => _mm256_xor_si256(plain, _mm256_set1_epi8(-128)),
             Values::Offset(_) | Values::Signed => plain,
             Values::Table(_) => {
                 let table = const { &F::TABLE };
@@ -253,7 +241,7 @@ unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], scales: *const u8, b: usize, h: 
     }
 }
 
-/// The whole number in the scale of half `half` of the columns, twice side by side for the two sums of a row.
+/// The whole number in the scale of half `half` of the columns; twice side by side where a row has two sums of 16 bits.
 #[inline(always)]
 unsafe fn whole<F: Kernel>(scales: *const u8, b: usize, h: usize, half: usize) -> __m256i {
     let (long, i) = second_level::<F>(scales, b, h);
@@ -264,7 +252,7 @@ unsafe fn whole<F: Kernel>(scales: *const u8, b: usize, h: usize, half: usize) -
             Scales::Runs16 => _mm256_cvtepi8_epi32(_mm_loadl_epi64(at(32).cast())),
             _ => _mm256_and_si256(unsigned(at(64)), _mm256_set1_epi32(15)),
         };
-        _mm256_blend_epi16::<0b1010_1010>(whole, _mm256_slli_epi32::<16>(whole))
+        if F::VNNI { whole } else { _mm256_blend_epi16::<0b1010_1010>(whole, _mm256_slli_epi32::<16>(whole)) }
     }
 }
 
@@ -315,7 +303,7 @@ unsafe fn expand<F: Kernel>(codes: *const u8, level: &[[__m256; 2]; 2], scales: 
 /// What one token contributes to each block of a panel, apart from dot products: per block, or per half block if there
 /// are halves.
 struct Sums {
-    /// What 16-bit sums begin with to take the offset of the codes away, for the two sums of a row side by side.
+    /// What sums begin with to take the offset of the codes away: one of 32 bits, or two of 16 bits side by side.
     bias: [i32; 2 * PANEL_BLOCKS],
     /// The sum in units of the activation, which the minimum multiplies.
     min: [f32; 2 * PANEL_BLOCKS],
@@ -355,15 +343,13 @@ impl Sums {
             let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
             let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
             let (sums, scales) = (row.sums.add(first), row.scales.add(first));
-            let offset = -(F::OFFSET.unwrap_or(0) as i16);
             let ones = _mm256_set1_epi16(1);
             let mut b = 0;
             while b + 4 <= count {
                 // Two 16-bit sums for each half of four blocks.
                 let halves = _mm256_loadu_si256(sums.add(b).cast());
                 if F::HALVES {
-                    let biased = _mm256_mullo_epi16(halves, _mm256_set1_epi16(offset));
-                    _mm256_storeu_si256(bias.add(b * 2).cast(), biased);
+                    _mm256_storeu_si256(bias.add(b * 2).cast(), biases::<F>(halves));
                     if F::MINS {
                         let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
                         let scales = _mm256_castps128_ps256(_mm_loadu_ps(scales.add(b)));
@@ -377,7 +363,8 @@ impl Sums {
                     let first = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(low, high));
                     let last = _mm_castps_si128(_mm_shuffle_ps::<0b11_01_11_01>(low, high));
                     let whole = _mm_add_epi16(first, last);
-                    _mm_storeu_si128(bias.add(b).cast(), _mm_mullo_epi16(whole, _mm_set1_epi16(offset)));
+                    let biases = _mm256_castsi256_si128(biases::<F>(_mm256_castsi128_si256(whole)));
+                    _mm_storeu_si128(bias.add(b).cast(), biases);
                     if F::MINS {
                         let sums = _mm_cvtepi32_ps(_mm_madd_epi16(whole, _mm256_castsi256_si128(ones)));
                         _mm_storeu_ps(min.add(b), _mm_mul_ps(_mm_loadu_ps(scales.add(b)), sums));
@@ -385,7 +372,14 @@ impl Sums {
                 }
                 b += 4;
             }
-            let biased = |[even, odd]: [i16; 2]| i32::from((offset * even) as u16) | i32::from(offset * odd) << 16;
+            let offset = -(F::OFFSET.unwrap_or(0) as i16);
+            let biased = |[even, odd]: [i16; 2]| {
+                if F::VNNI {
+                    i32::from(offset) * i32::from(even + odd)
+                } else {
+                    i32::from((offset * even) as u16) | i32::from(offset * odd) << 16
+                }
+            };
             for b in b..count {
                 let [first, last] = *sums.add(b);
                 let scale = *scales.add(b);
@@ -401,6 +395,16 @@ impl Sums {
                 }
             }
         }
+    }
+}
+
+/// What takes the offset of the codes away from products with activations that have these pairs of sums.
+#[inline(always)]
+unsafe fn biases<F: Kernel>(pairs: __m256i) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        let offset = _mm256_set1_epi16(-(F::OFFSET.unwrap_or(0) as i16));
+        if F::VNNI { _mm256_madd_epi16(pairs, offset) } else { _mm256_mullo_epi16(pairs, offset) }
     }
 }
 
@@ -423,15 +427,33 @@ unsafe fn pin(sum: &mut __m256i) {
     unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags)) };
 }
 
-/// Pairs of products of weights and four activations, in 16 bits.
+/// Adds the products of weights and four activations to a sum.
 #[inline(always)]
-unsafe fn pairs<F: Kernel>(w: __m256i, four: __m256i) -> __m256i {
+unsafe fn multiply<F: Kernel>(sum: __m256i, w: __m256i, four: __m256i) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        if F::OFFSET.is_none() {
+        if F::VNNI {
+            return _mm256_dpbusd_avx_epi32(sum, w, four);
+        }
+        let pairs = if F::OFFSET.is_none() {
             _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four, w))
         } else {
             _mm256_maddubs_epi16(w, four)
+        };
+        _mm256_add_epi16(sum, pairs)
+    }
+}
+
+/// A sum widened to 32 bits, times the whole number of the scale if each half of a block has one.
+#[inline(always)]
+unsafe fn widen<F: Kernel>(sum: __m256i, half: usize, h: usize, source: &impl Source) -> __m256i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        match (F::VNNI, F::HALVES) {
+            (true, true) => _mm256_mullo_epi32(sum, source.whole(h, half)),
+            (true, false) => sum,
+            (false, true) => _mm256_madd_epi16(sum, source.whole(h, half)),
+            (false, false) => _mm256_madd_epi16(sum, _mm256_set1_epi16(1)),
         }
     }
 }
@@ -537,11 +559,10 @@ unsafe fn dots<F: Kernel, const T: usize, const H: usize>(
     // SAFETY: see the head of the file.
     unsafe {
         let zero = _mm256_setzero_si256();
-        let ones = _mm256_set1_epi16(1);
         let mut dot = [[zero; H]; T];
         let mut sum = [[zero; H]; T];
         unrolled!(j => {
-            if F::BIASED && j % F::STEPS == 0 {
+            if F::BIASED && j.is_multiple_of(F::STEPS) {
                 for t in 0..T {
                     sum[t] = [_mm256_set1_epi32(Sums::bias(&sums[t], s * F::PER_BLOCK + j / F::STEPS)); H];
                 }
@@ -553,10 +574,9 @@ unsafe fn dots<F: Kernel, const T: usize, const H: usize>(
             for h in 0..H {
                 let w = source.weights(j, h);
                 for t in 0..T {
-                    sum[t][h] = _mm256_add_epi16(sum[t][h], pairs::<F>(w, four[t]));
-                    if (j + 1) % F::CHUNK == 0 {
-                        let by = if F::HALVES { source.whole(h, j / F::STEPS) } else { ones };
-                        dot[t][h] = _mm256_add_epi32(dot[t][h], _mm256_madd_epi16(sum[t][h], by));
+                    sum[t][h] = multiply::<F>(sum[t][h], w, four[t]);
+                    if (j + 1).is_multiple_of(F::CHUNK) {
+                        dot[t][h] = _mm256_add_epi32(dot[t][h], widen::<F>(sum[t][h], j / F::STEPS, h, source));
                         sum[t][h] = zero;
                         pin(&mut dot[t][h]);
                     } else {
@@ -772,19 +792,25 @@ unsafe fn tile<F: Kernel, const H: usize>(tile: &Tile) {
 }
 
 macro_rules! entries {
-    ($($entry:ident: $name:ident),+) => {
+    ($dot:ident, $features:literal; $($entry:ident: $name:ident),+) => {
         $(
             /// # Safety
             /// See [`TileKernel`](crate::tile::TileKernel).
-            #[target_feature(enable = "avx2,fma,f16c")]
+            #[target_feature(enable = $features)]
             unsafe fn $entry(args: &Tile) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { if args.groups == 1 { tile::<types::$name, 2>(args) } else { tile::<types::$name, 4>(args) } }
+                unsafe {
+                    if args.groups == 1 {
+                        tile::<$dot<types::$name>, 2>(args)
+                    } else {
+                        tile::<$dot<types::$name>, 4>(args)
+                    }
+                }
             }
         )+
 
         /// The kernel of a type.
-        pub(super) fn kernel(dtype: DType) -> Option<TileKernel> {
+        pub(in crate::x86_64) fn kernel(dtype: DType) -> Option<TileKernel> {
             Some(match dtype {
                 $(DType::$name => $entry,)+
                 _ => return None,
@@ -793,4 +819,20 @@ macro_rules! entries {
     };
 }
 
-integer_types!(entries);
+pub(super) mod pairs {
+    use super::*;
+
+    macro_rules! all {
+        ($($types:tt)+) => { entries! { Pairs, "avx2,fma,f16c"; $($types)+ } };
+    }
+    integer_types!(all);
+}
+
+pub(super) mod vnni {
+    use super::*;
+
+    macro_rules! all {
+        ($($types:tt)+) => { entries! { Vnni, "avx2,fma,f16c,avxvnni"; $($types)+ } };
+    }
+    integer_types!(all);
+}

@@ -1,19 +1,20 @@
-//! AVX-512 VNNI tile kernels for integer formats.
+//! AVX-512 tile kernels for integer formats, with VNNI and without.
 //!
-//! All formats come down to one shape: blocks of 32 columns of unsigned bytes for sixteen rows (eight registers), a
-//! scale per row (two for formats with scales per 16 columns), and perhaps as many minima. `vpdpbusd` multiplies
-//! them with four broadcast bytes of the activations and adds exactly, without saturation on the way (Intel SDM vol. 2,
-//! VPDPBUSD). With few tokens the weights go from memory to registers once and straight into the dot products; with
-//! more they are first expanded into a panel that stays in the first-level cache.
+//! All formats come down to one shape: blocks of 32 columns of bytes for sixteen rows (eight registers), a scale per row
+//! (two for formats with scales per 16 columns), and perhaps as many minima. They are multiplied with four broadcast bytes
+//! of the activations, in one of the ways of [`dot`](super::dot). With few tokens the weights go from memory to registers
+//! once and straight into the dot products; with more they are first expanded into a panel that stays in the first-level
+//! cache.
 //!
 //! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
 //! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
+use super::dot::{Dot, PAIR, Pairs, Vnni, largest};
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Packed, Scales, Values, integer_types, types},
+    pack::{Codes, GROUP, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -25,24 +26,39 @@ const PANEL_BLOCKS: usize = 16;
 /// Blocks that share their first-level scales.
 const RUN: usize = 8;
 
-/// What the kernels derive from a packed order.
-trait Kernel: Packed {
-    /// Codes are unsigned bytes here: the value plus `1 << BIAS_BITS`; no bias if `None`.
+/// What the kernels derive from a packed order and the way its bytes are multiplied.
+trait Kernel: Dot {
+    /// Weights are signed bytes; otherwise they are unsigned codes.
+    const SIGNED: bool = !Self::VNNI && !matches!(Self::BLOCKS.values, Values::Offset(_));
+    /// Unsigned codes are the value plus `1 << BIAS_BITS`; no bias if `None`.
     const BIAS_BITS: Option<u32> = match Self::BLOCKS.values {
         Values::Offset(0) => None,
         Values::Offset(offset) => Some(offset.ilog2()),
+        Values::Signed | Values::Table(_) if Self::SIGNED => None,
         Values::Signed | Values::Table(_) => Some(7),
     };
     const HALVES: bool = Self::BLOCKS.scales.halves();
     const MINS: bool = Self::BLOCKS.scales.has_min();
     /// Scales, or minima, of a row in a block.
     const PER_BLOCK: usize = if Self::HALVES { 2 } else { 1 };
+    /// Steps of four columns that share a scale.
+    const STEPS: usize = 8 / Self::PER_BLOCK;
+    /// Steps that are added up before they are widened to 32 bits: a power of two, at most [`STEPS`](Self::STEPS).
+    const CHUNK: usize = {
+        let largest = match Self::BLOCKS.values {
+            Values::Offset(_) => Self::BLOCKS.codes.largest(),
+            Values::Signed => 128,
+            Values::Table(table) => largest(table),
+        };
+        let most = (i16::MAX as i32 / (PAIR * largest)) as usize;
+        if Self::VNNI || most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() }
+    };
     /// Bytes of one expanded block of one group: eight registers of codes, then scales, then minima.
     const PANEL_BLOCK: usize = (8 + Self::PER_BLOCK * if Self::MINS { 2 } else { 1 }) * 64;
     const FITS: () = assert!(PANEL_BLOCKS * 2 * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
-impl<F: Packed> Kernel for F {}
+impl<F: Dot> Kernel for F {}
 
 /// Scales and minima of sixteen rows in one block, for its first and last 16 columns if they differ.
 struct RowScales {
@@ -145,15 +161,22 @@ unsafe fn weights<F: Kernel>(codes: *const u8) -> [__m512i; 8] {
             };
             w[j] = match F::BLOCKS.values {
                 Values::Offset(_) => w[j],
-                Values::Signed => _mm512_xor_si512(w[j], _mm512_set1_epi8(-128)),
+                Values::Signed => bytes::<F>(w[j]),
                 Values::Table(table) => {
                     let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-                    _mm512_shuffle_epi8(_mm512_xor_si512(table, _mm512_set1_epi8(-128)), w[j])
+                    _mm512_shuffle_epi8(bytes::<F>(table), w[j])
                 }
             };
         }
         w
     }
+}
+
+/// Signed bytes as the dot products want them.
+#[inline(always)]
+unsafe fn bytes<F: Kernel>(w: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { if F::SIGNED { w } else { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) } }
 }
 
 /// First-level scale, and negative of the first-level minimum, of the 256 columns that block `b` begins, if there are two
@@ -370,6 +393,45 @@ unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
     }
 }
 
+/// What a sum of products begins with, on the way to `dot` and more: VNNI goes on with `dot` itself.
+#[inline(always)]
+unsafe fn begin<F: Kernel>(dot: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { if F::VNNI { dot } else { _mm512_setzero_si512() } }
+}
+
+/// Adds the products of weights and four activations to a sum.
+#[inline(always)]
+unsafe fn multiply<F: Kernel>(sum: __m512i, w: __m512i, four: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe {
+        if F::VNNI {
+            return _mm512_dpbusd_epi32(sum, w, four);
+        }
+        let pairs = if F::SIGNED {
+            let zero = _mm512_setzero_si512();
+            _mm512_maddubs_epi16(_mm512_abs_epi8(w), _mm512_mask_sub_epi8(four, _mm512_movepi8_mask(w), zero, four))
+        } else {
+            _mm512_maddubs_epi16(w, four)
+        };
+        _mm512_add_epi16(sum, pairs)
+    }
+}
+
+/// A sum of two sums of products.
+#[inline(always)]
+unsafe fn add<F: Kernel>(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { if F::VNNI { _mm512_add_epi32(a, b) } else { _mm512_add_epi16(a, b) } }
+}
+
+/// `dot` and at most `F::CHUNK` steps that were added to what it made [`begin`].
+#[inline(always)]
+unsafe fn end<F: Kernel>(dot: __m512i, sum: __m512i) -> __m512i {
+    // SAFETY: see the head of the file.
+    unsafe { if F::VNNI { sum } else { _mm512_add_epi32(dot, _mm512_madd_epi16(sum, _mm512_set1_epi16(1))) } }
+}
+
 /// Adds a block, which is block `b` of the activations and block `s` of `sums`, to `acc`.
 #[inline(always)]
 unsafe fn accumulate<F: Kernel>(
@@ -384,19 +446,20 @@ unsafe fn accumulate<F: Kernel>(
     // SAFETY: see the head of the file.
     unsafe {
         let d = _mm512_set1_ps(*row.scales.add(b));
-        let zero = _mm512_setzero_si512();
-        let steps = 8 / F::PER_BLOCK;
         for half in 0..F::PER_BLOCK {
-            // Two chains hide some of the instruction's latency; integer sums do not depend on the order.
-            let mut dot = [zero; 2];
+            let mut dot = _mm512_setzero_si512();
             if F::BIAS_BITS.is_some() {
-                dot[0] = _mm512_set1_epi32(Sums::bias(sums, s * F::PER_BLOCK + half));
+                dot = _mm512_set1_epi32(Sums::bias(sums, s * F::PER_BLOCK + half));
             }
-            for j in half * steps..(half + 1) * steps {
-                dot[j % 2] = _mm512_dpbusd_epi32(dot[j % 2], w[j], _mm512_set1_epi32(row.four(b, j)));
+            for first in (half * F::STEPS..(half + 1) * F::STEPS).step_by(F::CHUNK) {
+                // Two chains hide some of the instructions' latency; integer sums do not depend on the order.
+                let mut chains = [begin::<F>(dot), _mm512_setzero_si512()];
+                for j in first..first + F::CHUNK {
+                    chains[j % 2] = multiply::<F>(chains[j % 2], w[j], _mm512_set1_epi32(row.four(b, j)));
+                }
+                dot = end::<F>(dot, add::<F>(chains[0], chains[1]));
             }
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
-            *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scales.scale[half], d), *acc);
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scales.scale[half], d), *acc);
         }
         if F::MINS {
             for half in 0..F::PER_BLOCK {
@@ -407,7 +470,8 @@ unsafe fn accumulate<F: Kernel>(
     }
 }
 
-/// Tokens that the inner loop of many tokens takes at a time.
+/// Tokens that the inner loop of many tokens takes at a time with VNNI. Sums of 16 bits take registers besides those of
+/// 32 bits, and leave room for four only.
 const MAIN: usize = 6;
 
 /// Many tokens: expands a run of blocks, then multiplies it with all tokens, a few at a time.
@@ -443,7 +507,7 @@ unsafe fn paneled<F: Kernel, const G: usize>(tile: &Tile) {
                 }
             }
             let mut t = 0;
-            while t + MAIN <= tile.tokens {
+            while F::VNNI && t + MAIN <= tile.tokens {
                 micro::<F, G, MAIN>(tile, t, first, count);
                 t += MAIN;
             }
@@ -478,7 +542,6 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
                 acc[t][g] = if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) };
             }
         }
-        let steps = 8 / F::PER_BLOCK;
         for b in 0..count {
             let panel = tile.panel.add(b * G * F::PANEL_BLOCK);
             if b % 2 == 0 {
@@ -493,15 +556,28 @@ unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: u
                         dot[t] = [_mm512_set1_epi32(Sums::bias(&sums[t], b * F::PER_BLOCK + half)); G];
                     }
                 }
-                for j in half * steps..(half + 1) * steps {
-                    let mut w = [_mm512_setzero_si512(); G];
-                    for g in 0..G {
-                        w[g] = _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast());
+                for from in (half * F::STEPS..(half + 1) * F::STEPS).step_by(F::CHUNK) {
+                    let mut part = [[_mm512_setzero_si512(); G]; T];
+                    for t in 0..T {
+                        for g in 0..G {
+                            part[t][g] = begin::<F>(dot[t][g]);
+                        }
+                    }
+                    for j in from..from + F::CHUNK {
+                        let mut w = [_mm512_setzero_si512(); G];
+                        for g in 0..G {
+                            w[g] = _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast());
+                        }
+                        for t in 0..T {
+                            let four = _mm512_set1_epi32(rows[t].four(first + b, j));
+                            for g in 0..G {
+                                part[t][g] = multiply::<F>(part[t][g], w[g], four);
+                            }
+                        }
                     }
                     for t in 0..T {
-                        let four = _mm512_set1_epi32(rows[t].four(first + b, j));
                         for g in 0..G {
-                            dot[t][g] = _mm512_dpbusd_epi32(dot[t][g], w[g], four);
+                            dot[t][g] = end::<F>(dot[t][g], part[t][g]);
                         }
                     }
                 }
@@ -550,19 +626,19 @@ unsafe fn tile<F: Kernel>(tile: &Tile) {
 }
 
 macro_rules! entries {
-    ($($entry:ident: $name:ident),+) => {
+    ($dot:ident, $features:literal; $($entry:ident: $name:ident),+) => {
         $(
             /// # Safety
             /// See [`TileKernel`](crate::tile::TileKernel).
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            #[target_feature(enable = $features)]
             unsafe fn $entry(args: &Tile) {
                 // SAFETY: the caller's promise is ours.
-                unsafe { tile::<types::$name>(args) }
+                unsafe { tile::<$dot<types::$name>>(args) }
             }
         )+
 
         /// The kernel of a type.
-        pub(super) fn kernel(dtype: DType) -> Option<TileKernel> {
+        pub(in crate::x86_64) fn kernel(dtype: DType) -> Option<TileKernel> {
             Some(match dtype {
                 $(DType::$name => $entry,)+
                 _ => return None,
@@ -571,4 +647,20 @@ macro_rules! entries {
     };
 }
 
-integer_types!(entries);
+pub(super) mod pairs {
+    use super::*;
+
+    macro_rules! all {
+        ($($types:tt)+) => { entries! { Pairs, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"; $($types)+ } };
+    }
+    integer_types!(all);
+}
+
+pub(super) mod vnni {
+    use super::*;
+
+    macro_rules! all {
+        ($($types:tt)+) => { entries! { Vnni, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"; $($types)+ } };
+    }
+    integer_types!(all);
+}

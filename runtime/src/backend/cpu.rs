@@ -3,10 +3,10 @@
 use super::{BuildError, Executable, Limits, StepError, load, memory};
 use crate::{
     graph::{Graph, Rows, WeightSource, rewrite},
-    plan::{Plan, PlanOptions, Resolved},
+    plan::{Plan, PlanOptions, Resolved, Step},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{ActKind, Executor, Isa, KvShape};
+use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType};
 use std::{collections::HashMap, num::NonZero, thread};
 
 /// How a graph is made executable.
@@ -22,19 +22,29 @@ pub struct CpuOptions {
     pub max_outputs: usize,
     /// Pages of the key/value cache, each for `PAGE_TOKENS` positions.
     pub pages: usize,
+    /// How the cache keeps keys and values.
+    pub kv_type: KvType,
 }
 
 impl CpuOptions {
     /// The part that planning needs.
     fn sizes(&self) -> PlanOptions {
-        PlanOptions { max_tokens: self.max_tokens, max_outputs: self.max_outputs, pages: self.pages }
+        let Self { max_tokens, max_outputs, pages, kv_type, .. } = *self;
+        PlanOptions { max_tokens, max_outputs, pages, kv_type }
     }
 }
 
 impl Default for CpuOptions {
     /// Sizes for small graphs: 64 rows.
     fn default() -> Self {
-        Self { isa: None, threads: 0, max_tokens: 64, max_outputs: 64, pages: 64usize.div_ceil(PAGE_TOKENS) }
+        Self {
+            isa: None,
+            threads: 0,
+            max_tokens: 64,
+            max_outputs: 64,
+            pages: 64usize.div_ceil(PAGE_TOKENS),
+            kv_type: KvType::F16,
+        }
     }
 }
 
@@ -97,7 +107,10 @@ fn compile(
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();
     kernels.dedup();
-    let description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+    let mut description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+    if let Some(kv) = plan.kv {
+        description += &format!(", cache: {}", kv.kv_type);
+    }
 
     let by_name: HashMap<&str, &Resolved> =
         graph.weights().iter().zip(&weights).map(|(weight, resolved)| (&weight.name[..], resolved)).collect();
@@ -142,6 +155,9 @@ pub struct CpuModel {
     context: usize,
 }
 
+/// Is shown the names of the weights that meet an input, the input's width, and its rows.
+pub type Observer<'a> = dyn FnMut(&[&str], usize, &[f32]) + 'a;
+
 impl CpuModel {
     /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
     /// sequence; `progress` takes the bytes of weights that are done and their total.
@@ -164,6 +180,32 @@ impl CpuModel {
     /// The plan that runs.
     pub fn plan(&self) -> &Plan {
         &self.compiled.plan
+    }
+
+    /// Computes one step as [`step`](Executable::step) does, and shows the inputs of each product before it runs: the names
+    /// of the weights that they meet, their width, and their rows. Inputs that are quantized to 8 bits are not shown;
+    /// matrices of floats take none such.
+    ///
+    /// # Errors
+    /// As [`step`](Executable::step).
+    pub fn step_observed(&mut self, batch: &Batch<'_>, observe: &mut Observer<'_>) -> Result<&[f32], StepError> {
+        let Compiled { executor, plan, .. } = &mut self.compiled;
+        let name = |weight| plan.graph.weight(weight).name.as_str();
+        // Each step of the plan is one call of the program.
+        for (index, step) in plan.steps.iter().enumerate() {
+            let names: Vec<&str> = match step {
+                Step::MatMul { projections, .. } => projections.iter().map(|p| name(p.weight)).collect(),
+                Step::GatedMatMul { gate, up, .. } => vec![name(*gate), name(*up)],
+                _ => Vec::new(),
+            };
+            if let Call::MatMul { x: Act::F32(x), .. } | Call::GatedMatMul { x: Act::F32(x), .. } =
+                executor.program().calls[index]
+            {
+                observe(&names, x.width, executor.values(x, batch)?);
+            }
+            executor.run_calls(batch, index..index + 1)?;
+        }
+        Ok(executor.values(executor.program().output, batch)?)
     }
 }
 

@@ -77,7 +77,7 @@ pub enum BuildError {
     /// Memory would not suffice. Nothing was loaded.
     #[error(
         "{} of memory are needed ({} key/value cache, {} activations, {} weights), and {} are available; use a shorter \
-         context (--ctx), fewer sequences or a smaller batch",
+         context (--ctx), an 8-bit cache (--kv-type q8_0), fewer sequences or a smaller batch",
         mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.available)
     )]
     OutOfMemory {

@@ -42,6 +42,7 @@ pub enum WriteError {
     DataCount { declared: usize, found: usize },
 }
 
+#[derive(Debug)]
 struct Declared {
     name: String,
     dtype: DType,
@@ -60,6 +61,7 @@ struct Declared {
 /// assert_eq!(GgufFile::from_bytes(bytes)?.tensor("w").unwrap().dims, [2, 1]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Debug)]
 pub struct GgufWriter {
     version: u32,
     entries: Vec<(String, Value)>,
@@ -115,7 +117,7 @@ impl GgufWriter {
     pub fn begin<W: Write>(&self, mut sink: W) -> Result<TensorWriter<'_, W>, WriteError> {
         let (header, alignment) = self.header()?;
         sink.write_all(&header)?;
-        Ok(TensorWriter { sink, alignment, tensors: &self.tensors, written: 0 })
+        Ok(TensorWriter { sink, alignment, tensors: &self.tensors, written: 0, part: 0 })
     }
 
     /// The whole file in memory; `data` yields each tensor's bytes in the order of declaration.
@@ -183,26 +185,49 @@ pub struct TensorWriter<'a, W> {
     sink: W,
     alignment: usize,
     tensors: &'a [Declared],
+    /// Tensors that are complete.
     written: usize,
+    /// Bytes of the next one that are written.
+    part: usize,
 }
 
-impl<W: Write> TensorWriter<'_, W> {
+impl<'a, W: Write> TensorWriter<'a, W> {
     /// Writes the next tensor's data, and padding up to the alignment.
     ///
     /// # Errors
     /// [`WriteError::DataSize`] and [`WriteError::DataCount`] (nothing has been written then), [`WriteError::Io`].
     pub fn write(&mut self, data: &[u8]) -> Result<(), WriteError> {
-        let Some(tensor) = self.tensors.get(self.written) else {
-            return Err(WriteError::DataCount { declared: self.tensors.len(), found: self.written + 1 });
-        };
-        if data.len() != tensor.bytes {
+        let tensor = self.expected()?;
+        if self.part + data.len() != tensor.bytes {
             return Err(WriteError::DataSize { name: tensor.name.clone(), expected: tensor.bytes, found: data.len() });
         }
+        self.write_part(data)
+    }
+
+    /// Writes some of the next tensor's data; after its last byte the padding up to the alignment.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), [`WriteError::DataSize`] if there is more than the tensor holds.
+    pub fn write_part(&mut self, data: &[u8]) -> Result<(), WriteError> {
+        let tensor = self.expected()?;
+        let end = self.part + data.len();
+        if end > tensor.bytes {
+            return Err(WriteError::DataSize { name: tensor.name.clone(), expected: tensor.bytes, found: end });
+        }
         self.sink.write_all(data)?;
-        let padding = data.len().next_multiple_of(self.alignment) - data.len();
-        io::copy(&mut io::Read::take(io::repeat(0), padding as u64), &mut self.sink)?;
-        self.written += 1;
+        self.part = end;
+        if end == tensor.bytes {
+            let padding = end.next_multiple_of(self.alignment) - end;
+            io::copy(&mut io::Read::take(io::repeat(0), padding as u64), &mut self.sink)?;
+            (self.written, self.part) = (self.written + 1, 0);
+        }
         Ok(())
+    }
+
+    /// The tensor whose data come next.
+    fn expected(&self) -> Result<&'a Declared, WriteError> {
+        let too_many = WriteError::DataCount { declared: self.tensors.len(), found: self.written + 1 };
+        self.tensors.get(self.written).ok_or(too_many)
     }
 
     /// Ends the file: checks that all tensors were written, flushes, and returns the sink.
@@ -310,7 +335,13 @@ mod tests {
             writer.version(version).set(ALIGNMENT_KEY, 64u32);
             writer.tensor("a", DType::F32, &[3, 2]).unwrap().tensor("b", DType::Q8_0, &[32, 1, 1, 2]).unwrap();
             let (a, b): (Vec<u8>, Vec<u8>) = ((0..24).collect(), (0..68).collect());
-            let file = GgufFile::from_bytes(writer.to_bytes([&a, &b]).unwrap()).unwrap();
+            let bytes = writer.to_bytes([&a, &b]).unwrap();
+            let mut pieces = writer.begin(Vec::new()).unwrap();
+            for piece in [&a[..7], &a[7..], &b[..64], &b[64..]] {
+                pieces.write_part(piece).unwrap();
+            }
+            assert_eq!(pieces.finish().unwrap(), bytes);
+            let file = GgufFile::from_bytes(bytes).unwrap();
             assert_eq!((file.version(), file.alignment()), (version, 64));
             assert_eq!(
                 file.metadata().iter().map(|(k, v)| (k.to_owned(), v.clone())).collect::<Vec<_>>(),
@@ -333,6 +364,10 @@ mod tests {
         assert!(matches!(writer.to_bytes([[0u8; 5]]), Err(WriteError::DataSize { expected: 4, found: 5, .. })));
         assert!(matches!(writer.to_bytes([[0u8; 4]; 2]), Err(WriteError::DataCount { declared: 1, found: 2 })));
         assert!(matches!(writer.to_bytes([[0u8; 4]; 0]), Err(WriteError::DataCount { declared: 1, found: 0 })));
+        let mut data = writer.begin(io::sink()).unwrap();
+        data.write_part(&[0; 3]).unwrap();
+        assert!(matches!(data.write_part(&[0; 2]), Err(WriteError::DataSize { expected: 4, found: 5, .. })));
+        assert!(matches!(data.finish(), Err(WriteError::DataCount { declared: 1, found: 0 })));
         writer.tensor("t", DType::F32, &[1]).unwrap();
         assert!(matches!(writer.to_bytes([[0u8; 4]; 2]), Err(WriteError::DuplicateTensor(name)) if name == "t"));
         assert!(matches!(GgufWriter::new().version(1).begin(io::sink()), Err(WriteError::Version(1))));

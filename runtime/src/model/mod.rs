@@ -25,7 +25,7 @@ use crate::{
 };
 use reader::Reader;
 use rustai_abi::PAGE_TOKENS;
-use rustai_kernels_cpu::Isa;
+use rustai_kernels_cpu::{Isa, KvType};
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -42,11 +42,21 @@ pub struct LoadOptions {
     pub max_outputs: usize,
     /// Forces an instruction set; `None` lets `RUSTAI_CPU` or detection choose.
     pub isa: Option<Isa>,
+    /// How the key/value cache keeps its entries.
+    pub kv_type: KvType,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: 0, context: 0, max_sequences: 1, max_batch: 512, max_outputs: 8, isa: None }
+        Self {
+            threads: 0,
+            context: 0,
+            max_sequences: 1,
+            max_batch: 512,
+            max_outputs: 8,
+            isa: None,
+            kv_type: KvType::F16,
+        }
     }
 }
 
@@ -112,13 +122,22 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executable>, LoadError> {
+    Ok(Box::new(load_cpu(file, options, progress)?))
+}
+
+/// [`load`] for any file, to a model on the CPU.
+pub(crate) fn load_cpu(
+    file: &dyn ModelFile,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<CpuModel, LoadError> {
     let model = graph(file)?;
     let (cpu, context) = model.cpu_options(options);
     if context > model.context {
         tracing::warn!(context, trained = model.context, "the context is longer than the model was made for");
     }
     let mut report = |done, total| progress(LoadProgress { done, total });
-    Ok(Box::new(CpuModel::new(&model.graph, file, &cpu, context, &mut report)?))
+    Ok(CpuModel::new(&model.graph, file.weights(), &cpu, context, &mut report)?)
 }
 
 /// The plan that [`load`] would make of a model with these options, without its weights.
@@ -140,8 +159,8 @@ impl ModelGraph {
         let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
         let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
         let max_outputs = options.max_outputs.clamp(1, max_tokens);
-        let cpu = CpuOptions { isa: options.isa, threads: options.threads, max_tokens, max_outputs, pages };
-        (cpu, context)
+        let LoadOptions { isa, threads, kv_type, .. } = *options;
+        (CpuOptions { isa, threads, max_tokens, max_outputs, pages, kv_type }, context)
     }
 }
 

@@ -20,7 +20,7 @@ pub use memory::overlap;
 pub use step::{Buffer, BufferId, Form, PlannedProjection, Step};
 
 use crate::graph::{Graph, Rows, WeightId, rewrite};
-use rustai_kernels_cpu::{ActKind, KvShape};
+use rustai_kernels_cpu::{ActKind, KvShape, KvType};
 
 /// Sizes that a plan is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct PlanOptions {
     pub max_outputs: usize,
     /// Pages of the key/value cache.
     pub pages: usize,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
 }
 
 /// Why a graph cannot be planned.
@@ -57,6 +59,17 @@ pub enum PlanError {
         found: String,
         /// What the others have.
         expected: String,
+    },
+    /// Heads that a type of cache cannot hold.
+    #[error(
+        "heads of {head_dim} values do not fit a {kv_type} key/value cache, which takes multiples of {}; use the type f16",
+        kv_type.block_len()
+    )]
+    KvType {
+        /// The type asked for.
+        kv_type: KvType,
+        /// Values per head.
+        head_dim: usize,
     },
     /// An operation whose result no kernel can hold.
     #[error("{node}: rows of {width} values are no multiple of 32, as 8-bit activations need")]
@@ -110,7 +123,7 @@ impl Plan {
         wants: &dyn Fn(&Graph, WeightId) -> ActKind,
     ) -> Result<Self, PlanError> {
         let graph = rewrite::drop_unused(&rewrite::hoist_select_outputs(graph));
-        let kv = cache_shape(&graph, options.pages)?;
+        let kv = cache_shape(&graph, options.pages, options.kv_type)?;
         let mut draft = fuse::lower(&graph, wants)?;
         residual::fold(&mut draft);
         let rows = |rows| match rows {
@@ -133,7 +146,7 @@ impl Plan {
 }
 
 /// The one cache that all attentions of a graph use.
-fn cache_shape(graph: &Graph, pages: usize) -> Result<Option<KvShape>, PlanError> {
+fn cache_shape(graph: &Graph, pages: usize, kv_type: KvType) -> Result<Option<KvShape>, PlanError> {
     let attentions: Vec<_> = graph
         .nodes()
         .iter()
@@ -163,7 +176,11 @@ fn cache_shape(graph: &Graph, pages: usize) -> Result<Option<KvShape>, PlanError
             );
         }
     }
-    Ok(Some(KvShape { layers, kv_heads: first.kv_heads, head_dim: first.head_dim, pages }))
+    let (kv_heads, head_dim) = (first.kv_heads, first.head_dim);
+    if !head_dim.is_multiple_of(kv_type.block_len()) {
+        return Err(PlanError::KvType { kv_type, head_dim });
+    }
+    Ok(Some(KvShape { layers, kv_heads, head_dim, pages, kv_type }))
 }
 
 #[cfg(test)]

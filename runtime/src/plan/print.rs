@@ -2,6 +2,7 @@
 
 use super::{Buffer, BufferId, Form, Plan, Step};
 use crate::graph::{Rows, WeightId};
+use rustai_kernels_cpu::KvShape;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -23,7 +24,8 @@ impl fmt::Display for Plan {
         )?;
         match &self.kv {
             Some(kv) => {
-                writeln!(f, "cache {} layers, {} heads of {}, {} pages", kv.layers, kv.kv_heads, kv.head_dim, kv.pages)
+                let KvShape { layers, kv_heads, head_dim, pages, kv_type } = kv;
+                writeln!(f, "cache {layers} layers, {kv_heads} heads of {head_dim}, {pages} pages, {kv_type}")
             }
             None => Ok(()),
         }

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::graph::{Attention, GraphBuilder, Op, Rope, RopeStyle, ValueId};
+use rustai_kernels_cpu::KvType;
 use std::{collections::HashMap, sync::Arc};
 
-const OPTIONS: PlanOptions = PlanOptions { max_tokens: 7, max_outputs: 2, pages: 3 };
+const OPTIONS: PlanOptions = PlanOptions { max_tokens: 7, max_outputs: 2, pages: 3, kv_type: KvType::F16 };
 
 /// Weights whose name starts with `q8` want quantized input.
 fn by_name(graph: &Graph, weight: WeightId) -> ActKind {
@@ -61,7 +62,7 @@ fn projections_of_one_input_are_one_call_and_the_norm_quantizes_for_them() {
     assert_eq!(plan.buffer(*x).form, Form::Q8);
     assert_eq!(projections.len(), 3);
     assert!(projections[0].bias.is_some());
-    assert_eq!(plan.kv, Some(KvShape { layers: 1, kv_heads: 2, head_dim: 16, pages: 3 }));
+    assert_eq!(plan.kv, Some(KvShape { layers: 1, kv_heads: 2, head_dim: 16, pages: 3, kv_type: KvType::F16 }));
 }
 
 #[test]

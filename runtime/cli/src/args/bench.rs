@@ -1,5 +1,6 @@
 //! Flags of `bench`; names and meanings follow llama-bench.
 
+use super::KvTypeArg;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -31,6 +32,9 @@ pub struct BenchArgs {
     /// Threads; 0 means one per core.
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub threads: Vec<usize>,
+    /// How keys and values are kept.
+    #[arg(long, value_name = "TYPE", value_enum, value_delimiter = ',', default_value = "f16")]
+    pub kv_type: Vec<KvTypeArg>,
     /// Measurements per row.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,

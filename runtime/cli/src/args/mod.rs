@@ -2,12 +2,14 @@
 
 mod bench;
 mod generate;
+mod quantize;
 mod shared;
 mod tools;
 
 pub use bench::{BenchArgs, BenchCommand, BenchFormat, KernelsArgs};
 pub use generate::{ChatArgs, GenerateArgs};
-pub use shared::{ComputeArgs, ModelArgs, TextArgs};
+pub use quantize::{ImatrixArgs, QuantizeArgs};
+pub use shared::{ComputeArgs, KvTypeArg, ModelArgs, TextArgs};
 pub use tools::{
     CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
 };
@@ -30,7 +32,7 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
-Environment: RUSTAI_CPU (reference, avx2, avx512, neon, neon-dotprod, neon-i8mm),
+Environment: RUSTAI_CPU (reference, avx2, avx-vnni, avx512bw, avx512, neon, neon-dotprod, neon-i8mm),
 RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
 
 /// Flags of every subcommand.
@@ -52,6 +54,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measures how well a model predicts a text, after llama-perplexity's method.
     Perplexity(PerplexityArgs),
+    /// Makes a smaller model file.
+    Quantize(QuantizeArgs),
+    /// Gathers an importance matrix for `quantize` on a text.
+    Imatrix(ImatrixArgs),
     /// Shows the tokens of a text.
     Tokenize(TokenizeArgs),
     /// Shows a model file's metadata and tensors.

@@ -1,6 +1,7 @@
 //! Flags that several subcommands take.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use rustai::KvType;
 use std::path::PathBuf;
 
 /// Which model.
@@ -20,6 +21,28 @@ pub struct ComputeArgs {
     /// Longest sequence in tokens, prompt and answer together; 0 means what the file says, but at most 4096.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub ctx: usize,
+    /// How keys and values are kept.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
+    pub kv_type: KvTypeArg,
+}
+
+/// Types of the key/value cache; the names are those of [`KvType::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeArg {
+    /// Half precision.
+    F16,
+    /// 8 bits in blocks of 32: about half the memory; heads must be a multiple of 32 long.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<KvTypeArg> for KvType {
+    fn from(kv_type: KvTypeArg) -> Self {
+        match kv_type {
+            KvTypeArg::F16 => Self::F16,
+            KvTypeArg::Q8_0 => Self::Q8_0,
+        }
+    }
 }
 
 /// A text, from one of three places.

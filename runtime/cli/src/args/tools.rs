@@ -1,6 +1,6 @@
 //! Flags of the smaller subcommands.
 
-use super::{ModelArgs, TextArgs};
+use super::{KvTypeArg, ModelArgs, TextArgs};
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ pub struct PerplexityArgs {
     /// Most tokens in one step.
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub batch_size: usize,
+    /// How keys and values are kept.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
+    pub kv_type: KvTypeArg,
     /// Threads; 0 means one per core.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

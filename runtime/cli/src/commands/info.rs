@@ -7,6 +7,7 @@ use crate::{
     ui::{self, Printer, Table},
 };
 use rustai::Isa;
+use rustai_kernels_cpu::placement::{HugePages, NodePolicy, Placement};
 use serde::Serialize;
 use std::fs;
 
@@ -21,6 +22,10 @@ struct Report {
     cores: usize,
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
+    huge_pages: Option<&'static str>,
+    huge_pages_used: bool,
+    memory_nodes: Vec<usize>,
+    memory_policy: &'static str,
     devices: Vec<String>,
     cache: Option<String>,
     system: String,
@@ -40,6 +45,7 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         let missing = isa.missing_feature();
         IsaReport { name: isa.name(), available: missing.is_none(), missing }
     });
+    let placement = Placement::of_this_system();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         processor: processor(),
@@ -50,14 +56,48 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         cores: compute::cores(),
         memory_bytes: meminfo("MemTotal"),
         memory_available_bytes: meminfo("MemAvailable"),
+        huge_pages: placement.huge_pages.map(HugePages::name),
+        huge_pages_used: placement.gives_huge_pages(),
+        memory_nodes: placement.nodes.clone(),
+        memory_policy: policy(placement.policy).0,
         devices: Vec::new(),
         cache: cache(),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     };
-    if args.json { ui::json(&report) } else { print(&report) }
+    if args.json { ui::json(&report) } else { print(&report, placement) }
 }
 
-fn print(report: &Report) -> Result<(), Failure> {
+/// A policy as JSON names it, and what it means.
+fn policy(policy: NodePolicy) -> (&'static str, &'static str) {
+    match policy {
+        NodePolicy::OneNode => ("one_node", "nothing to place"),
+        NodePolicy::Interleave => ("interleave", "weights, cache and activations are dealt out to all, page by page"),
+        NodePolicy::Inherited => ("inherited", "the memory policy that this process was started with is kept"),
+        NodePolicy::Refused => ("refused", "the system refuses mbind, so memory lies where it is touched first"),
+    }
+}
+
+/// Huge pages in one line.
+fn huge_pages(placement: &Placement) -> String {
+    match placement.huge_pages {
+        None => "this kernel has none".to_owned(),
+        Some(mode) if placement.huge_pages_disabled => format!("{}, but switched off for this process", mode.name()),
+        Some(HugePages::Never) => "never: switched off; `madvise` in /sys/kernel/mm/transparent_hugepage/enabled lets \
+                                   weights and cache have them"
+            .to_owned(),
+        Some(mode) => format!("{}: weights and cache get them", mode.name()),
+    }
+}
+
+/// Memory nodes in one line.
+fn nodes(placement: &Placement) -> String {
+    match placement.nodes.len() {
+        0 => "unknown".to_owned(),
+        count => format!("{count}: {}", policy(placement.policy).1),
+    }
+}
+
+fn print(report: &Report, placement: &Placement) -> Result<(), Failure> {
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), ui::bytes);
     let others = report.instruction_sets.iter().map(|isa| match isa.missing {
         None => format!("{} (available)", isa.name),
@@ -77,6 +117,8 @@ fn print(report: &Report) -> Result<(), Failure> {
         ("instruction sets", others.collect::<Vec<_>>().join(", ")),
         ("cores", format!("{} (threads by default)", report.cores)),
         ("memory", format!("{}, {} available", size(report.memory_bytes), size(report.memory_available_bytes))),
+        ("huge pages", huge_pages(placement)),
+        ("memory nodes", nodes(placement)),
         ("devices", devices),
         ("cache folder", report.cache.clone().unwrap_or_else(|| "none".to_owned())),
     ] {

@@ -5,11 +5,13 @@ mod chat;
 mod completions;
 mod generate;
 mod graph;
+mod imatrix;
 mod info;
 mod inspect;
 mod model;
 mod perplexity;
 mod pull;
+mod quantize;
 mod session;
 mod tokenize;
 
@@ -25,6 +27,8 @@ pub fn run(command: Command, global: GlobalArgs) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args, global),
         Command::Bench(args) => bench::run(&args, global),
         Command::Perplexity(args) => perplexity::run(&args),
+        Command::Quantize(args) => quantize::run(&args, global),
+        Command::Imatrix(args) => imatrix::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),

@@ -3,9 +3,10 @@
 use crate::{failure::Failure, ui::Progress};
 use rustai::{
     DType,
-    backend::Executable,
+    backend::{BuildError, Executable},
     gguf::GgufFile,
     model::{self, LoadError, LoadOptions},
+    plan::PlanError,
 };
 use std::{
     collections::BTreeMap,
@@ -32,6 +33,7 @@ pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable
 pub fn explain(error: LoadError) -> Failure {
     let remedy = match &error {
         LoadError::UnsupportedArchitecture { .. } | LoadError::Unsupported { .. } => "use another model",
+        LoadError::Build(BuildError::Plan(PlanError::KvType { .. })) => "leave --kv-type at f16 for this model",
         _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
     };
     Failure::from(error).or_help(remedy)

@@ -17,6 +17,7 @@ struct Report {
     uncertainty: f64,
     chunks: usize,
     ctx: usize,
+    kv_type: &'static str,
     scored_tokens: usize,
     seconds: f64,
     tokens_per_second: f64,
@@ -48,6 +49,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         context: args.ctx,
         max_batch: args.batch_size.min(args.ctx),
         max_outputs: args.batch_size.min(args.ctx),
+        kv_type: args.kv_type.into(),
         ..LoadOptions::default()
     };
     let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
@@ -72,6 +74,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         uncertainty: score.uncertainty(),
         chunks,
         ctx: args.ctx,
+        kv_type: options.kv_type.name(),
         scored_tokens: score.count(),
         seconds,
         tokens_per_second: (chunks * args.ctx) as f64 / seconds,

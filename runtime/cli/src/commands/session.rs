@@ -17,6 +17,7 @@ pub fn engine(model: &ModelArgs, compute: &ComputeArgs) -> Result<Engine, Failur
     let engine = Engine::builder(&path)
         .threads(compute::threads(compute.threads))
         .context(compute.ctx)
+        .kv_type(compute.kv_type.into())
         .max_sequences(1)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();

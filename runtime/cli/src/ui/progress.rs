@@ -48,6 +48,11 @@ impl Progress {
         self.bar.set_position(done);
     }
 
+    /// Tells something on standard error without disturbing the bar.
+    pub fn note(&self, message: impl std::fmt::Display) {
+        self.bar.suspend(|| super::note(message));
+    }
+
     /// Takes the bar off the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();

@@ -87,6 +87,17 @@ fn a_prompt_longer_than_the_context_is_refused_with_both_lengths() {
 }
 
 #[test]
+fn an_8_bit_cache_is_refused_for_heads_that_do_not_fit_it() {
+    let tiny = Tiny::new();
+    for command in ["generate --raw hello", "bench -r 1 -p 4 -n 0"] {
+        tiny.run(command).arg("--kv-type").arg("q8_0").refuses(1, &["heads of 16", "q8_0", "32", "--kv-type", "f16"]);
+    }
+    let ended = tiny.run("generate --raw hello --kv-type q4_0").run();
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.err.contains("'q4_0'") && ended.err.contains("q8_0"), "{}", ended.err);
+}
+
+#[test]
 fn more_threads_than_cores_are_lowered_with_a_warning() {
     let tiny = Tiny::new();
     let ended = tiny.run("generate --raw hello -n 1 -t 10000").run();

@@ -5,4 +5,5 @@ mod bad_input;
 mod help;
 mod interrupt;
 mod program;
+mod quantize;
 mod tools;

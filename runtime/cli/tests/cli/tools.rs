@@ -77,6 +77,30 @@ fn perplexity_of_a_random_model_is_about_its_vocabulary() {
 }
 
 #[test]
+fn an_8_bit_cache_can_be_chosen_everywhere() {
+    let tiny = Tiny::new();
+    let model = tiny.file("wide.gguf", TinyLlama { heads: 2, kv_heads: 1, ..TinyLlama::default() }.bytes());
+    let run = |command: &str| Rustai::line(command).arg("-m").arg(&model).arg("--kv-type");
+    let bench = run("bench -p 40 -n 2 -r 1 --json").arg("f16,q8_0").json();
+    let types: Vec<_> = bench.as_array().unwrap().iter().map(|row| (&row["type_k"], &row["test"])).collect();
+    assert_eq!(types.len(), 4);
+    assert_eq!((types[0].0, types[3].0), (&"f16".into(), &"q8_0".into()));
+    assert!(run("bench -p 4 -n 0 -r 1").arg("q8_0").ok().contains("| q8_0 "));
+
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(40));
+    let perplexity = |kv_type: &str| {
+        let command = run("perplexity --ctx 64 --chunks 3 --json").arg(kv_type);
+        let report = command.arg("-f").arg(&text).json();
+        assert_eq!(report["kv_type"], kv_type);
+        report["perplexity"].as_f64().unwrap()
+    };
+    let (half, eight) = (perplexity("f16"), perplexity("q8_0"));
+    assert!(half != eight && (half / eight - 1.0).abs() < 0.02, "{half} and {eight}");
+    let answer = run("generate --raw hello -n 3 --temperature 0 --json").arg("q8_0").json();
+    assert_eq!(answer["tokens"].as_array().unwrap().len(), 3);
+}
+
+#[test]
 fn tokenize_lists_ids_and_pieces() {
     let tiny = Tiny::new();
     let report = tiny.run("tokenize --json").arg("<|im_start|>hello").json();
@@ -160,6 +184,9 @@ fn info_tells_what_was_chosen_and_why() {
     assert_eq!(info["cache"], "/a/cache");
     assert_eq!(info["devices"], serde_json::json!([]));
     assert_eq!(info["instruction_sets"].as_array().unwrap().len(), Isa::ALL.len());
+    assert!(info["huge_pages_used"].is_boolean() && info["memory_nodes"].is_array(), "{info}");
+    let policies = ["one_node", "interleave", "inherited", "refused"];
+    assert!(policies.iter().any(|policy| info["memory_policy"] == *policy), "{info}");
     let forced = Rustai::line("info").env("RUSTAI_CPU", "reference").ok();
     assert!(forced.contains("reference: ") && forced.contains("no GPU backend in this build"), "{forced}");
 }

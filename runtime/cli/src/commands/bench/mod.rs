@@ -45,13 +45,16 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
         let path = model::find(spec)?;
         let file = model::open(&path)?;
         for &batch in &args.batch_size {
-            for &threads in &args.threads {
+            for (&threads, &kv_type) in
+                args.threads.iter().flat_map(|threads| args.kv_type.iter().map(move |t| (threads, t)))
+            {
                 let options = LoadOptions {
                     threads: compute::threads(threads),
                     context: longest,
                     max_sequences: sequences,
                     max_batch: batch.max(sequences),
                     max_outputs: sequences,
+                    kv_type: kv_type.into(),
                     ..LoadOptions::default()
                 };
                 let started = Instant::now();

@@ -37,6 +37,9 @@ pub struct Setup {
     n_batch: usize,
     /// Threads.
     n_threads: usize,
+    /// How the cache keeps keys, and values.
+    type_k: &'static str,
+    type_v: &'static str,
     /// Time to load.
     load_ns: u64,
 }
@@ -62,6 +65,8 @@ impl Setup {
             model_n_params: summary.parameters,
             n_batch: options.max_batch,
             n_threads: options.threads,
+            type_k: options.kv_type.name(),
+            type_v: options.kv_type.name(),
             load_ns: load.as_nanos() as u64,
         })
     }
@@ -127,13 +132,14 @@ pub fn print(rows: &[Row], format: BenchFormat) -> Result<(), Failure> {
 }
 
 fn markdown(rows: &[Row]) -> String {
-    let mut table = Table::new(&["model", ">size", ">params", "kernels", ">threads", ">test", ">t/s"]);
+    let mut table = Table::new(&["model", ">size", ">params", "kernels", "cache", ">threads", ">test", ">t/s"]);
     for row in rows {
         table.row(vec![
             row.setup.model_type.clone(),
             ui::bytes(row.setup.model_size),
             ui::count(row.setup.model_n_params),
             row.setup.isa.to_owned(),
+            row.setup.type_k.to_owned(),
             row.setup.n_threads.to_string(),
             row.test.clone(),
             format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts),
@@ -153,6 +159,8 @@ fn csv(rows: &[Row]) -> String {
         "model_n_params",
         "n_batch",
         "n_threads",
+        "type_k",
+        "type_v",
         "n_prompt",
         "n_gen",
         "n_depth",
@@ -174,6 +182,8 @@ fn csv(rows: &[Row]) -> String {
             setup.model_n_params.to_string(),
             setup.n_batch.to_string(),
             setup.n_threads.to_string(),
+            setup.type_k.to_owned(),
+            setup.type_v.to_owned(),
             n_prompt.to_string(),
             n_gen.to_string(),
             n_depth.to_string(),
@@ -203,6 +213,8 @@ mod tests {
             model_n_params: 134_515_008,
             n_batch: 512,
             n_threads: 2,
+            type_k: "f16",
+            type_v: "f16",
             load_ns: 1,
         };
         let samples = vec![Duration::from_secs(1), Duration::from_secs(2)];
@@ -220,7 +232,9 @@ mod tests {
     #[test]
     fn json_keeps_its_names() {
         let value = serde_json::to_value(row()).unwrap();
-        for name in ["model_type", "model_size", "model_n_params", "n_threads", "n_prompt", "n_gen", "avg_ts", "isa"] {
+        for name in
+            ["model_type", "model_size", "model_n_params", "n_threads", "n_prompt", "n_gen", "avg_ts", "isa", "type_k"]
+        {
             assert!(value.get(name).is_some(), "{name}");
         }
         assert!(csv(&[row()]).lines().nth(1).unwrap().starts_with("0,\"a, b\",avx2,m.gguf,"));
