@@ -157,6 +157,8 @@ for test in /tests/*; do
     $test $arguments || status=$?
 done
 echo "emulated tests ended with $status after $($b cut -d' ' -f1 /proc/uptime) s"
+# The serial port is slow, and what it has not sent would be lost.
+$b sleep 5
 $b poweroff -f
 INIT
     } >"$root/init"

@@ -48,7 +48,8 @@ impl Sums {
             )
         };
         for b in 0..count.min(PANEL_BLOCKS) {
-            let ([low, high], scale) = (sums[b].map(|[first, last]| i32::from(first + last)), scales[b]);
+            let ([[a, b0], [c, d]], scale) = (sums[b], scales[b]);
+            let (low, high) = (i32::from(a + b0), i32::from(c + d));
             if F::HALVES {
                 self.bias[b * 2] = -(low << bits);
                 self.bias[b * 2 + 1] = -(high << bits);

@@ -33,7 +33,10 @@ pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable
 pub fn explain(error: LoadError) -> Failure {
     let remedy = match &error {
         LoadError::UnsupportedArchitecture { .. } | LoadError::Unsupported { .. } => "use another model",
-        LoadError::Build(BuildError::Plan(PlanError::KvType { .. })) => "leave --kv-type at f16 for this model",
+        // The library says to use another type; here that type has an option's name.
+        LoadError::Build(BuildError::Plan(PlanError::KvType { .. })) => {
+            return Failure::from(error).help("leave --kv-type at f16 for this model");
+        }
         _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
     };
     Failure::from(error).or_help(remedy)
