@@ -94,7 +94,7 @@ where
         if ask.flags & !op_flag::SET != 0 || ask.reserved != [0; 2] {
             return Err(Errno::EINVAL);
         }
-        let per_context = self.buffers.len() / self.contexts.len();
+        let per_context = self.per_context.get();
         let table = self.jobs.len();
         let now = &mut self.contexts[index].limits;
         if ask.flags & op_flag::SET != 0 {
@@ -213,7 +213,7 @@ where
         let seq = self.contexts[index].next_seq;
         let rules = JobRules { now_ns, seq, class_cap: self.contexts[index].limits.class_cap as u8 };
         let base = self.buffer_range(index).start;
-        let per_context = self.buffer_range(index).len();
+        let per_context = self.per_context.get();
         let view = |buffer: u32| {
             let slot = self.buffers.get(base + buffer as usize)?;
             let live = (buffer as usize) < per_context && slot.state == BufferState::Live;

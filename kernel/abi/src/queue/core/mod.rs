@@ -16,6 +16,7 @@ mod client;
 mod server;
 mod steps;
 
+use core::num::NonZeroUsize;
 use core::ops::DerefMut;
 
 use super::dispatch::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares};
@@ -262,6 +263,8 @@ pub struct Core<J, C, B> {
     jobs: J,
     contexts: C,
     buffers: B,
+    /// Buffers of each context.
+    per_context: NonZeroUsize,
     free: Option<u32>,
     server: ServerState,
     opcodes: u64,
@@ -295,7 +298,8 @@ where
         user_bytes: u64,
         features: u64,
     ) -> Result<Self, Errno> {
-        if jobs.is_empty() || contexts.is_empty() || buffers.len() / contexts.len() < limits.max_buffers as usize {
+        let per_context = buffers.len().checked_div(contexts.len()).and_then(NonZeroUsize::new).ok_or(Errno::EINVAL)?;
+        if jobs.is_empty() || per_context.get() < limits.max_buffers as usize {
             return Err(Errno::EINVAL);
         }
         let mut free = None;
@@ -309,6 +313,7 @@ where
             jobs,
             contexts,
             buffers,
+            per_context,
             free,
             server: ServerState::Absent { epoch: 0 },
             opcodes: 0,

@@ -300,15 +300,15 @@ where
             return Ok(Some((Fetched::Cancel(ticket), Record::SIZE)));
         }
         if let Some(slot) = self.buffers.iter().position(BufferSlot::wants_notice) {
-            let per_context = self.buffers.len() / self.contexts.len();
-            let c = &self.contexts[slot / per_context];
+            let (context, buffer) = (slot / self.per_context, slot % self.per_context);
+            let c = &self.contexts[context];
             let head = Record {
                 size,
                 kind: record::GONE,
-                context: (slot / per_context) as u32,
+                context: context as u32,
                 context_generation: c.generation,
                 uid: c.uid,
-                buffer: (slot % per_context) as u32,
+                buffer: buffer as u32,
                 buffer_generation: self.buffers[slot].generation,
                 ..Record::new()
             };

@@ -156,7 +156,7 @@ where
         }
         buffer.state = BufferState::Free;
         let len = buffer.len;
-        let context = slot / (self.buffers.len() / self.contexts.len());
+        let context = slot / self.per_context;
         let c = &mut self.contexts[context];
         c.stat.buffers -= 1;
         c.stat.bytes -= len;
@@ -179,7 +179,7 @@ where
     }
 
     pub(super) fn buffer_range(&self, index: usize) -> core::ops::Range<usize> {
-        let per_context = self.buffers.len() / self.contexts.len();
+        let per_context = self.per_context.get();
         index * per_context..(index + 1) * per_context
     }
 
