@@ -4,10 +4,11 @@
 
 use crate::abi::{
     check_admission, job_flag, op, op_flag, BufRegister, BufRelease, BufferName, Cancel, ContextId, EventFd, Job,
-    Limits, Setup, Stat, Submit, Tensor, Wait, MAX_BATCH, MAX_TENSORS,
+    Limits, Setup, Stat, Submit, Tensor, UringSubmit, Wait, Wire, MAX_BATCH, MAX_TENSORS,
 };
 use crate::shared::{self, jiffies_until, now_ns, Backing, Bell, Inner, RingMemory, Shared, Side};
-use crate::{shim, user, user::error};
+use crate::{shim, uring, user, user::error};
+use core::ffi::c_int;
 use kernel::{
     bindings,
     error::to_result,
@@ -19,6 +20,17 @@ use kernel::{
     seq_print,
     sync::{poll::PollTable, Arc, CondVarTimeoutResult},
 };
+
+/// A copy of a job and of its tensors.
+fn read_job(jobs: u64, index: usize, tensors: &mut KVec<Tensor>) -> Result<Job> {
+    let job: Job = user::element(jobs, index)?;
+    check_admission(&job).map_err(error)?;
+    tensors.clear();
+    for i in 0..job.tensor_count as usize {
+        tensors.push(user::element(job.tensors, i)?, GFP_KERNEL)?;
+    }
+    Ok(job)
+}
 
 /// One open file.
 pub(crate) struct Client {
@@ -96,13 +108,12 @@ impl Client {
         if ask.count > MAX_BATCH {
             return Err(E2BIG);
         }
-        self.shared.inner.lock().core.advance(self.id, ask.head).map_err(error)?;
+        self.advance(ask.head, ask.wait)?;
         let mut answer = Submit { admitted: 0, first_seq: 0, error: 0, ..ask };
         let mut tensors = KVec::with_capacity(MAX_TENSORS, GFP_KERNEL)?;
-        let mut deadlines = false;
         let mut outcome = Ok(());
         for i in 0..ask.count as usize {
-            match self.submit_one(&ask, i, &mut tensors, &mut deadlines) {
+            match self.submit_one(&ask, i, &mut tensors) {
                 Ok(seq) if answer.admitted == 0 => (answer.admitted, answer.first_seq) = (1, seq),
                 Ok(_) => answer.admitted += 1,
                 Err(err) => {
@@ -110,9 +121,6 @@ impl Client {
                     break;
                 }
             }
-        }
-        if deadlines {
-            self.shared.tick(false);
         }
         if outcome.is_ok() && ask.wait > 0 {
             outcome = self.wait_for(ask.wait, ask.flags & op_flag::DEADLINE != 0, ask.deadline_ns);
@@ -130,17 +138,56 @@ impl Client {
         user::write(arg, &answer)
     }
 
-    fn submit_one(&self, ask: &Submit, i: usize, tensors: &mut KVec<Tensor>, deadlines: &mut bool) -> Result<u64> {
-        let job: Job = user::element(ask.jobs, i)?;
-        check_admission(&job).map_err(error)?;
-        tensors.clear();
-        for i in 0..job.tensor_count as usize {
-            tensors.push(user::element(job.tensors, i)?, GFP_KERNEL)?;
-        }
-        *deadlines |= job.flags & job_flag::DEADLINE != 0;
+    fn submit_one(&self, ask: &Submit, i: usize, tensors: &mut KVec<Tensor>) -> Result<u64> {
+        let job = read_job(ask.jobs, i, tensors)?;
         let mut inner = self.shared.inner.lock();
         let Inner { core, outside, .. } = &mut *inner;
-        core.submit(self.id, &job, tensors, now_ns(), outside).map_err(error)
+        let seq = core.submit(self.id, &job, tensors, now_ns(), outside).map_err(error)?;
+        if job.flags & job_flag::DEADLINE != 0 {
+            self.shared.watch(&mut inner);
+        }
+        Ok(seq)
+    }
+
+    /// SUBMIT as an io_uring command, or the cancelation of one.
+    pub(crate) fn uring_cmd(&self, cmd: uring::Issued<'_>) -> Result<Option<c_int>> {
+        if cmd.is_cancel() {
+            let mut inner = self.shared.inner.lock();
+            if let Some(ticket) = cmd.ticket() {
+                let Inner { core, outside, .. } = &mut *inner;
+                // One that has ended completes without help.
+                let _ = core.cancel_direct(ticket, outside);
+            }
+            return Ok(None);
+        }
+        match crate::operation(cmd.operation())? {
+            op::SUBMIT => {}
+            number if op::is_server(number) && number != op::QUERY => return Err(EPERM),
+            number if op::is_client(number) => return Err(EOPNOTSUPP),
+            _ => return Err(ENOTTY),
+        }
+        let ask = cmd.ask()?;
+        if ask.size as usize != UringSubmit::SIZE || ask.flags != 0 {
+            return Err(EINVAL);
+        }
+        let mut tensors = KVec::with_capacity(MAX_TENSORS, GFP_KERNEL)?;
+        let job = read_job(ask.job, 0, &mut tensors)?;
+        let cmd = cmd.start();
+        let mut inner = self.shared.inner.lock();
+        let Inner { core, outside, .. } = &mut *inner;
+        match core.submit_direct(self.id, &job, &tensors, now_ns(), outside) {
+            Ok(ticket) => {
+                outside.commands[ticket.slot as usize] = Some(cmd.wait_for(ticket));
+                if job.flags & job_flag::DEADLINE != 0 {
+                    self.shared.watch(&mut inner);
+                }
+            }
+            Err(errno) => {
+                drop(inner);
+                cmd.refuse(error(errno));
+            }
+        }
+        Ok(None)
     }
 
     fn wait(&self, arg: usize) -> Result {
@@ -148,7 +195,7 @@ impl Client {
         if ask.flags & !op_flag::DEADLINE != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }
-        self.shared.inner.lock().core.advance(self.id, ask.head).map_err(error)?;
+        self.advance(ask.head, ask.wait)?;
         if ask.wait > 0 {
             self.wait_for(ask.wait, ask.flags & op_flag::DEADLINE != 0, ask.deadline_ns)?;
         }
@@ -156,14 +203,20 @@ impl Client {
         user::write(arg, &Wait { tail, ..ask })
     }
 
+    /// Takes note of how far the client has read; refuses to wait for more than the ring can hold.
+    fn advance(&self, head: u32, wanted: u32) -> Result {
+        let mut inner = self.shared.inner.lock();
+        inner.core.check_ready(self.id).map_err(error)?;
+        if wanted > inner.core.ring(self.id).map_err(error)?.entries() {
+            return Err(EINVAL);
+        }
+        inner.core.advance(self.id, head).map_err(error)
+    }
+
     /// Waits until `wanted` completions are unread.
     fn wait_for(&self, wanted: u32, bounded: bool, deadline_ns: u64) -> Result {
         self.sleep_until(bounded, deadline_ns, |inner| {
-            let ring = inner.core.ring(self.id).map_err(error)?;
-            if wanted > ring.entries() {
-                return Err(EINVAL);
-            }
-            Ok(ring.unread() >= wanted)
+            Ok(inner.core.ring(self.id).map_err(error)?.unread() >= wanted)
         })
     }
 
@@ -310,6 +363,9 @@ impl MiscDevice for Client {
         seq_print!(m, "rustai-admitted:\t{}\n", stat.admitted);
         seq_print!(m, "rustai-completed:\t{}\n", stat.completed);
         seq_print!(m, "rustai-failed:\t{}\n", stat.failed);
+        seq_print!(m, "rustai-waiting:\t{}\n", stat.waiting);
+        seq_print!(m, "rustai-queued:\t{}\n", stat.queued);
+        seq_print!(m, "rustai-running:\t{}\n", stat.running);
         seq_print!(m, "rustai-buffers:\t{}\n", stat.buffers);
         seq_print!(m, "rustai-bytes:\t{}\n", stat.bytes);
     }

@@ -4,7 +4,7 @@
 
 use crate::abi::{
     op, op_flag, Ack, Attach, BufMap, BufferName, Commit, ContextId, Detach, Errno, Fetch, Fetched, Outcome, Progress,
-    Progressed, Ticket, MAX_BATCH, MAX_RECORD,
+    Progressed, Sink, Ticket, MAX_BATCH, MAX_RECORD,
 };
 use crate::shared::{jiffies_until, now_ns, Bell, Inner, Shared};
 use crate::{shim, user, user::error};
@@ -55,6 +55,8 @@ impl Server {
             inner.owner = None;
             let Inner { core, outside, .. } = &mut *inner;
             let _ = core.detach(outside);
+            // Other threads of the server may be waiting in FETCH.
+            outside.wake_server();
             inner.publish_server();
             Ok(())
         });
@@ -127,8 +129,8 @@ impl Server {
         // The descriptor is reserved first and installed last: nothing can fail between.
         let fd = FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
         let (client, offset, len, writable) = self.attached(|inner| {
-            let mapped = inner.core.map(id, name).map_err(error)?;
-            // PANIC: the queue keeps a buffer's slot as long as its file.
+            let mapped = inner.core.mappable(id, name).map_err(error)?;
+            // The queue keeps a buffer's slot as long as its file.
             let backing = inner.outside.files[mapped.index].as_ref().ok_or(ENOENT)?;
             Ok((backing.file.clone(), backing.offset, backing.len, mapped.writable))
         })?;
@@ -139,6 +141,8 @@ impl Server {
         let flags = if writable { op_flag::MAPPED_RW } else { 0 };
         let number = fd.reserved_fd() as i32;
         user::write(arg, &BufMap { flags, offset, len, fd: number, ..ask })?;
+        // The lock was not held meanwhile: the buffer may have gone.
+        self.attached(|inner| inner.core.map(id, name).map_err(error))?;
         fd.fd_install(file);
         Ok(())
     }

@@ -3,14 +3,16 @@
 //! What all open files share: the queue, the rings and files that belong to its slots, and the clock that ends jobs.
 
 use crate::abi::{
-    feature, BufferSlot, Completion, ContextSlot, Core, JobSlot, Limits, RingHeader, Sink, Wire,
+    feature, BufferSlot, Completion, ContextSlot, Core, JobSlot, Limits, RingHeader, Sink, Usage, Wire,
     RING_ENTRIES_OFFSET,
 };
+use crate::uring::Waiting;
 use crate::user::error;
 use core::ffi::c_int;
 use kernel::{
     bindings,
     error::{from_err_ptr, to_result},
+    fmt,
     fs::File,
     impl_has_delayed_work,
     mm::virt::VmaNew,
@@ -33,8 +35,8 @@ const JOBS: usize = 1024;
 const CONTEXTS: usize = 128;
 /// Buffers of each client.
 const BUFFERS: usize = 64;
-/// How late the clock may notice that a deadline has passed, in milliseconds.
-const TICK_MS: u64 = 10;
+/// The clock strikes at least this often while there are deadlines, in milliseconds.
+const LONGEST_SLEEP_MS: u64 = 60_000;
 
 /// `CLOCK_MONOTONIC`, in nanoseconds.
 pub(crate) fn now_ns() -> u64 {
@@ -158,6 +160,8 @@ pub(crate) struct Backing {
 pub(crate) struct Outside {
     pub(crate) clients: KVVec<Side>,
     pub(crate) files: KVVec<Option<Backing>>,
+    /// The io_uring commands that wait for a job, by job slot.
+    pub(crate) commands: KVVec<Option<Waiting>>,
     pub(crate) server: Arc<Bell>,
 }
 
@@ -184,6 +188,12 @@ impl Sink for Outside {
     fn drop_buffer(&mut self, index: usize) {
         self.files[index] = None;
     }
+
+    fn finish(&mut self, slot: usize, entry: &Completion) {
+        if let Some(command) = self.commands[slot].take() {
+            command.complete(entry.result);
+        }
+    }
 }
 
 pub(crate) type Queue = Core<KVVec<JobSlot>, KVVec<ContextSlot>, KVVec<BufferSlot>>;
@@ -195,8 +205,8 @@ pub(crate) struct Inner {
     /// Which open file of the server's node is the server.
     pub(crate) owner: Option<u64>,
     pub(crate) next_open: u64,
-    ticking: bool,
-    closing: bool,
+    /// When the clock strikes next.
+    alarm_ns: Option<u64>,
 }
 
 impl Inner {
@@ -216,11 +226,11 @@ pub(crate) struct Shared {
     #[pin]
     pub(crate) inner: Mutex<Inner>,
     #[pin]
-    tick: DelayedWork<Self>,
+    clock: DelayedWork<Self>,
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self> for Shared { self.tick }
+    impl HasDelayedWork<Self> for Shared { self.clock }
 }
 
 impl Shared {
@@ -240,7 +250,7 @@ impl Shared {
             limits,
             512,
             128 << 30,
-            feature::RING | feature::EVENTFD | feature::REATTACH,
+            feature::RING | feature::EVENTFD | feature::REATTACH | feature::URING,
         )
         .map_err(error)?;
         let mut clients = KVVec::with_capacity(CONTEXTS, GFP_KERNEL)?;
@@ -251,40 +261,81 @@ impl Shared {
         for _ in 0..CONTEXTS * BUFFERS {
             files.push(None, GFP_KERNEL)?;
         }
-        let outside = Outside { clients, files, server: Bell::new()? };
-        let inner = Inner { core, outside, owner: None, next_open: 0, ticking: false, closing: false };
+        let mut commands = KVVec::with_capacity(JOBS, GFP_KERNEL)?;
+        for _ in 0..JOBS {
+            commands.push(None, GFP_KERNEL)?;
+        }
+        let outside = Outside { clients, files, commands, server: Bell::new()? };
+        let inner = Inner { core, outside, owner: None, next_open: 0, alarm_ns: None };
         Arc::pin_init(
             pin_init!(Self {
                 inner <- new_mutex!(inner, "rustai::Shared::inner"),
-                tick <- new_delayed_work!("rustai::Shared::tick"),
+                clock <- new_delayed_work!("rustai::Shared::clock"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Ends jobs whose deadline has passed, and comes back while there are deadlines.
-    pub(crate) fn tick(self: &Arc<Self>, from_work: bool) {
-        let mut inner = self.inner.lock();
-        let Inner { core, outside, ticking, closing, .. } = &mut *inner;
-        if *ticking && !from_work {
+    /// Ends jobs whose deadline has passed, and sets the clock for the next one.
+    pub(crate) fn watch(self: &Arc<Self>, inner: &mut Inner) {
+        let Inner { core, outside, alarm_ns, .. } = inner;
+        let now = now_ns();
+        let Some(next) = core.expire(now, outside) else { return };
+        if alarm_ns.is_some_and(|alarm| alarm <= next) {
             return;
         }
-        *ticking = core.expire(now_ns(), outside).is_some() && !*closing;
-        if *ticking {
-            let _ = workqueue::system().enqueue_delayed(self.clone(), msecs_to_jiffies(TICK_MS as u32));
+        *alarm_ns = Some(next);
+        self.stop_clock(|work| {
+            // SAFETY: `stop_clock` passes the initialized work of `self`.
+            unsafe { bindings::cancel_delayed_work(work) }
+        });
+        // One more than what is left, so that the deadline has passed by then.
+        let ms = (next.saturating_sub(now) / 1_000_000 + 1).min(LONGEST_SLEEP_MS);
+        // It is refused only if it is waiting already, and then it strikes before the deadline, and sets itself again.
+        let _ = workqueue::system().enqueue_delayed(self.clone(), msecs_to_jiffies(ms as u32));
+    }
+
+    /// Stops the clock for good: after this no work of the module is waiting or running.
+    pub(crate) fn close(&self) {
+        self.stop_clock(|work| {
+            // SAFETY: `stop_clock` passes the initialized work of `self`, and no lock is held.
+            unsafe { bindings::cancel_delayed_work_sync(work) }
+        });
+    }
+
+    /// Takes the clock's work back by `cancel`, which tells whether it was waiting.
+    fn stop_clock(&self, cancel: impl FnOnce(*mut bindings::delayed_work) -> bool) {
+        let me = core::ptr::from_ref(self);
+        // SAFETY: `self` is alive, so its work is initialized, and it is the `work` field of a `delayed_work`.
+        let work = unsafe {
+            let raw = Work::raw_get(<Self as HasWork<Self>>::raw_get_work(me.cast_mut()));
+            kernel::container_of!(raw, bindings::delayed_work, work)
+        };
+        if cancel(work) {
+            // SAFETY: A work that waited held the reference that `enqueue_delayed` was given, and will not use it now.
+            drop(unsafe { Arc::from_raw(me) });
         }
     }
 
-    /// Stops the clock for good: after this no work of the module is pending or running.
-    pub(crate) fn close(&self) {
-        self.inner.lock().closing = true;
-        // SAFETY: `self` is alive, so the work is initialized and stays so during the call. Flushing makes a waiting
-        // work run now, and with `closing` set it does not come back.
-        unsafe {
-            let work = <Self as HasWork<Self>>::raw_get_work(core::ptr::from_ref(self).cast_mut());
-            let raw = Work::raw_get(work);
-            bindings::flush_delayed_work(kernel::container_of!(raw, bindings::delayed_work, work));
-        }
+    /// What `debugfs` shows.
+    pub(crate) fn report(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+        let Usage { contexts, in_flight, abandoned, buffers, mapped } = inner.core.usage();
+        let files = inner.outside.files.iter().flatten().count();
+        let rings = inner.outside.clients.iter().filter(|side| side.ring.is_some()).count();
+        let commands = inner.outside.commands.iter().flatten().count();
+        let server = inner.core.server();
+        writeln!(f, "epoch: {}", server.epoch())?;
+        writeln!(f, "server: {}", u32::from(server.is_attached()))?;
+        writeln!(f, "contexts: {contexts}")?;
+        writeln!(f, "in flight: {in_flight}")?;
+        writeln!(f, "abandoned: {abandoned}")?;
+        writeln!(f, "buffers: {buffers}")?;
+        writeln!(f, "mapped: {mapped}")?;
+        writeln!(f, "files: {files}")?;
+        writeln!(f, "rings: {rings}")?;
+        writeln!(f, "commands: {commands}")?;
+        writeln!(f, "audit: {}", inner.core.audit().err().unwrap_or("ok"))
     }
 }
 
@@ -292,8 +343,20 @@ impl WorkItem for Shared {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.tick(true);
+        let mut inner = this.inner.lock();
+        inner.alarm_ns = None;
+        this.watch(&mut inner);
     }
+}
+
+/// A ring's mapping stays where it is.
+const RING_OPERATIONS: bindings::vm_operations_struct = bindings::vm_operations_struct {
+    mremap: Some(refuse_mremap),
+    ..pin_init::zeroed()
+};
+
+extern "C" fn refuse_mremap(_vma: *mut bindings::vm_area_struct) -> c_int {
+    EINVAL.to_errno()
 }
 
 /// Maps the pages of a ring into `vma`, read-only for good. The mapping holds the pages, whatever becomes of the ring.
@@ -309,6 +372,8 @@ pub(crate) fn map_ring(ring: &RingMemory, vma: &VmaNew) -> Result {
     vma.try_clear_maywrite()?;
     vma.try_clear_mayexec()?;
     vma.set_dontexpand();
+    // SAFETY: The mapping is being set up, and nobody else writes the field.
+    unsafe { (*vma.as_ptr()).vm_ops = &RING_OPERATIONS };
     let vma = vma.set_mixedmap();
     for at in (0..ring.len()).step_by(PAGE_SIZE) {
         // SAFETY: `at` lies within the vmalloc allocation that `ring` owns.

@@ -291,6 +291,18 @@ struct rustai_submit { /* 64 bytes */
 };
 
 /*
+ * SUBMIT of one job as an io_uring command: what lies in the submission entry's command
+ * area. cmd_op is the ioctl number of SUBMIT; the entry of the io_uring completion queue
+ * is the job's completion, and holds its result. The job takes no place in the completion
+ * ring, and its progress is not told.
+ */
+struct rustai_uring_submit { /* 16 bytes */
+	__u32 size;
+	__u32 flags; /* zero */
+	__aligned_u64 job; /* Address of the job in the caller's memory */
+};
+
+/*
  * WAIT: waits until completions are unread.
  */
 struct rustai_wait { /* 32 bytes */

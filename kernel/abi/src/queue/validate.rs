@@ -179,5 +179,5 @@ pub(super) fn is_idempotent(job: &Job, tensors: &[Tensor], progressed: bool) -> 
 
 /// Completion slots that a job needs: one for the end, one for progress if it streams.
 pub(super) fn slots(job: &Job) -> u32 {
-    1 + (job.opcode == opcode::GENERATE) as u32
+    1 + u32::from(job.opcode == opcode::GENERATE)
 }

@@ -40,6 +40,7 @@ fn assertions() -> String {
     layout::<BufRegister>(&mut out, &mut structs);
     layout::<BufRelease>(&mut out, &mut structs);
     layout::<Submit>(&mut out, &mut structs);
+    layout::<UringSubmit>(&mut out, &mut structs);
     layout::<Wait>(&mut out, &mut structs);
     layout::<Cancel>(&mut out, &mut structs);
     layout::<EventFd>(&mut out, &mut structs);

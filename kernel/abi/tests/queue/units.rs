@@ -340,6 +340,49 @@ fn contexts_cannot_name_each_others_buffers() {
     assert!(!world.is_done(a, 9));
 }
 
+#[test]
+fn a_direct_job_ends_outside_of_the_ring() {
+    let (mut core, mut world, id) = ready(policy::HOLD);
+    let (ro, _) = core.register(id, PAGE, false).unwrap();
+    let ring = core.ring(id).unwrap();
+    let stat = core.stat(id).unwrap();
+    // What would complete with an error is refused, and nothing has changed.
+    let out = Tensor { flags: tensor_flag::OUT, ..tensor(ro) };
+    let job = Job { tensor_count: 1, opcode: opcode::GENERATE, ..nop(1) };
+    assert_eq!(core.submit_direct(id, &job, &[out], 0, &mut world), Err(Errno::EACCES));
+    assert_eq!(core.stat(id), Ok(stat));
+    let mut tickets = Vec::new();
+    for user_data in 1..=2 {
+        let job = Job { user_data, ..job };
+        let ticket = core.submit_direct(id, &job, &[tensor(ro)], 0, &mut world).unwrap();
+        world.direct.insert(ticket.slot as usize, (id.index as usize, user_data));
+        tickets.push(ticket);
+    }
+    assert_eq!(fetch(&mut core, &mut world, 0), Some(tickets[0]));
+    assert_eq!(core.progress(tickets[0], 1, &mut world), Ok(Progressed::Told));
+    core.commit(&outcome(tickets[0], 5), &mut world).unwrap();
+    assert_eq!(core.cancel_direct(tickets[0], &mut world), Err(Errno::ESTALE));
+    core.cancel_direct(tickets[1], &mut world).unwrap();
+    assert_eq!(core.cancel_direct(tickets[1], &mut world), Err(Errno::ESTALE));
+    assert_eq!([1, 2].map(|user_data| world.result(id, user_data)), [5, -Errno::ECANCELED.raw()]);
+    assert_eq!(core.ring(id), Ok(ring));
+    assert!(world.rings.is_empty());
+    core.audit().unwrap();
+}
+
+#[test]
+fn one_user_cannot_have_all_contexts() {
+    let mut core = core(4, 8, 1);
+    for _ in 0..6 {
+        core.open(1).unwrap();
+    }
+    assert_eq!(core.open(1), Err(Errno::EDQUOT));
+    core.open(2).unwrap();
+    core.open(2).unwrap();
+    assert_eq!(core.open(2), Err(Errno::ENFILE));
+    assert_eq!(core.usage(), Usage { contexts: 8, ..Usage::default() });
+}
+
 /// A small generator (xorshift64*), so that a failure repeats.
 pub struct Rng(pub u64);
 

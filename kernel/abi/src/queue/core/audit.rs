@@ -1,8 +1,28 @@
-//! The invariants in code, for tests.
+//! The invariants in code and what is in use, for tests and for operators.
 
 use core::ops::DerefMut;
 
 use super::*;
+
+/// Places of the tables that are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Contexts, also those that are closed but not settled.
+    pub contexts: u32,
+    /// Jobs that owe a completion.
+    pub in_flight: u32,
+    /// Jobs that are completed but still with the server.
+    pub abandoned: u32,
+    /// Buffers, also released ones that are still used.
+    pub buffers: u32,
+    /// Buffers that the server has mapped.
+    pub mapped: u32,
+}
+
+/// How many `are`. A function pointer keeps the symbol short enough for the kernel's tools.
+fn count<T>(items: &[T], are: fn(&T) -> bool) -> usize {
+    items.iter().filter(|&item| are(item)).count()
+}
 
 impl<J, C, B> Core<J, C, B>
 where
@@ -10,6 +30,17 @@ where
     C: DerefMut<Target = [ContextSlot]>,
     B: DerefMut<Target = [BufferSlot]>,
 {
+    /// What is in use.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            contexts: count(&self.contexts, |c| c.state != ContextState::Free) as u32,
+            in_flight: count(&self.jobs, |s| s.state.is_in_flight()) as u32,
+            abandoned: count(&self.jobs, |s| s.state == JobState::Abandoned) as u32,
+            buffers: count(&self.buffers, |b| b.state != BufferState::Free) as u32,
+            mapped: count(&self.buffers, |b| b.mapped) as u32,
+        }
+    }
+
     /// Checks the invariants that this file states.
     ///
     /// # Errors
@@ -27,11 +58,10 @@ where
             }
             at = self.jobs[slot as usize].link.next;
         }
-        if free != self.jobs.iter().filter(|s| s.state == JobState::Free).count() {
+        if free != count(&self.jobs, |s| s.state == JobState::Free) {
             return Err("a free slot is not in the free list");
         }
-        let mut notices = self.jobs.iter().filter(|s| s.notice).count();
-        notices += self.buffers.iter().filter(|b| b.wants_notice()).count();
+        let notices = count(&self.jobs, |s| s.notice) + count(&self.buffers, BufferSlot::wants_notice);
         if notices != self.notices as usize {
             return Err("notices are miscounted");
         }
@@ -41,7 +71,7 @@ where
                 return Err("a free context has jobs");
             }
             let in_flight = mine().filter(|s| s.state.is_in_flight());
-            let (jobs, reserved) = in_flight.fold((0u64, 0), |(n, sum), s| (n + 1, sum + slots(&s.job)));
+            let (jobs, reserved) = in_flight.fold((0u64, 0), |(n, sum), s| (n + 1, sum + s.slots()));
             if c.stat.admitted != c.stat.completed + jobs || jobs != u64::from(c.in_flight()) {
                 return Err("admitted is not completed + in flight");
             }

@@ -16,6 +16,8 @@ mod client;
 mod server;
 mod steps;
 
+pub use audit::Usage;
+
 use core::num::NonZeroUsize;
 use core::ops::DerefMut;
 
@@ -41,6 +43,10 @@ pub trait Sink {
     fn wake_server(&mut self);
     /// Nobody uses buffer slot `index` any more: its file may go.
     fn drop_buffer(&mut self, index: usize);
+    /// The job in `slot`, which came by [`Core::submit_direct`], ended with `entry`.
+    fn finish(&mut self, slot: usize, entry: &Completion) {
+        let _ = (slot, entry);
+    }
 }
 
 /// Names a context.
@@ -119,6 +125,8 @@ pub struct JobSlot {
     progressed: bool,
     /// The server has yet to be told that the job was abandoned.
     notice: bool,
+    /// Its end goes to [`Sink::finish`]; it has no place in the ring.
+    direct: bool,
     job: Job,
     tensors: [Tensor; MAX_TENSORS],
 }
@@ -137,6 +145,7 @@ impl JobSlot {
             progress: None,
             progressed: false,
             notice: false,
+            direct: false,
             job: Job::new(),
             tensors: [Tensor::new(); MAX_TENSORS],
         }
@@ -146,12 +155,26 @@ impl JobSlot {
         // PANIC: admission refused a job of more tensors than the array holds.
         &self.tensors[..self.job.tensor_count as usize]
     }
+
+    /// Places of the ring that are reserved for it.
+    fn slots(&self) -> u32 {
+        if self.direct { 0 } else { slots(&self.job) }
+    }
 }
 
 impl Default for JobSlot {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Where the end of a job goes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// To the ring, where it has this many places reserved.
+    Ring { slots: u32 },
+    /// To [`Sink::finish`], as the end of the job in this slot.
+    Direct { slot: usize },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

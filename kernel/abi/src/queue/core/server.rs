@@ -154,6 +154,16 @@ where
     /// # Errors
     /// `ENOTCONN` without a server, `ENOENT` if there is no such context or buffer, `ESTALE` for another generation.
     pub fn map(&mut self, id: ContextId, name: BufferName) -> Result<MappedBuffer, Errno> {
+        let mapped = self.mappable(id, name)?;
+        self.buffers[mapped.index].mapped = true;
+        Ok(mapped)
+    }
+
+    /// What [`Self::map`] would say.
+    ///
+    /// # Errors
+    /// As [`Self::map`].
+    pub fn mappable(&self, id: ContextId, name: BufferName) -> Result<MappedBuffer, Errno> {
         if !self.server.is_attached() {
             return Err(Errno::ENOTCONN);
         }
@@ -162,12 +172,11 @@ where
             return Err(Errno::ESTALE);
         }
         let index = self.find_buffer(id.index as usize, name)?;
-        let buffer = &mut self.buffers[index];
+        let buffer = &self.buffers[index];
         // A released buffer lives on for the jobs that use it, and only for them.
         if buffer.state == BufferState::Released && buffer.users == 0 {
             return Err(Errno::ESTALE);
         }
-        buffer.mapped = true;
         Ok(MappedBuffer { index, writable: buffer.writable })
     }
 
@@ -188,6 +197,11 @@ where
         }
         let index = s.context as usize;
         let c = &mut self.contexts[index];
+        if s.direct {
+            s.progressed = true;
+            c.stat.progress += 1;
+            return Ok(Progressed::Told);
+        }
         let at = c.ring.post_progress(s.progress);
         (s.progress, s.progressed) = (Some(at), true);
         let entry =

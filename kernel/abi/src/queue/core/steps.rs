@@ -41,6 +41,7 @@ where
         if let Some(cause) = step.completes {
             let s = &self.jobs[slot];
             let (user_data, seq) = (s.job.user_data, s.seq);
+            let target = if s.direct { Target::Direct { slot } } else { Target::Ring { slots: slots(&s.job) } };
             let entry = match cause {
                 Cause::Result => {
                     let (result, count) = result.unwrap_or((0, 0));
@@ -48,9 +49,10 @@ where
                 }
                 Cause::Error(errno) => Some(Completion::failure(user_data, seq, errno, 0)),
                 Cause::Dependency => Some(Completion::failure(user_data, seq, Errno::ECANCELED, cqe_flag::DEP)),
+                Cause::Unseen if s.direct => Some(Completion::failure(user_data, seq, Errno::ECANCELED, 0)),
                 Cause::Unseen => None,
             };
-            self.complete(index, seq, slots(&s.job), entry, sink);
+            self.complete(index, seq, target, entry, sink);
         }
         match step.to {
             JobState::Abandoned if from != JobState::Abandoned => {
@@ -69,13 +71,16 @@ where
         &mut self,
         index: usize,
         seq: u64,
-        slots: u32,
+        target: Target,
         entry: Option<Completion>,
         sink: &mut impl Sink,
     ) {
         let c = &mut self.contexts[index];
         c.stat.completed += 1;
-        let at = c.ring.post_final(slots);
+        let at = match target {
+            Target::Ring { slots } => Some(c.ring.post_final(slots)),
+            Target::Direct { .. } => None,
+        };
         let result = entry.map_or(-Errno::ECANCELED.raw(), |entry| entry.result);
         if result < 0 {
             c.stat.failed += 1;
@@ -96,9 +101,17 @@ where
                 }
             }
         }
-        if let Some(entry) = entry {
-            let ring = &self.contexts[index].ring;
-            sink.post(index, ring.place(at), &entry, ring.tail());
+        match (entry, at, target) {
+            (Some(entry), Some(at), _) => {
+                let ring = &self.contexts[index].ring;
+                sink.post(index, ring.place(at), &entry, ring.tail());
+            }
+            (Some(entry), _, Target::Direct { slot }) => {
+                sink.finish(slot, &entry);
+                // There is room again.
+                sink.wake_client(index);
+            }
+            _ => {}
         }
     }
 
