@@ -1,8 +1,8 @@
 //! The C header against the Rust layouts: sizes, offsets and numbers are turned into static assertions, which the C
 //! compiler judges for 64-bit and for 32-bit programs.
 //!
-//! This needs neither libclang nor a 32-bit C library, only the compiler that a Rust host links with. The suite that
-//! boots a kernel has bindgen at hand and asks it the same.
+//! This needs neither libclang nor a 32-bit C library, only the compiler that a Rust host links with. Where bindgen is at
+//! hand, `kernel/vm/layout.sh` asks it the same.
 
 use rustai_abi::queue::*;
 use std::{fmt::Write as _, io::Write as _, process::Command};

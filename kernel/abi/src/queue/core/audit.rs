@@ -66,16 +66,15 @@ where
             return Err("notices are miscounted");
         }
         for (index, c) in self.contexts.iter().enumerate() {
-            let mine = || self.jobs.iter().filter(|s| s.state != JobState::Free && s.context as usize == index);
-            if c.state == ContextState::Free && mine().count() != 0 {
+            if c.state == ContextState::Free && self.sum_of(index, |_| 1) != 0 {
                 return Err("a free context has jobs");
             }
-            let in_flight = mine().filter(|s| s.state.is_in_flight());
-            let (jobs, reserved) = in_flight.fold((0u64, 0), |(n, sum), s| (n + 1, sum + s.slots()));
+            let jobs = self.sum_of(index, |s| u64::from(s.state.is_in_flight()));
+            let reserved = self.sum_of(index, |s| if s.state.is_in_flight() { s.slots().into() } else { 0 });
             if c.stat.admitted != c.stat.completed + jobs || jobs != u64::from(c.in_flight()) {
                 return Err("admitted is not completed + in flight");
             }
-            if reserved != c.ring.reserved() {
+            if reserved != u64::from(c.ring.reserved()) {
                 return Err("the ring's reservation is not what its jobs need");
             }
             if c.ring.unread() > c.ring.entries() {
@@ -99,7 +98,7 @@ where
                     return Err("a FIFO's end is wrong");
                 }
             }
-            if queued != mine().filter(|s| s.state == JobState::Queued).count() {
+            if queued as u64 != self.sum_of(index, |s| u64::from(s.state == JobState::Queued)) {
                 return Err("a queued job is in no FIFO");
             }
             let range = self.buffer_range(index);
@@ -112,12 +111,23 @@ where
             }
             for slot in range.clone() {
                 let names =
-                    |s: &JobSlot| s.tensors().iter().filter(|t| range.start + t.buffer as usize == slot).count();
-                if mine().map(names).sum::<usize>() != self.buffers[slot].users as usize {
+                    |s: &JobSlot| s.tensors().iter().filter(|t| range.start + t.buffer as usize == slot).count() as u64;
+                if self.sum_of(index, names) != u64::from(self.buffers[slot].users) {
                     return Err("a buffer's users are miscounted");
                 }
             }
         }
         Ok(())
+    }
+
+    /// The sum of `value` over the jobs of a context.
+    fn sum_of(&self, index: usize, value: impl Fn(&JobSlot) -> u64) -> u64 {
+        let mut sum = 0;
+        for slot in 0..self.jobs.len() {
+            if self.owns(index, slot) {
+                sum += value(&self.jobs[slot]);
+            }
+        }
+        sum
     }
 }
