@@ -1,5 +1,7 @@
 //! Which context's job runs next: shares by class, and by weight within a class.
 //!
+//! Contexts of one user share what one of them would get, so that opening many gains nothing.
+//!
 //! Both levels are stride scheduling: whoever was served least for its share goes first, and one that was idle starts at
 //! the present, so that waiting saves nothing up. A class is never starved, it only gets a smaller share.
 //!
@@ -40,12 +42,12 @@ impl Shares {
     }
 
     /// Takes note that one job of class `c` was served for a context that had `had` and weighs `weight`; returns what it
-    /// has had then.
-    pub fn serve(&mut self, c: usize, had: u64, weight: u32) -> u64 {
+    /// has had then. `contexts` of the same user have jobs of that class: they get together what one would get.
+    pub fn serve(&mut self, c: usize, had: u64, weight: u32, contexts: u64) -> u64 {
         let start = self.served[c].max(self.present);
         self.present = start;
         self.served[c] = start.wrapping_add(STRIDE / CLASS_SHARES[c]);
         self.now[c] = had;
-        had.wrapping_add(STRIDE / u64::from(weight.clamp(1, MAX_WEIGHT)))
+        had.wrapping_add(STRIDE / u64::from(weight.clamp(1, MAX_WEIGHT)) * contexts.max(1))
     }
 }

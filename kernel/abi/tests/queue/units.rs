@@ -341,6 +341,49 @@ fn contexts_cannot_name_each_others_buffers() {
 }
 
 #[test]
+fn a_new_context_learns_nothing_of_the_one_before() {
+    let (mut core, mut world) = (core(4, 1, 2), World::default());
+    for _ in 0..2 {
+        let id = core.open(0).unwrap();
+        core.setup(id, &setup(8, policy::HOLD)).unwrap();
+        let unknown = BufferName { buffer: 1, generation: 1 };
+        assert_eq!(core.release(id, unknown, &mut world), Err(Errno::ENOENT));
+        for generation in 1..=3 {
+            let (name, _) = core.register(id, PAGE, true).unwrap();
+            assert_eq!(name, BufferName { buffer: 0, generation });
+            core.release(id, name, &mut world).unwrap();
+        }
+        core.register(id, PAGE, true).unwrap();
+        core.register(id, PAGE, true).unwrap();
+        core.close(id, &mut world);
+    }
+}
+
+#[test]
+fn many_contexts_of_a_user_share_what_one_would_get() {
+    let mut core = core(64, 8, 1);
+    let mut world = World::default();
+    core.attach(&attach(), &mut world).unwrap();
+    // Five contexts of user 1 and one of user 2, each with ten jobs.
+    let ids = [1, 1, 1, 1, 1, 2].map(|uid| {
+        let id = core.open(uid).unwrap();
+        core.setup(id, &setup(16, policy::HOLD)).unwrap();
+        for user_data in 0..10 {
+            core.submit(id, &nop(user_data), &[], 0, &mut world).unwrap();
+        }
+        id
+    });
+    let mut of_second = 0;
+    for _ in 0..20 {
+        let mut out = [0; MAX_RECORD];
+        core.fetch(0, &mut out, &mut world).unwrap().unwrap();
+        of_second += u32::from(Record::read(&out).unwrap().uid == 2);
+    }
+    assert!((7..=10).contains(&of_second), "{of_second} of 20");
+    assert_eq!(core.usage().contexts as usize, ids.len());
+}
+
+#[test]
 fn a_direct_job_ends_outside_of_the_ring() {
     let (mut core, mut world, id) = ready(policy::HOLD);
     let (ro, _) = core.register(id, PAGE, false).unwrap();

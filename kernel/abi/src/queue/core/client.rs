@@ -34,6 +34,10 @@ where
             return Err(Errno::EDQUOT);
         }
         let limits = self.limits;
+        // Names of buffers are those of a context, so they start anew, and tell nothing of who was here before.
+        for buffer in self.buffer_range(index) {
+            self.buffers[buffer] = BufferSlot::new();
+        }
         let c = &mut self.contexts[index];
         let generation = c.generation.wrapping_add(1);
         *c = ContextSlot { state: ContextState::New, generation, uid, limits, ..ContextSlot::new() };

@@ -108,9 +108,11 @@ where
             }
             let used = self.write_job(slot, out)?;
             let class = usize::from(self.jobs[slot].job.sched_class);
+            let uid = self.contexts[context].uid;
+            let rivals = self.contexts.iter().filter(|o| o.uid == uid && o.queues[class].first.is_some()).count();
             let _ = self.apply(slot, JobEvent::Fetch, None, sink);
             let c = &mut self.contexts[context];
-            c.served[class] = self.shares.serve(class, c.served[class], c.limits.weight);
+            c.served[class] = self.shares.serve(class, c.served[class], c.limits.weight, rivals as u64);
             return Ok(Some((Fetched::Job(self.ticket(slot)), used)));
         }
         Ok(None)
