@@ -3,8 +3,9 @@
 //! `/dev/rustai`: each open file is one client context.
 
 use crate::abi::{
-    check_admission, job_flag, op, op_flag, BufRegister, BufRelease, BufferName, Cancel, ContextId, EventFd, Job,
-    Limits, Setup, Stat, Submit, Tensor, UringSubmit, Wait, Wire, MAX_BATCH, MAX_TENSORS,
+    check_admission, job_flag, op, op_flag, BufRegister, BufRelease, BufferName, Cancel, ContextId,
+    EventFd, Job, Limits, Setup, Stat, Submit, Tensor, UringSubmit, Wait, Wire, MAX_BATCH,
+    MAX_TENSORS,
 };
 use crate::shared::{self, jiffies_until, now_ns, Backing, Bell, Inner, RingMemory, Shared, Side};
 use crate::{shim, uring, user, user::error};
@@ -66,7 +67,12 @@ impl Client {
         if ask.flags & !op_flag::BUF_RW != 0 || ask.reserved0 != 0 || ask.reserved != [0; 3] {
             return Err(EINVAL);
         }
-        self.shared.inner.lock().core.check_ready(self.id).map_err(error)?;
+        self.shared
+            .inner
+            .lock()
+            .core
+            .check_ready(self.id)
+            .map_err(error)?;
         let fd = u32::try_from(ask.fd).map_err(|_| EBADF)?;
         let file = LocalFile::fget(fd)?;
         let writable = ask.flags & op_flag::BUF_RW != 0;
@@ -74,14 +80,25 @@ impl Client {
         // SAFETY: `file` is a live file, and `bytes` outlives the call.
         to_result(unsafe { shim::rustai_check_memfd(file.as_ptr(), writable, &mut bytes) })?;
         shared::Queue::check_range(ask.offset, ask.len, bytes).map_err(error)?;
-        // SAFETY: No `fdget_pos` is active on this thread during an ioctl of another file, and a memfd has no position
-        // that matters here.
+        // SAFETY: No `fdget_pos` is active on this thread during an ioctl of another file, and a
+        // memfd has no position that matters here.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         let mut inner = self.shared.inner.lock();
-        let (name, slot) = inner.core.register(self.id, ask.len, writable).map_err(error)?;
-        inner.outside.files[slot] = Some(Backing { file, offset: ask.offset, len: ask.len });
+        let (name, slot) = inner
+            .core
+            .register(self.id, ask.len, writable)
+            .map_err(error)?;
+        inner.outside.files[slot] = Some(Backing {
+            file,
+            offset: ask.offset,
+            len: ask.len,
+        });
         drop(inner);
-        let answer = BufRegister { buffer: name.buffer, generation: name.generation, ..ask };
+        let answer = BufRegister {
+            buffer: name.buffer,
+            generation: name.generation,
+            ..ask
+        };
         user::write(arg, &answer).inspect_err(|_| {
             // The client never learned the name.
             let mut inner = self.shared.inner.lock();
@@ -97,7 +114,15 @@ impl Client {
         }
         let mut inner = self.shared.inner.lock();
         let Inner { core, outside, .. } = &mut *inner;
-        core.release(self.id, BufferName { buffer: ask.buffer, generation: ask.generation }, outside).map_err(error)
+        core.release(
+            self.id,
+            BufferName {
+                buffer: ask.buffer,
+                generation: ask.generation,
+            },
+            outside,
+        )
+        .map_err(error)
     }
 
     fn submit(&self, arg: usize) -> Result {
@@ -109,7 +134,12 @@ impl Client {
             return Err(E2BIG);
         }
         self.advance(ask.head, ask.wait)?;
-        let mut answer = Submit { admitted: 0, first_seq: 0, error: 0, ..ask };
+        let mut answer = Submit {
+            admitted: 0,
+            first_seq: 0,
+            error: 0,
+            ..ask
+        };
         let mut tensors = KVec::with_capacity(MAX_TENSORS, GFP_KERNEL)?;
         let mut outcome = Ok(());
         for i in 0..ask.count as usize {
@@ -123,18 +153,29 @@ impl Client {
             }
         }
         if outcome.is_ok() && ask.wait > 0 {
-            outcome = self.wait_for(ask.wait, ask.flags & op_flag::DEADLINE != 0, ask.deadline_ns);
+            outcome = self.wait_for(
+                ask.wait,
+                ask.flags & op_flag::DEADLINE != 0,
+                ask.deadline_ns,
+            );
         }
         if let Err(err) = outcome {
             if answer.admitted == 0 {
                 return Err(err);
             }
-            // Jobs were admitted: the call succeeds, and says why it stopped. An interrupted wait is not restarted,
-            // since that would submit again.
+            // Jobs were admitted: the call succeeds, and says why it stopped. An interrupted wait
+            // is not restarted, since that would submit again.
             let err = if err == ERESTARTSYS { EINTR } else { err };
             answer.error = err.to_errno().unsigned_abs();
         }
-        answer.tail = self.shared.inner.lock().core.ring(self.id).map_err(error)?.tail();
+        answer.tail = self
+            .shared
+            .inner
+            .lock()
+            .core
+            .ring(self.id)
+            .map_err(error)?
+            .tail();
         user::write(arg, &answer)
     }
 
@@ -142,7 +183,9 @@ impl Client {
         let job = read_job(ask.jobs, i, tensors)?;
         let mut inner = self.shared.inner.lock();
         let Inner { core, outside, .. } = &mut *inner;
-        let seq = core.submit(self.id, &job, tensors, now_ns(), outside).map_err(error)?;
+        let seq = core
+            .submit(self.id, &job, tensors, now_ns(), outside)
+            .map_err(error)?;
         if job.flags & job_flag::DEADLINE != 0 {
             self.shared.watch(&mut inner);
         }
@@ -197,9 +240,20 @@ impl Client {
         }
         self.advance(ask.head, ask.wait)?;
         if ask.wait > 0 {
-            self.wait_for(ask.wait, ask.flags & op_flag::DEADLINE != 0, ask.deadline_ns)?;
+            self.wait_for(
+                ask.wait,
+                ask.flags & op_flag::DEADLINE != 0,
+                ask.deadline_ns,
+            )?;
         }
-        let tail = self.shared.inner.lock().core.ring(self.id).map_err(error)?.tail();
+        let tail = self
+            .shared
+            .inner
+            .lock()
+            .core
+            .ring(self.id)
+            .map_err(error)?
+            .tail();
         user::write(arg, &Wait { tail, ..ask })
     }
 
@@ -220,7 +274,12 @@ impl Client {
         })
     }
 
-    fn sleep_until(&self, bounded: bool, deadline_ns: u64, done: impl Fn(&Inner) -> Result<bool>) -> Result {
+    fn sleep_until(
+        &self,
+        bounded: bool,
+        deadline_ns: u64,
+        done: impl Fn(&Inner) -> Result<bool>,
+    ) -> Result {
         let mut inner = self.shared.inner.lock();
         loop {
             if done(&inner)? {
@@ -233,7 +292,9 @@ impl Client {
                 continue;
             }
             let left = jiffies_until(deadline_ns).ok_or(ETIME)?;
-            if let CondVarTimeoutResult::Signal { .. } = self.bell.wait.wait_interruptible_timeout(&mut inner, left) {
+            if let CondVarTimeoutResult::Signal { .. } =
+                self.bell.wait.wait_interruptible_timeout(&mut inner, left)
+            {
                 return Err(ERESTARTSYS);
             }
         }
@@ -250,7 +311,9 @@ impl Client {
         user::write(arg, &Cancel { canceled, ..ask })?;
         if ask.flags & op_flag::SETTLE != 0 {
             let bounded = ask.flags & op_flag::DEADLINE != 0;
-            self.sleep_until(bounded, ask.deadline_ns, |inner| Ok(inner.core.is_settled(self.id)))?;
+            self.sleep_until(bounded, ask.deadline_ns, |inner| {
+                Ok(inner.core.is_settled(self.id))
+            })?;
         }
         Ok(())
     }
@@ -260,7 +323,12 @@ impl Client {
         if ask.flags & !op_flag::REMOVE != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }
-        self.shared.inner.lock().core.check_ready(self.id).map_err(error)?;
+        self.shared
+            .inner
+            .lock()
+            .core
+            .check_ready(self.id)
+            .map_err(error)?;
         let eventfd = match ask.flags & op_flag::REMOVE {
             0 => Some(shared::EventFd::get(ask.fd)?),
             _ => None,
@@ -277,7 +345,13 @@ impl Client {
         let ask: Limits = user::read(arg)?;
         // SAFETY: The function only looks at the current task.
         let may_raise = unsafe { shim::rustai_may_raise() };
-        let answer = self.shared.inner.lock().core.set_limits(self.id, &ask, may_raise).map_err(error)?;
+        let answer = self
+            .shared
+            .inner
+            .lock()
+            .core
+            .set_limits(self.id, &ask, may_raise)
+            .map_err(error)?;
         user::write(arg, &answer)
     }
 
@@ -329,14 +403,20 @@ impl MiscDevice for Client {
         let uid = file.cred().euid().into_raw().val;
         let mut inner = shared.inner.lock();
         let id = inner.core.open(uid).map_err(error)?;
-        inner.outside.clients[id.index as usize] = Side { bell: Some(bell.clone()), ..Side::default() };
+        inner.outside.clients[id.index as usize] = Side {
+            bell: Some(bell.clone()),
+            ..Side::default()
+        };
         drop(inner);
         // From here on dropping the client closes the context.
         Ok(KBox::new(Self { shared, id, bell }, GFP_KERNEL)?)
     }
 
     fn mmap(me: &Self, _file: &File, vma: &VmaNew) -> Result {
-        let ring = me.shared.inner.lock().outside.clients[me.index()].ring.clone().ok_or(ENOENT)?;
+        let ring = me.shared.inner.lock().outside.clients[me.index()]
+            .ring
+            .clone()
+            .ok_or(ENOENT)?;
         shared::map_ring(&ring, vma)
     }
 
@@ -359,7 +439,9 @@ impl MiscDevice for Client {
     }
 
     fn show_fdinfo(me: &Self, m: &SeqFile, _file: &File) {
-        let Ok(stat) = me.shared.inner.lock().core.stat(me.id) else { return };
+        let Ok(stat) = me.shared.inner.lock().core.stat(me.id) else {
+            return;
+        };
         seq_print!(m, "rustai-admitted:\t{}\n", stat.admitted);
         seq_print!(m, "rustai-completed:\t{}\n", stat.completed);
         seq_print!(m, "rustai-failed:\t{}\n", stat.failed);
@@ -370,4 +452,3 @@ impl MiscDevice for Client {
         seq_print!(m, "rustai-bytes:\t{}\n", stat.bytes);
     }
 }
-

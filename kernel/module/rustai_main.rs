@@ -2,25 +2,29 @@
 
 //! `/dev/rustai`: the zero-copy tensor queue.
 //!
-//! Clients open `/dev/rustai`, the server opens `/dev/rustai-engine`. The rules of the queue are the `rustai-abi` crate's
-//! (`abi.rs`); this module copies structs, sleeps, wakes, and keeps files. Payload is never allocated, copied or mapped
-//! here: a buffer is a reference to the client's sealed memfd.
+//! Clients open `/dev/rustai`, the server opens `/dev/rustai-engine`. The rules of the queue are
+//! the `rustai-abi` crate's (`abi.rs`); this module copies structs, sleeps, wakes, and keeps files.
+//! Payload is never allocated, copied or mapped here: a buffer is a reference to the client's
+//! sealed memfd.
 //!
 //! # Locks
 //!
-//! There is one lock, the mutex `Shared::inner`. `SHARED` is held only to find it, never together with it.
+//! There is one lock, the mutex `Shared::inner`. `SHARED` is held only to find it, never together
+//! with it.
 //!
-//! - Taken before it: io_uring's `uring_lock` (a command is issued or canceled), `mmap_lock` (a ring is mapped).
-//! - Taken under it: what signals a wait queue, an eventfd or a task's work, all of which are spinlocks. Memory of a
-//!   completion ring is allocated under it.
-//! - Never under it: copies from or to user space (they take `mmap_lock`), completion of an io_uring command other than
-//!   as the work of its task (it takes `uring_lock`), and the last reference to a wait queue (it waits for RCU).
+//! - Taken before it: io_uring's `uring_lock` (a command is issued or canceled), `mmap_lock` (a
+//!   ring is mapped).
+//! - Taken under it: what signals a wait queue, an eventfd or a task's work, all of which are
+//!   spinlocks. Memory of a completion ring is allocated under it.
+//! - Never under it: copies from or to user space (they take `mmap_lock`), completion of an
+//!   io_uring command other than as the work of its task (it takes `uring_lock`).
 //!
 //! # Ends
 //!
-//! A file's `open` makes a context and its release takes it down; a process that is killed does the same by dropping its
-//! files. A job is a value in the queue's table that leaves it by one of the steps of `JobState`, each of which completes
-//! it at most once; what completes an io_uring command consumes it.
+//! A file's `open` makes a context and its release takes it down; a process that is killed does the
+//! same by dropping its files. A job is a value in the queue's table that leaves it by one of the
+//! steps of `JobState`, each of which completes it at most once; what completes an io_uring command
+//! consumes it.
 
 use core::{
     ffi::{c_int, c_uint},
@@ -36,7 +40,8 @@ use kernel::{
     types::{ForeignOwnable, Opaque},
 };
 
-#[allow(dead_code, unreachable_pub, unused_imports, missing_docs)] // Shared with userspace, which uses more of it.
+// Shared with user space, which uses more of it.
+#[allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 mod abi;
 mod client;
 mod server;
@@ -60,8 +65,15 @@ mod shim {
 
     #[expect(improper_ctypes)] // These structs are only ever passed by pointer.
     extern "C" {
-        pub(crate) fn rustai_check_memfd(file: *mut bindings::file, writable: bool, bytes: *mut u64) -> c_int;
-        pub(crate) fn rustai_reopen(file: *mut bindings::file, writable: bool) -> *mut bindings::file;
+        pub(crate) fn rustai_check_memfd(
+            file: *mut bindings::file,
+            writable: bool,
+            bytes: *mut u64,
+        ) -> c_int;
+        pub(crate) fn rustai_reopen(
+            file: *mut bindings::file,
+            writable: bool,
+        ) -> *mut bindings::file;
         pub(crate) fn rustai_may_raise() -> bool;
         pub(crate) fn rustai_uring_file(cmd: *const bindings::io_uring_cmd) -> *mut bindings::file;
         pub(crate) fn rustai_uring_op(cmd: *const bindings::io_uring_cmd) -> u32;
@@ -151,7 +163,8 @@ impl Node for server::Server {
     }
 }
 
-/// A registered misc device, with the hooks that [`MiscDevice`] does not have: `poll` and `uring_cmd`.
+/// A registered misc device, with the hooks that [`MiscDevice`] does not have: `poll` and
+/// `uring_cmd`.
 ///
 /// # Invariants
 ///
@@ -174,7 +187,11 @@ impl<T: Node> Registration<T> {
 
     const FOPS: bindings::file_operations = bindings::file_operations {
         poll: Some(Self::poll),
-        uring_cmd: if T::URING { Some(Self::uring_cmd) } else { None },
+        uring_cmd: if T::URING {
+            Some(Self::uring_cmd)
+        } else {
+            None
+        },
         // SAFETY: `into_raw` points `fops` at a promoted constant.
         ..unsafe { *Self::BASE.fops }
     };
@@ -210,10 +227,13 @@ impl<T: Node> Registration<T> {
 
     /// # Safety
     ///
-    /// `cmd` must be a command on an open file of this device, `flags` what io_uring passes with it.
+    /// `cmd` must be a command on an open file of this device, `flags` what io_uring passes with
+    /// it.
     unsafe extern "C" fn uring_cmd(cmd: *mut bindings::io_uring_cmd, flags: c_uint) -> c_int {
         // SAFETY: `open` stored a `KBox<T>` in the private data, and the command holds its file.
-        let node = unsafe { <KBox<T> as ForeignOwnable>::borrow((*shim::rustai_uring_file(cmd)).private_data) };
+        let node = unsafe {
+            <KBox<T> as ForeignOwnable>::borrow((*shim::rustai_uring_file(cmd)).private_data)
+        };
         // SAFETY: The command is valid until it completes, which it has not.
         let issued = unsafe { uring::Issued::new(cmd, flags) };
         match node.uring_cmd(issued) {
@@ -250,8 +270,8 @@ impl Drop for Published {
     }
 }
 
-/// The module. Fields go in this order: first nobody can open the nodes, then the queue goes. Open files and io_uring
-/// commands hold the module, so none is left by then.
+/// The module. Fields go in this order: first nobody can open the nodes, then the queue goes. Open
+/// files and io_uring commands hold the module, so none is left by then.
 #[pin_data]
 struct RustAi {
     #[pin]

@@ -3,8 +3,8 @@
 //! `/dev/rustai-engine`: the file that is attached is the server.
 
 use crate::abi::{
-    op, op_flag, Ack, Attach, BufMap, BufferName, Commit, ContextId, Detach, Errno, Fetch, Fetched, Outcome, Progress,
-    Progressed, Sink, Ticket, MAX_BATCH, MAX_RECORD,
+    op, op_flag, Ack, Attach, BufMap, BufferName, Commit, ContextId, Detach, Errno, Fetch, Fetched,
+    Outcome, Progress, Progressed, Sink, Ticket, MAX_BATCH, MAX_RECORD,
 };
 use crate::shared::{jiffies_until, now_ns, Bell, Inner, Shared};
 use crate::{shim, user, user::error};
@@ -41,7 +41,12 @@ impl Server {
         let ask: Attach = user::read(arg)?;
         let answer = {
             let mut inner = self.shared.inner.lock();
-            let Inner { core, outside, owner, .. } = &mut *inner;
+            let Inner {
+                core,
+                outside,
+                owner,
+                ..
+            } = &mut *inner;
             let answer = core.attach(&ask, outside).map_err(error)?;
             *owner = Some(self.number);
             inner.publish_server();
@@ -64,7 +69,10 @@ impl Server {
 
     fn fetch(&self, arg: usize) -> Result {
         let ask: Fetch = user::read(arg)?;
-        if ask.flags & !(op_flag::DEADLINE | op_flag::NO_WAIT) != 0 || ask.reserved != [0; 3] || ask.max == 0 {
+        if ask.flags & !(op_flag::DEADLINE | op_flag::NO_WAIT) != 0
+            || ask.reserved != [0; 3]
+            || ask.max == 0
+        {
             return Err(EINVAL);
         }
         let records = usize::try_from(ask.records).map_err(|_| EFAULT)?;
@@ -79,7 +87,10 @@ impl Server {
                 Err(err) => return Err(err),
             };
             let at = UserPtr::from_addr(records).wrapping_byte_add(used);
-            if let Err(err) = UserSlice::new(at, len).writer().write_slice(&staging[..len]) {
+            if let Err(err) = UserSlice::new(at, len)
+                .writer()
+                .write_slice(&staging[..len])
+            {
                 let mut inner = self.shared.inner.lock();
                 let Inner { core, outside, .. } = &mut *inner;
                 core.unfetch(fetched, outside);
@@ -91,11 +102,23 @@ impl Server {
             count += 1;
             used += len;
         }
-        user::write(arg, &Fetch { count, used: used as u32, ..ask })
+        user::write(
+            arg,
+            &Fetch {
+                count,
+                used: used as u32,
+                ..ask
+            },
+        )
     }
 
     /// The next record, in `out`; waits for one if `may_wait`.
-    fn next(&self, ask: &Fetch, out: &mut [u8], may_wait: bool) -> Result<Option<(Fetched, usize)>> {
+    fn next(
+        &self,
+        ask: &Fetch,
+        out: &mut [u8],
+        may_wait: bool,
+    ) -> Result<Option<(Fetched, usize)>> {
         let mut inner = self.shared.inner.lock();
         loop {
             if inner.owner != Some(self.number) {
@@ -113,7 +136,9 @@ impl Server {
                 continue;
             }
             let left = jiffies_until(ask.deadline_ns).ok_or(ETIME)?;
-            if let CondVarTimeoutResult::Signal { .. } = self.bell.wait.wait_interruptible_timeout(&mut inner, left) {
+            if let CondVarTimeoutResult::Signal { .. } =
+                self.bell.wait.wait_interruptible_timeout(&mut inner, left)
+            {
                 return Err(ERESTARTSYS);
             }
         }
@@ -124,23 +149,44 @@ impl Server {
         if ask.flags != 0 || ask.reserved0 != 0 || ask.reserved != [0; 2] {
             return Err(EINVAL);
         }
-        let id = ContextId { index: ask.context, generation: ask.context_generation };
-        let name = BufferName { buffer: ask.buffer, generation: ask.generation };
+        let id = ContextId {
+            index: ask.context,
+            generation: ask.context_generation,
+        };
+        let name = BufferName {
+            buffer: ask.buffer,
+            generation: ask.generation,
+        };
         // The descriptor is reserved first and installed last: nothing can fail between.
         let fd = FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
         let (client, offset, len, writable) = self.attached(|inner| {
             let mapped = inner.core.mappable(id, name).map_err(error)?;
             // The queue keeps a buffer's slot as long as its file.
             let backing = inner.outside.files[mapped.index].as_ref().ok_or(ENOENT)?;
-            Ok((backing.file.clone(), backing.offset, backing.len, mapped.writable))
+            Ok((
+                backing.file.clone(),
+                backing.offset,
+                backing.len,
+                mapped.writable,
+            ))
         })?;
-        // SAFETY: `client` is a live file, and `rustai_reopen` returns a new reference or an error pointer.
+        // SAFETY: `client` is a live file, and `rustai_reopen` returns a new reference or an error
+        // pointer.
         let file = unsafe { from_err_ptr(shim::rustai_reopen(client.as_ptr(), writable)) }?;
         // SAFETY: The reference is ours to give away, and nobody else knows this open file.
         let file = unsafe { ARef::from_raw(NonNull::new(file).ok_or(ENOMEM)?.cast::<File>()) };
         let flags = if writable { op_flag::MAPPED_RW } else { 0 };
         let number = fd.reserved_fd() as i32;
-        user::write(arg, &BufMap { flags, offset, len, fd: number, ..ask })?;
+        user::write(
+            arg,
+            &BufMap {
+                flags,
+                offset,
+                len,
+                fd: number,
+                ..ask
+            },
+        )?;
         // The lock was not held meanwhile: the buffer may have gone.
         self.attached(|inner| inner.core.map(id, name).map_err(error))?;
         fd.fd_install(file);
@@ -152,7 +198,10 @@ impl Server {
         if ask.flags != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }
-        let ticket = Ticket { slot: ask.slot, generation: ask.generation };
+        let ticket = Ticket {
+            slot: ask.slot,
+            generation: ask.generation,
+        };
         self.attached(|inner| {
             let Inner { core, outside, .. } = inner;
             match core.progress(ticket, ask.count, outside).map_err(error)? {
@@ -170,7 +219,11 @@ impl Server {
         if ask.count > MAX_BATCH {
             return Err(E2BIG);
         }
-        let mut answer = Commit { done: 0, error: 0, ..ask };
+        let mut answer = Commit {
+            done: 0,
+            error: 0,
+            ..ask
+        };
         for i in 0..ask.count as usize {
             let result = user::element(ask.outcomes, i).and_then(|outcome: Outcome| {
                 self.attached(|inner| {
@@ -195,8 +248,14 @@ impl Server {
         if ask.flags != 0 {
             return Err(EINVAL);
         }
-        let id = ContextId { index: ask.context, generation: ask.context_generation };
-        let name = BufferName { buffer: ask.buffer, generation: ask.generation };
+        let id = ContextId {
+            index: ask.context,
+            generation: ask.context_generation,
+        };
+        let name = BufferName {
+            buffer: ask.buffer,
+            generation: ask.generation,
+        };
         self.attached(|inner| {
             let Inner { core, outside, .. } = inner;
             core.ack(id, name, outside).map_err(error)
@@ -208,7 +267,11 @@ impl Server {
         table.register_wait(file, &self.bell.wait);
         let inner = self.shared.inner.lock();
         let ready = inner.owner == Some(self.number) && inner.core.has_work();
-        let bits = if ready { bindings::POLLIN | bindings::POLLRDNORM } else { 0 };
+        let bits = if ready {
+            bindings::POLLIN | bindings::POLLRDNORM
+        } else {
+            0
+        };
         bits as bindings::__poll_t
     }
 }
@@ -230,7 +293,14 @@ impl MiscDevice for Server {
             inner.next_open += 1;
             (inner.outside.server.clone(), inner.next_open)
         };
-        Ok(KBox::new(Self { shared, bell, number }, GFP_KERNEL)?)
+        Ok(KBox::new(
+            Self {
+                shared,
+                bell,
+                number,
+            },
+            GFP_KERNEL,
+        )?)
     }
 
     fn ioctl(me: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {

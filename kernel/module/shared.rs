@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all open files share: the queue, the rings and files that belong to its slots, and the clock that ends jobs.
+//! What all open files share: the queue, the rings and files that belong to its slots, and the
+//! clock that ends jobs.
 
 use crate::abi::{
-    feature, BufferSlot, Completion, ContextSlot, Core, JobSlot, Limits, RingHeader, Sink, Usage, Wire,
-    RING_ENTRIES_OFFSET,
+    feature, BufferSlot, Completion, ContextSlot, Core, JobSlot, Limits, RingHeader, Sink, Usage,
+    Wire, RING_ENTRIES_OFFSET,
 };
 use crate::uring::Waiting;
 use crate::user::error;
@@ -16,13 +17,14 @@ use kernel::{
     fs::File,
     impl_has_delayed_work,
     mm::virt::VmaNew,
-    new_delayed_work, new_mutex, new_poll_condvar,
+    new_delayed_work, new_mutex,
     page::PAGE_SIZE,
     prelude::*,
+    static_lock_class,
     sync::{
         aref::ARef,
         atomic::{Atomic, Release},
-        poll::PollCondVar,
+        poll::PollCondVarBox,
         Arc, Mutex,
     },
     time::msecs_to_jiffies,
@@ -52,15 +54,16 @@ pub(crate) fn jiffies_until(deadline_ns: u64) -> Option<usize> {
 }
 
 /// What wakes those who wait on one side.
-#[pin_data]
 pub(crate) struct Bell {
-    #[pin]
-    pub(crate) wait: PollCondVar,
+    // In a box of its own that outlives this by an RCU grace period, so that closing a file does
+    // not wait for one.
+    pub(crate) wait: PollCondVarBox,
 }
 
 impl Bell {
     pub(crate) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(pin_init!(Self { wait <- new_poll_condvar!("rustai::Bell::wait") }), GFP_KERNEL)
+        let wait = PollCondVarBox::new(c"rustai::Bell::wait", static_lock_class!())?;
+        Ok(Arc::new(Self { wait }, GFP_KERNEL)?)
     }
 }
 
@@ -72,7 +75,10 @@ pub(crate) struct RingMemory {
 impl RingMemory {
     pub(crate) fn new(len: usize, entries: u32) -> Result<Arc<Self>> {
         let mut bytes = VVec::from_elem(0u8, len, GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
-        let header = RingHeader { entries, ..RingHeader::new() };
+        let header = RingHeader {
+            entries,
+            ..RingHeader::new()
+        };
         if !header.write(&mut bytes) {
             return Err(EINVAL);
         }
@@ -83,15 +89,17 @@ impl RingMemory {
         self.bytes.len()
     }
 
-    /// Writes an entry, then publishes the tail. Called under the lock of [`Shared`], so there is one writer.
+    /// Writes an entry, then publishes the tail. Called under the lock of [`Shared`], so there is
+    /// one writer.
     fn post(&self, place: usize, entry: &Completion, tail: u32) {
         let mut bytes = [0u8; Completion::SIZE];
         let at = RING_ENTRIES_OFFSET + place * Completion::SIZE;
         if !entry.write(&mut bytes) || at + bytes.len() > self.bytes.len() {
             return;
         }
-        // SAFETY: The range was just checked. Nobody in the kernel holds a reference into the memory; user space may
-        // read it at any time, and no byte that it reads decides anything here.
+        // SAFETY: The range was just checked. Nobody in the kernel holds a reference into the
+        // memory; user space may read it at any time, and no byte that it reads decides anything
+        // here.
         unsafe {
             let base = self.bytes.as_ptr().cast_mut();
             core::ptr::copy_nonoverlapping(bytes.as_ptr(), base.add(at), bytes.len());
@@ -101,9 +109,10 @@ impl RingMemory {
 
     /// Stores a word of the header with release order.
     fn publish(&self, offset: usize, value: u32) {
-        // SAFETY: The header lies at the start of the page-aligned memory, `offset` is that of one of its `u32` fields,
-        // and all accesses to it by the kernel are atomic ones after `new`.
-        let word = unsafe { Atomic::from_ptr(self.bytes.as_ptr().cast_mut().add(offset).cast::<u32>()) };
+        // SAFETY: The header lies at the start of the page-aligned memory, `offset` is that of one
+        // of its `u32` fields, and all accesses to it by the kernel are atomic ones after `new`.
+        let word =
+            unsafe { Atomic::from_ptr(self.bytes.as_ptr().cast_mut().add(offset).cast::<u32>()) };
         word.store(value, Release);
     }
 }
@@ -117,7 +126,9 @@ unsafe impl Send for EventFd {}
 impl EventFd {
     pub(crate) fn get(fd: c_int) -> Result<Self> {
         // SAFETY: `eventfd_ctx_fdget` judges the descriptor itself.
-        Ok(Self(from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?))
+        Ok(Self(from_err_ptr(unsafe {
+            bindings::eventfd_ctx_fdget(fd)
+        })?))
     }
 
     fn signal(&self) {
@@ -213,9 +224,17 @@ impl Inner {
     /// Tells the rings about the server, for clients that poll them.
     pub(crate) fn publish_server(&self) {
         let server = self.core.server();
-        for ring in self.outside.clients.iter().filter_map(|side| side.ring.as_ref()) {
+        for ring in self
+            .outside
+            .clients
+            .iter()
+            .filter_map(|side| side.ring.as_ref())
+        {
             ring.publish(core::mem::offset_of!(RingHeader, epoch), server.epoch());
-            ring.publish(core::mem::offset_of!(RingHeader, server), server.is_attached().into());
+            ring.publish(
+                core::mem::offset_of!(RingHeader, server),
+                server.is_attached().into(),
+            );
         }
     }
 }
@@ -265,8 +284,19 @@ impl Shared {
         for _ in 0..JOBS {
             commands.push(None, GFP_KERNEL)?;
         }
-        let outside = Outside { clients, files, commands, server: Bell::new()? };
-        let inner = Inner { core, outside, owner: None, next_open: 0, alarm_ns: None };
+        let outside = Outside {
+            clients,
+            files,
+            commands,
+            server: Bell::new()?,
+        };
+        let inner = Inner {
+            core,
+            outside,
+            owner: None,
+            next_open: 0,
+            alarm_ns: None,
+        };
         Arc::pin_init(
             pin_init!(Self {
                 inner <- new_mutex!(inner, "rustai::Shared::inner"),
@@ -278,9 +308,16 @@ impl Shared {
 
     /// Ends jobs whose deadline has passed, and sets the clock for the next one.
     pub(crate) fn watch(self: &Arc<Self>, inner: &mut Inner) {
-        let Inner { core, outside, alarm_ns, .. } = inner;
+        let Inner {
+            core,
+            outside,
+            alarm_ns,
+            ..
+        } = inner;
         let now = now_ns();
-        let Some(next) = core.expire(now, outside) else { return };
+        let Some(next) = core.expire(now, outside) else {
+            return;
+        };
         if alarm_ns.is_some_and(|alarm| alarm <= next) {
             return;
         }
@@ -291,7 +328,8 @@ impl Shared {
         });
         // One more than what is left, so that the deadline has passed by then.
         let ms = (next.saturating_sub(now) / 1_000_000 + 1).min(LONGEST_SLEEP_MS);
-        // It is refused only if it is waiting already, and then it strikes before the deadline, and sets itself again.
+        // It is refused only if it is waiting already, and then it strikes before the deadline, and
+        // sets itself again.
         let _ = workqueue::system().enqueue_delayed(self.clone(), msecs_to_jiffies(ms as u32));
     }
 
@@ -306,13 +344,15 @@ impl Shared {
     /// Takes the clock's work back by `cancel`, which tells whether it was waiting.
     fn stop_clock(&self, cancel: impl FnOnce(*mut bindings::delayed_work) -> bool) {
         let me = core::ptr::from_ref(self);
-        // SAFETY: `self` is alive, so its work is initialized, and it is the `work` field of a `delayed_work`.
+        // SAFETY: `self` is alive, so its work is initialized, and it is the `work` field of a
+        // `delayed_work`.
         let work = unsafe {
             let raw = Work::raw_get(<Self as HasWork<Self>>::raw_get_work(me.cast_mut()));
             kernel::container_of!(raw, bindings::delayed_work, work)
         };
         if cancel(work) {
-            // SAFETY: A work that waited held the reference that `enqueue_delayed` was given, and will not use it now.
+            // SAFETY: A work that waited held the reference that `enqueue_delayed` was given, and
+            // will not use it now.
             drop(unsafe { Arc::from_raw(me) });
         }
     }
@@ -320,9 +360,20 @@ impl Shared {
     /// What `debugfs` shows.
     pub(crate) fn report(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.inner.lock();
-        let Usage { contexts, in_flight, abandoned, buffers, mapped } = inner.core.usage();
+        let Usage {
+            contexts,
+            in_flight,
+            abandoned,
+            buffers,
+            mapped,
+        } = inner.core.usage();
         let files = inner.outside.files.iter().flatten().count();
-        let rings = inner.outside.clients.iter().filter(|side| side.ring.is_some()).count();
+        let rings = inner
+            .outside
+            .clients
+            .iter()
+            .filter(|side| side.ring.is_some())
+            .count();
         let commands = inner.outside.commands.iter().flatten().count();
         let server = inner.core.server();
         writeln!(f, "epoch: {}", server.epoch())?;
@@ -359,7 +410,8 @@ extern "C" fn refuse_mremap(_vma: *mut bindings::vm_area_struct) -> c_int {
     EINVAL.to_errno()
 }
 
-/// Maps the pages of a ring into `vma`, read-only for good. The mapping holds the pages, whatever becomes of the ring.
+/// Maps the pages of a ring into `vma`, read-only for good. The mapping holds the pages, whatever
+/// becomes of the ring.
 pub(crate) fn map_ring(ring: &RingMemory, vma: &VmaNew) -> Result {
     // SAFETY: The mapping is being set up, and nobody else writes the field.
     let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
@@ -378,8 +430,9 @@ pub(crate) fn map_ring(ring: &RingMemory, vma: &VmaNew) -> Result {
     for at in (0..ring.len()).step_by(PAGE_SIZE) {
         // SAFETY: `at` lies within the vmalloc allocation that `ring` owns.
         let page = unsafe { bindings::vmalloc_to_page(ring.bytes.as_ptr().add(at).cast()) };
-        // SAFETY: The page is part of a live vmalloc allocation, and the address lies in the mapping, whose length is
-        // that of the ring. The mapping takes its own reference to the page.
+        // SAFETY: The page is part of a live vmalloc allocation, and the address lies in the
+        // mapping, whose length is that of the ring. The mapping takes its own reference to the
+        // page.
         to_result(unsafe { bindings::vm_insert_page(vma.as_ptr(), vma.start() + at, page) })?;
     }
     Ok(())

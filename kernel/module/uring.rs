@@ -2,8 +2,9 @@
 
 //! io_uring commands: a job whose completion is the command's.
 //!
-//! A command is issued once ([`Issued`]) and, if its job was admitted, waits in the table of the job's slot
-//! ([`Waiting`]) until the job ends. When its ring or its task goes, io_uring issues it again to have it canceled.
+//! A command is issued once ([`Issued`]) and, if its job was admitted, waits in the table of the
+//! job's slot ([`Waiting`]) until the job ends. When its ring or its task goes, io_uring issues it
+//! again to have it canceled.
 
 use crate::abi::{Ticket, UringSubmit, Wire};
 use crate::shim;
@@ -27,10 +28,15 @@ pub(crate) struct Issued<'a> {
 impl Issued<'_> {
     /// # Safety
     ///
-    /// `cmd` must be valid, and `flags` be what io_uring passed with it, during the call of `uring_cmd` that `'a` is.
+    /// `cmd` must be valid, and `flags` be what io_uring passed with it, during the call of
+    /// `uring_cmd` that `'a` is.
     pub(crate) unsafe fn new(cmd: *mut bindings::io_uring_cmd, flags: c_uint) -> Self {
         // INVARIANT: By the safety requirements.
-        Self { cmd, flags, _call: PhantomData }
+        Self {
+            cmd,
+            flags,
+            _call: PhantomData,
+        }
     }
 
     /// Its operation, an ioctl number.
@@ -48,17 +54,18 @@ impl Issued<'_> {
     /// The struct in its command area, copied once: user space may change the original.
     pub(crate) fn ask(&self) -> Result<UringSubmit> {
         let mut bytes = [0u8; UringSubmit::SIZE];
-        // SAFETY: By the type invariant; the function writes the bytes of the command area, which are as many.
+        // SAFETY: By the type invariant; the function writes the bytes of the command area, which
+        // are as many.
         unsafe { shim::rustai_uring_read(self.cmd, bytes.as_mut_ptr()) };
         UringSubmit::read(&bytes).ok_or(EINVAL)
     }
 
-    /// The job that it waits for; `None` if it was not given one yet. The lock of the queue is held.
+    /// The job that it waits for; `None` if it was not given one yet. The lock of the queue is
+    /// held.
     pub(crate) fn ticket(&self) -> Option<Ticket> {
         let (mut slot, mut generation) = (0, 0);
         // SAFETY: By the type invariant, and both pointers are valid for writes.
-        let named =
-            unsafe { shim::rustai_uring_named(self.cmd, &mut slot, &mut generation) };
+        let named = unsafe { shim::rustai_uring_named(self.cmd, &mut slot, &mut generation) };
         named.then_some(Ticket { slot, generation })
     }
 
@@ -66,7 +73,10 @@ impl Issued<'_> {
     pub(crate) fn start(self) -> Started {
         // SAFETY: By the type invariant; this is the call that issued it.
         unsafe { shim::rustai_uring_start(self.cmd, self.flags) };
-        Started { cmd: self.cmd, flags: self.flags }
+        Started {
+            cmd: self.cmd,
+            flags: self.flags,
+        }
     }
 }
 

@@ -22,7 +22,9 @@ pub(crate) fn error(errno: Errno) -> Error {
 pub(crate) fn read<T: Wire>(arg: usize) -> Result<T> {
     const { assert!(T::SIZE <= LONGEST) };
     let mut head = [0u8; 8];
-    UserSlice::new(UserPtr::from_addr(arg), head.len()).reader().read_slice(&mut head)?;
+    UserSlice::new(UserPtr::from_addr(arg), head.len())
+        .reader()
+        .read_slice(&mut head)?;
     let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
     if (size as usize) < T::SIZE {
         return Err(EINVAL);
@@ -52,7 +54,9 @@ pub(crate) fn write<T: Wire>(arg: usize, value: &T) -> Result {
     if !value.write(&mut bytes) {
         return Err(EINVAL);
     }
-    UserSlice::new(UserPtr::from_addr(arg), T::SIZE).writer().write_slice(&bytes[..T::SIZE])
+    UserSlice::new(UserPtr::from_addr(arg), T::SIZE)
+        .writer()
+        .write_slice(&bytes[..T::SIZE])
 }
 
 /// Reads element `index` of an array at a user address.
@@ -61,6 +65,8 @@ pub(crate) fn element<T: Wire>(address: u64, index: usize) -> Result<T> {
     let address = usize::try_from(address).map_err(|_| EFAULT)?;
     let at = UserPtr::from_addr(address).wrapping_byte_add(index * T::SIZE);
     let mut bytes = [0u8; LONGEST];
-    UserSlice::new(at, T::SIZE).reader().read_slice(&mut bytes[..T::SIZE])?;
+    UserSlice::new(at, T::SIZE)
+        .reader()
+        .read_slice(&mut bytes[..T::SIZE])?;
     T::read(&bytes).ok_or(EINVAL)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bugs made on purpose, one for each parameter: a kernel that overlooks one of them proves nothing about rustai.
+//! Bugs made on purpose, one for each parameter: a kernel that overlooks one of them proves nothing
+//! about rustai.
 
 use core::hint::black_box;
 use kernel::{new_mutex, new_spinlock, prelude::*, sync::Mutex, sync::SpinLock};

@@ -93,7 +93,7 @@ impl Ground {
                 tensor = floats(name, 4 * rng.below(2000), 1 + rng.below(100), rng.below(4) as u32);
             }
             assert!(tensor.write(&mut bytes));
-            self.map.copy_in(32 << 10 | i * Tensor::SIZE, &bytes);
+            self.map.copy_in((32 << 10) + i * Tensor::SIZE, &bytes);
         }
         let mut bytes = [0; Job::SIZE];
         for i in 0..8 {

@@ -164,9 +164,7 @@ pub const TESTS: &[Test] = &[
         server.progress(&records[0], 1).unwrap();
         drop(server);
         assert_eq!(client.next().unwrap().flags, cqe_flag::MORE);
-        for user_data in [1, 2, 3] {
-            assert_eq!(client.result(user_data), -EOWNERDEAD);
-        }
+        assert_eq!(client.results(&[1, 2, 3]), [-EOWNERDEAD; 3]);
         assert_eq!(order(&Server::new(), 1), [4]);
         assert_eq!(client.stat().reissued, 1);
     }),

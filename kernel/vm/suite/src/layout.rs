@@ -3,7 +3,7 @@
 use rustai_abi::queue::*;
 
 fn print<T: Wire>() {
-    println!("{} size {}", T::C_NAME, T::SIZE);
+    println!("{} SIZE {}", T::C_NAME, T::SIZE);
     for field in T::FIELDS {
         println!("{} {} {}", T::C_NAME, field.name, field.offset);
     }

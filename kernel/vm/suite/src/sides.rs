@@ -108,6 +108,14 @@ impl Client {
         entry.result
     }
 
+    /// The results of the next completions, which must be those of these jobs, in any order.
+    pub fn results(&self, user_data: &[u64]) -> Vec<i32> {
+        let mut all: Vec<_> = user_data.iter().map(|_| self.completion()).collect();
+        all.sort_by_key(|entry| entry.user_data);
+        assert!(all.iter().map(|entry| &entry.user_data).eq(user_data));
+        all.iter().map(|entry| entry.result).collect()
+    }
+
     /// CANCEL of all jobs: how many.
     pub fn cancel_all(&self) -> u32 {
         let mut ask = Cancel { flags: op_flag::ALL, ..Cancel::new() };

@@ -130,7 +130,7 @@ impl Map {
 
     /// A word that others may write at any time.
     pub fn word(&self, offset: usize) -> u32 {
-        assert!(offset + 4 <= self.len && offset % 4 == 0);
+        assert!(offset + 4 <= self.len && offset.is_multiple_of(4));
         // SAFETY: The word lies within the mapping and is aligned; all who write it do so atomically.
         unsafe { AtomicU32::from_ptr(self.at.add(offset).cast()) }.load(Ordering::Acquire)
     }
