@@ -3,12 +3,18 @@
 //! Regions come straight from the system, so pages that nobody touches cost nothing, and large ones are offered huge
 //! pages (`madvise(2)`, `MADV_HUGEPAGE`), which spares a streaming kernel most address-translation misses. On a machine with
 //! several memory nodes [`placement`] has its say.
+//!
+//! AddressSanitizer knows nothing of such memory. So that it notices accesses after the end all the same, small regions
+//! end at a page that nobody may touch if the program is built with `--cfg rustai_guard`, as `scripts/sanitize.sh` does.
 
 use crate::{ExecutorError, placement};
 use std::ptr::NonNull;
 
 /// A huge page of x86-64 and of AArch64 with 4 KiB granules. Regions at least this large ask for them.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes that nobody may touch after the end of a region, if there are such: a multiple of every system's page.
+const GUARD: usize = 64 << 10;
 
 /// `bytes` rounded up to the 64 that every part of a region is aligned to; `usize::MAX`, which no region has, on overflow.
 pub(crate) fn align(bytes: usize) -> usize {
@@ -36,8 +42,13 @@ impl Region {
             let mapping = (std::ptr::null_mut(), 0);
             return Ok(Self { start: NonNull::<Aligned>::dangling().cast(), len, mapping });
         }
+        let guard = if cfg!(rustai_guard) && len < HUGE_PAGE { GUARD } else { 0 };
         // Room to move the start to a huge page; what is never touched takes no memory.
-        let mapped = if len >= HUGE_PAGE { len.saturating_add(HUGE_PAGE) } else { len };
+        let mapped = match len {
+            HUGE_PAGE.. => len.saturating_add(HUGE_PAGE),
+            _ if guard > 0 => len.next_multiple_of(GUARD) + guard,
+            _ => len,
+        };
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe {
             libc::mmap(
@@ -55,7 +66,11 @@ impl Region {
         }
         let mapping = (start, mapped);
         let mut start = start.cast::<u8>();
-        if mapped > len {
+        if guard > 0 {
+            start = start.wrapping_add(mapped - guard - align(len));
+            // SAFETY: the range is the end of what was just mapped; if it stays accessible, errors are noticed later only.
+            unsafe { libc::mprotect(mapping.0.wrapping_byte_add(mapped - guard), guard, libc::PROT_NONE) };
+        } else if mapped > len {
             start = start.wrapping_add(start.align_offset(HUGE_PAGE));
             // SAFETY: the range lies in what was just mapped; the advice changes no contents, and its failure is harmless.
             unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };

@@ -177,10 +177,9 @@ fn results_depend_on_neither_threads_nor_the_batch() {
             let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&together), bits(&threaded), "{isa:?} {dtype}");
             for t in 0..tokens {
-                for count in 1..=3.min(tokens - t) {
-                    let few = Bench { isa, threads: 2, tokens: count }.matmul(make(), &x[t * cols..(t + count) * cols]);
-                    assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
-                }
+                let count = (1 + t % 3).min(tokens - t);
+                let few = Bench { isa, threads: 2, tokens: count }.matmul(make(), &x[t * cols..(t + count) * cols]);
+                assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
             }
         }
     }

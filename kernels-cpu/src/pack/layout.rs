@@ -201,8 +201,9 @@ impl Scales {
 
 /// A type of blocks, for kernels to be generic over.
 pub(crate) trait Packed {
+    const DTYPE: DType;
     /// Its row of [`LAYOUTS`].
-    const BLOCKS: Blocks;
+    const BLOCKS: Blocks = Blocks::of(Self::DTYPE);
 }
 
 /// Calls a macro with all types that have integer kernels: the name of the entry point, then the name of the type.
@@ -219,7 +220,7 @@ pub(crate) use integer_types;
 /// One type without values for each of the integer types.
 #[allow(non_camel_case_types, reason = "the field writes these names so")]
 pub(crate) mod types {
-    use super::{Blocks, DType, Packed};
+    use super::{DType, Packed};
 
     macro_rules! declare {
         ($($entry:ident: $name:ident),+) => {
@@ -227,7 +228,7 @@ pub(crate) mod types {
                 pub(crate) struct $name;
 
                 impl Packed for $name {
-                    const BLOCKS: Blocks = Blocks::of(DType::$name);
+                    const DTYPE: DType = DType::$name;
                 }
             )+
         };

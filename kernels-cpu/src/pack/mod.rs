@@ -29,6 +29,11 @@ pub(crate) fn pack(dtype: DType, layout: Layout, cols: usize, bytes: &[u8], out:
     let row_bytes = dtype.bytes_for(cols).expect("rows are whole blocks");
     let stride = layout.group_bytes(cols);
     let zeros = vec![0; row_bytes];
+    let pack_group = match layout {
+        Layout::Plain(2) => interleave::<2>,
+        Layout::Plain(_) => interleave::<4>,
+        Layout::Blocks(_) => packer_of(dtype),
+    };
     out.par_chunks_mut(stride * GROUPS_PER_TASK).enumerate().for_each(|(task, chunk)| {
         for (i, group) in chunk.chunks_exact_mut(stride).enumerate() {
             let first = (task * GROUPS_PER_TASK + i) * GROUP;
@@ -36,17 +41,26 @@ pub(crate) fn pack(dtype: DType, layout: Layout, cols: usize, bytes: &[u8], out:
                 let start = (first + r) * row_bytes;
                 bytes.get(start..start + row_bytes).unwrap_or(&zeros)
             });
-            match layout {
-                Layout::Plain(2) => interleave::<2>(&rows, group),
-                Layout::Plain(_) => interleave::<4>(&rows, group),
-                Layout::Blocks(blocks) => {
-                    let (codes, scales) = group.split_at_mut(blocks.code_bytes(cols));
-                    let (len, bytes) = (dtype.block_len(), dtype.block_bytes());
-                    pack_group(&blocks, &rows, (len, bytes), codes, scales);
-                }
-            }
+            pack_group(&rows, group);
         }
     });
+}
+
+/// Packs one group of rows.
+type PackGroup = fn(&[&[u8]; GROUP], &mut [u8]);
+
+/// The function made for a type of blocks.
+fn packer_of(dtype: DType) -> PackGroup {
+    macro_rules! choose {
+        ($($entry:ident: $name:ident),+) => {
+            match dtype {
+                $(DType::$name => pack_blocks::<types::$name>,)+
+                // PANIC: only types of `integer_types` have a layout of blocks.
+                _ => unreachable!("{dtype} has no blocks"),
+            }
+        };
+    }
+    integer_types!(choose)
 }
 
 /// `out[j][r] = rows[r][j]` for pieces of `SIZE` bytes.
@@ -60,100 +74,75 @@ fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     }
 }
 
-fn pack_group(blocks: &Blocks, rows: &[&[u8]; GROUP], block: (usize, usize), codes: &mut [u8], scales: &mut [u8]) {
+fn pack_blocks<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         #[target_feature(enable = "avx2")]
-        fn wide(blocks: &Blocks, rows: &[&[u8]; GROUP], block: (usize, usize), codes: &mut [u8], scales: &mut [u8]) {
-            pack_group_inline(blocks, rows, block, codes, scales);
+        fn wide<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
+            pack_blocks_inline::<P>(rows, out);
         }
         // SAFETY: the processor has the feature; nothing else is asked for.
-        unsafe { wide(blocks, rows, block, codes, scales) };
+        unsafe { wide::<P>(rows, out) };
         return;
     }
-    pack_group_inline(blocks, rows, block, codes, scales);
+    pack_blocks_inline::<P>(rows, out);
 }
 
-/// Bytes of a row's codes in one block of 32 columns, at most.
-const ROW_CODES: usize = 32;
+/// Not inlined, since the parts had better stay in memory: vectors go there and words come from there.
+#[inline(never)]
+fn take_apart<P: Packed>(block: &[u8], parts: &mut Parts) {
+    (P::BLOCKS.parts)(block, parts);
+}
 
 #[inline(always)]
-fn pack_group_inline(
-    blocks: &Blocks,
-    rows: &[&[u8]; GROUP],
-    (len, bytes): (usize, usize),
-    codes: &mut [u8],
-    scales: &mut [u8],
-) {
+fn pack_blocks_inline<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
+    let Blocks { codes, scales, .. } = P::BLOCKS;
+    let (len, bytes) = (P::DTYPE.block_len(), P::DTYPE.block_bytes());
+    let blocks = rows[0].len() / bytes;
+    let (code_plane, scale_plane) = out.split_at_mut(P::BLOCKS.code_bytes(blocks * len));
+    let places =
+        code_plane.chunks_exact_mut(P::BLOCKS.code_bytes(len)).zip(scale_plane.chunks_exact_mut(scales.bytes(len)));
     let mut parts = Parts::ZERO;
-    let pieces = blocks.codes.registers();
-    let (code_bytes, scale_bytes) = (blocks.code_bytes(len), blocks.scales.bytes(len));
-    let places = codes.chunks_exact_mut(code_bytes).zip(scales.chunks_exact_mut(scale_bytes));
-    for (b, (codes, scales)) in places.enumerate() {
-        let mut row_codes = [[0; ROW_CODES]; 8];
+    for (b, (code_place, scale_place)) in places.enumerate() {
         for (r, row) in rows.iter().enumerate() {
-            (blocks.parts)(&row[b * bytes..(b + 1) * bytes], &mut parts);
-            for (to, codes) in row_codes.iter_mut().zip(parts.codes[..len].as_chunks::<32>().0) {
-                pack_codes(blocks.codes, codes, to);
-            }
-            for (registers, codes) in codes.chunks_exact_mut(pieces * 64).zip(&row_codes) {
-                for (register, four) in registers.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
+            take_apart::<P>(&row[b * bytes..(b + 1) * bytes], &mut parts);
+            let registers_of_blocks = code_place.chunks_exact_mut(codes.registers() * 64);
+            for (registers, block) in registers_of_blocks.zip(parts.codes[..len].as_chunks::<32>().0) {
+                let packed = pack_codes(codes, block);
+                for (register, four) in registers.as_chunks_mut::<64>().0.iter_mut().zip(&packed) {
                     register[r * 4..r * 4 + 4].copy_from_slice(four);
                 }
             }
-            put_scales(blocks.scales, &parts, r, scales);
+            put_scales(scales, &parts, r, scale_place);
         }
     }
 }
 
 /// One row's part of a block: four bytes of each register in turn.
 #[inline(always)]
-fn pack_codes(order: Codes, codes: &[u8; 32], out: &mut [u8; ROW_CODES]) {
-    match order {
-        Codes::Two => pack_crumbs(codes, 0, &mut out[..8]),
-        Codes::Three => {
-            pack_crumbs(codes, 0, &mut out[..8]);
-            pack_bits(codes, 2, &mut out[8..12]);
-        }
-        Codes::Four => pack_nibbles(codes, &mut out[..16]),
-        Codes::Five => {
-            pack_nibbles(codes, &mut out[..16]);
-            pack_bits(codes, 4, &mut out[16..20]);
-        }
-        Codes::Six => {
-            pack_nibbles(codes, &mut out[..16]);
-            pack_crumbs(codes, 4, &mut out[16..24]);
-        }
-        Codes::Eight => *out = *codes,
-    }
+fn pack_codes(order: Codes, codes: &[u8; 32]) -> [[u8; 4]; 8] {
+    let step = |j: usize| u32::from_le_bytes([codes[4 * j], codes[4 * j + 1], codes[4 * j + 2], codes[4 * j + 3]]);
+    let nibbles = |i: usize| step(i) & 0x0f0f_0f0f | (step(i + 4) & 0x0f0f_0f0f) << 4;
+    // Two bits of each code, from bit `place` on.
+    let crumbs = |i: usize, place: u32| {
+        let crumb = |s: usize| (step(4 * i + s) >> place & 0x0303_0303) << (2 * s);
+        crumb(0) | crumb(1) | crumb(2) | crumb(3)
+    };
+    // Bit `place` of each code.
+    let bits = |place: u32| (0..8).fold(0, |bits, j| bits | (step(j) >> place & 0x0101_0101) << j);
+    let words = match order {
+        Codes::Two => [crumbs(0, 0), crumbs(1, 0), 0, 0, 0, 0, 0, 0],
+        Codes::Three => [crumbs(0, 0), crumbs(1, 0), bits(2), 0, 0, 0, 0, 0],
+        Codes::Four => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), 0, 0, 0, 0],
+        Codes::Five => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), bits(4), 0, 0, 0],
+        Codes::Six => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), crumbs(0, 4), crumbs(1, 4), 0, 0],
+        Codes::Eight => [step(0), step(1), step(2), step(3), step(4), step(5), step(6), step(7)],
+    };
+    words.map(u32::to_le_bytes)
 }
 
-#[inline(always)]
-fn pack_nibbles(codes: &[u8; 32], out: &mut [u8]) {
-    let (low, high) = codes.split_at(16);
-    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-        *out = low & 0x0f | high << 4;
-    }
-}
-
-/// Two bits of each code, from bit `place` on.
-#[inline(always)]
-fn pack_crumbs(codes: &[u8; 32], place: u32, out: &mut [u8]) {
-    for (out, steps) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes.as_chunks::<16>().0) {
-        for (c, out) in out.iter_mut().enumerate() {
-            let crumb = |s: usize| (steps[4 * s + c] >> place & 3) << (2 * s);
-            *out = crumb(0) | crumb(1) | crumb(2) | crumb(3);
-        }
-    }
-}
-
-/// Bit `place` of each code.
-#[inline(always)]
-fn pack_bits(codes: &[u8; 32], place: u32, out: &mut [u8]) {
-    for (c, out) in out.iter_mut().enumerate() {
-        *out = (0..8).fold(0, |bits, j| bits | (codes[4 * j + c] >> place & 1) << j);
-    }
-}
+/// Bytes of a row's codes in one block of 32 columns, at most.
+const ROW_CODES: usize = 32;
 
 /// The code of column `col` of a row's part of a block, the inverse of [`pack_codes`].
 fn unpack_code(order: Codes, packed: &[u8; ROW_CODES], col: usize) -> u8 {

@@ -9,7 +9,8 @@
 //! activations lie in -127 ..= 127, so a sum of two products is at most [`PAIR`] times the largest weight, and that fits 16
 //! bits for every type. Signed weights are multiplied as |w| * sign(a, w) there.
 
-use crate::pack::{Blocks, Packed};
+use crate::pack::Packed;
+use rustai_abi::DType;
 use std::marker::PhantomData;
 
 /// The largest magnitude of two activations together.
@@ -28,7 +29,7 @@ pub(super) struct Vnni<F>(PhantomData<F>);
 pub(super) struct Pairs<F>(PhantomData<F>);
 
 impl<F: Packed> Packed for Vnni<F> {
-    const BLOCKS: Blocks = F::BLOCKS;
+    const DTYPE: DType = F::DTYPE;
 }
 
 impl<F: Packed> Dot for Vnni<F> {
@@ -36,7 +37,7 @@ impl<F: Packed> Dot for Vnni<F> {
 }
 
 impl<F: Packed> Packed for Pairs<F> {
-    const BLOCKS: Blocks = F::BLOCKS;
+    const DTYPE: DType = F::DTYPE;
 }
 
 impl<F: Packed> Dot for Pairs<F> {
