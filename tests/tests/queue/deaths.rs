@@ -112,7 +112,8 @@ fn settles(socket: &Path, clients: usize) {
     }
 }
 
-fn clients_die(count: u32) {
+/// `alone`: no other test runs in this process, so that its descriptors can be counted.
+fn clients_die(count: u32, alone: bool) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("q");
     let broker = Broker::new(BrokerOptions::default()).unwrap();
@@ -132,7 +133,7 @@ fn clients_die(count: u32) {
         broker.audit().unwrap();
         // The last buffers of the dead are acknowledged by the server's own thread.
         let until = Instant::now() + Duration::from_secs(20);
-        while server.stat().mapped > 0 || fds() > before {
+        while server.stat().mapped > 0 || alone && fds() > before {
             assert!(
                 Instant::now() < until,
                 "round {round}: {} mapped, {} descriptors of {before}",
@@ -197,7 +198,7 @@ fn both_die(count: u32) {
 
 #[test]
 fn clients_that_are_killed_leave_nothing() {
-    clients_die(rounds(6));
+    clients_die(rounds(6), false);
 }
 
 #[test]
@@ -213,7 +214,7 @@ fn both_killed_leave_a_socket_that_can_be_taken_over() {
 #[test]
 #[ignore = "takes minutes: cargo test --release -- --ignored a_thousand_deaths"]
 fn a_thousand_deaths() {
-    clients_die(rounds(334));
+    clients_die(rounds(334), true);
     servers_die(rounds(333));
     both_die(rounds(333));
 }

@@ -11,6 +11,7 @@ mod lives;
 mod opcodes;
 mod refusals;
 mod rig;
+mod ring;
 
 use rig::{Kind, Rig};
 use std::sync::atomic::{AtomicUsize, Ordering};

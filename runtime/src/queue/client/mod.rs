@@ -191,7 +191,12 @@ impl Client {
     }
 
     fn adopt(&self, state: &mut State, seq: u64, user_data: u64) -> Pending {
-        state.jobs.entry(seq).or_default().user_data = user_data;
+        let gone = state.gone;
+        let flight = state.jobs.entry(seq).or_default();
+        flight.user_data = user_data;
+        if gone && flight.done.is_none() {
+            flight.done = Some(Completion::failure(user_data, seq, Errno::EOWNERDEAD, 0));
+        }
         Pending::new(self.inner.clone(), seq, user_data)
     }
 
@@ -243,7 +248,7 @@ impl Client {
     /// As [`submit`](Self::submit).
     pub fn run_spinning(&self, job: &Job) -> Result<Completion, QueueError> {
         let (jobs, tensors) = job::flatten(std::slice::from_ref(job))?;
-        let _order = self.inner.lock_order();
+        let order = self.inner.lock_order();
         let head = self.inner.reap_locked(&mut self.inner.lock());
         let ask = Submit { head, count: 1, ..Submit::new() };
         let mut bytes = [0; Submit::SIZE];
@@ -269,6 +274,7 @@ impl Client {
         let answered = self.inner.transport.submit_spinning(&mut bytes, extra, &mut is_done);
         answered.map_err(|fault| self.inner.fault(fault, op::SUBMIT))?;
         self.inner.lock().told = head;
+        drop(order);
         match found {
             Some(entry) => {
                 let mut state = self.inner.lock();

@@ -43,6 +43,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 use stream::Event;
 use work::Work;
@@ -113,6 +114,8 @@ const EARLY_CANCELS: usize = 256;
 /// Bytes that one FETCH takes at most.
 const FETCH_BYTES: usize = 64 << 10;
 const _: () = assert!(FETCH_BYTES >= MAX_RECORD);
+/// How long a server that goes waits for the engine to end a step.
+const LONGEST_STEP: Duration = Duration::from_secs(10);
 /// Records that one FETCH takes at most.
 const FETCH_RECORDS: u32 = 256;
 
@@ -195,12 +198,21 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // From here on nothing is committed: what becomes of the jobs is the clients' policy.
         self.shared.stopping.store(true, Ordering::Release);
+        // No kernel may touch the clients' memory once they are told that the server is gone.
+        let until = Instant::now() + LONGEST_STEP;
+        loop {
+            let running = self.shared.running();
+            if running.cancels.is_empty() || Instant::now() > until {
+                break;
+            }
+            running.cancels.values().for_each(CancelHandle::cancel);
+            drop(running);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Ends a FETCH that waits, too.
         let _ = self.shared.side.detach();
-        for cancel in self.shared.running().cancels.values() {
-            cancel.cancel();
-        }
         let _ = self.shared.events.send(Event::Stop);
         let _ = self.shared.products.send(Product::Stop);
         for thread in self.threads.drain(..) {
@@ -231,7 +243,7 @@ impl Shared {
         let mut records = vec![0; FETCH_BYTES];
         while !self.stopping.load(Ordering::Acquire) {
             // Looks up now and then: a device does not wake those that wait when they detach.
-            let patience = Patience::Until(super::clock::deadline(std::time::Duration::from_millis(500)));
+            let patience = Patience::Until(super::clock::deadline(Duration::from_millis(500)));
             match self.side.fetch(&mut records, FETCH_RECORDS, patience) {
                 Ok((_, used)) => self.handle(&records[..used]),
                 Err(Errno::ETIME | Errno::EINTR) => {}
@@ -343,6 +355,9 @@ impl Shared {
 
     /// Completes jobs. One that was completed meanwhile (canceled, timed out) does not hold up those behind it.
     fn commit(&self, mut outcomes: &[Outcome]) {
+        if self.stopping.load(Ordering::Acquire) {
+            return;
+        }
         let copied: u64 = outcomes.iter().map(|outcome| outcome.copied).sum();
         self.copied.fetch_add(copied, Ordering::Relaxed);
         while !outcomes.is_empty() {
