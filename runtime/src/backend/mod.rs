@@ -12,6 +12,8 @@ use crate::plan::PlanError;
 use rustai_abi::{Batch, DType};
 use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
 
+pub use rustai_kernels_cpu::{External, Outside};
+
 /// Why a step did not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -120,6 +122,16 @@ pub trait Executable: Send {
     /// # Errors
     /// [`StepError`] if the batch breaks a limit; nothing has run then.
     fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError>;
+    /// As [`step`](Self::step), but rows that `outside` names are written there; those logits are arbitrary in what is
+    /// returned.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and if a row has a wrong width or the executable has no such rows.
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError>;
+    /// Values of an embedding: what the last product of the model takes, if there is such a thing.
+    fn embedding_width(&self) -> Option<usize> {
+        None
+    }
     /// The limits.
     fn limits(&self) -> Limits;
     /// One line for people: device, kernels, threads.
