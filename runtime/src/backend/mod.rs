@@ -21,6 +21,9 @@ pub enum StepError {
     /// The kernels refused the batch.
     #[error(transparent)]
     Cpu(#[from] ExecutorError),
+    /// The executable computes in its own memory only.
+    #[error("this backend writes no results into a caller's memory; copy them from what a step returns")]
+    OwnMemoryOnly,
     /// A graph has no input of this name.
     #[error("the graph has no input {name:?}; it has {known:?}")]
     UnknownInput {
@@ -127,7 +130,10 @@ pub trait Executable: Send {
     ///
     /// # Errors
     /// As [`step`](Self::step), and if a row has a wrong width or the executable has no such rows.
-    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError>;
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
+        let mut rows = outside.inputs.iter().chain(outside.output).chain(outside.normalized);
+        if rows.any(Option::is_some) { Err(StepError::OwnMemoryOnly) } else { self.step(batch) }
+    }
     /// Values of an embedding: what the last product of the model takes, if there is such a thing.
     fn embedding_width(&self) -> Option<usize> {
         None

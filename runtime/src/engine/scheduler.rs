@@ -32,8 +32,9 @@ pub(super) trait Driver {
         let _ = position;
         None
     }
-    /// The logits behind the token at `position`; arbitrary if [`place`](Self::place) named a place for logits. Where that is the last known token, the answer is the token to go on
-    /// with, or `None` at the end; elsewhere ([`Rows::All`]) the answer is ignored.
+    /// The logits behind the token at `position`; arbitrary if [`place`](Self::place) named a place for logits. Where that
+    /// is the last known token, the answer is the token to go on with, or `None` at the end; elsewhere ([`Rows::All`]) the
+    /// answer is ignored.
     fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32>;
     /// The token that the driver took last, but did not go on with.
     fn last(&self) -> Option<u32> {

@@ -150,7 +150,7 @@ impl RandomTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustai::backend::{Limits, Outside, StepError};
+    use rustai::backend::{Limits, StepError};
 
     /// Records the steps it is asked for.
     struct Recorder {
@@ -166,9 +166,6 @@ mod tests {
             assert_eq!(batch.outputs[0], sequence.len - 1);
             self.steps.push((sequence.start, sequence.len, sequence.pages.len()));
             Ok(&[])
-        }
-        fn step_with(&mut self, batch: &Batch<'_>, _: Outside<'_>) -> Result<&[f32], StepError> {
-            self.step(batch)
         }
         fn limits(&self) -> Limits {
             Limits { max_tokens: 8, max_outputs: 1, pages: 2, context: 64, vocab: 10 }
@@ -209,9 +206,6 @@ mod tests {
                 let pages: Vec<&[u32]> = batch.sequences.iter().map(|sequence| sequence.pages).collect();
                 assert_eq!(pages, [[0], [1], [2]]);
                 Ok(&[])
-            }
-            fn step_with(&mut self, batch: &Batch<'_>, _: Outside<'_>) -> Result<&[f32], StepError> {
-                self.step(batch)
             }
             fn limits(&self) -> Limits {
                 Limits { max_tokens: 8, max_outputs: 3, pages: 3, context: 32, vocab: 10 }
