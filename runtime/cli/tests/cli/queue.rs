@@ -20,10 +20,14 @@ impl Serving {
         let tiny = Tiny::new();
         let socket = tiny.file("place", "").with_file_name("q.sock");
         let queue = format!("socket:{}", socket.display());
-        let mut command = tiny.run("serve -t 1 --queue").arg(&queue).command();
+        let mut command = tiny.run("serve -t 1").arg("--queue").arg(&queue).command();
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let why = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+            panic!("the server ended: {why}");
+        }
         assert_eq!(line, format!("ready {queue}\n"));
         Self { child, queue, _tiny: tiny }
     }
