@@ -15,7 +15,13 @@ use crate::{
     text::{Message, Specials},
 };
 use rustai_abi::queue::{Errno, Outcome, job_flag, opcode};
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// The longest delay of an ECHO.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
@@ -159,13 +165,20 @@ impl Work<'_> {
         let rows = out.floats()?;
         let count = (rows.len() / width) as u32;
         let (shared, ticket) = (self.shared.clone(), self.ticket);
+        // The engine may be done before this thread has noted that it began.
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
         let done = move |result: Result<(), EngineError>| {
+            end.store(true, Ordering::Release);
             let done = Done { result: count as i32, count, copied: 0 };
             shared.finish(ticket, result.map(|()| done).map_err(|error| errno_of(&error)));
         };
         let cancel = engine.compute(tokens, session.as_ref(), Wanted { kind, rows }, done);
         let cancel = cancel.map_err(|error| errno_of_request(&error))?;
         self.shared.started(self.ticket, cancel);
+        if ended.load(Ordering::Acquire) {
+            self.shared.running().cancels.remove(&self.ticket);
+        }
         Ok(None)
     }
 
