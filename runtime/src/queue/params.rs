@@ -23,6 +23,8 @@
 //! - With a session, tokens of EMBED, LOGITS and GENERATE continue those of earlier jobs.
 //! - Inputs and outputs of EMBED, LOGITS and MATMUL are used in place, whatever their size; a MATMUL whose first input does
 //!   not start at a multiple of 64 bytes is copied, and the copy is counted.
+//! - What is copied (text, tokens, such an input) has at most 64 MiB, and a MATMUL at most 65,536 rows `m`; otherwise the job
+//!   completes with `EMSGSIZE`.
 
 /// Parameters of ECHO, for tests and for measuring the queue.
 pub mod echo {

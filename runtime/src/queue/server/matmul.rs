@@ -12,6 +12,9 @@ use rustai_kernels_cpu::{
 };
 use std::sync::{Arc, mpsc};
 
+/// Rows of a product's first input, at most: each needs some memory of the server's.
+const MOST_ROWS: usize = 1 << 16;
+
 /// A product to compute.
 pub(super) enum Product {
     /// `out = x · wᵀ`.
@@ -42,8 +45,11 @@ impl Product {
         if x.dtype != DType::F32 || out.dtype != DType::F32 {
             return Err(Errno::EOPNOTSUPP);
         }
-        if k != also_k || result != (n, m) {
+        if k != also_k || result != (n, m) || m > MOST_ROWS {
             return Err(Errno::EMSGSIZE);
+        }
+        if !x.is_aligned() {
+            x.can_be_copied()?;
         }
         let (x, w, out) = (x.clone(), w.clone(), out.clone());
         let cancel = CancelHandle::default();

@@ -18,6 +18,10 @@ pub(super) struct Work<'a> {
     pub(super) tensors: &'a [Tensor],
 }
 
+/// Bytes of a tensor that are copied to private memory at most. A client's tensor may be larger than all memory, since a
+/// memfd costs nothing until it is touched.
+pub(super) const LARGEST_COPY: usize = 64 << 20;
+
 /// A tensor that is mapped.
 #[derive(Clone)]
 pub(super) struct Place {
@@ -47,11 +51,17 @@ impl Place {
         self.map.floats(self.bytes.clone()).ok_or(Errno::EINVAL)
     }
 
+    /// Refuses what is too large to be copied.
+    pub(super) fn can_be_copied(&self) -> Result<(), Errno> {
+        if self.bytes.len() > LARGEST_COPY { Err(Errno::EMSGSIZE) } else { Ok(()) }
+    }
+
     /// A private copy of token ids, each of which is below `below`.
     pub(super) fn indices(&self, below: usize) -> Result<Vec<u32>, Errno> {
         if self.dtype != DType::I32 {
             return Err(Errno::EOPNOTSUPP);
         }
+        self.can_be_copied()?;
         let mut tokens = vec![0u32; self.len()];
         self.map.read(self.bytes.start, bytemuck::cast_slice_mut(&mut tokens));
         if tokens.iter().any(|&token| token as usize >= below) { Err(Errno::EDOM) } else { Ok(tokens) }
@@ -62,6 +72,7 @@ impl Place {
         if self.dtype != DType::I8 {
             return Err(Errno::EOPNOTSUPP);
         }
+        self.can_be_copied()?;
         let mut bytes = vec![0; self.bytes.len()];
         self.map.read(self.bytes.start, &mut bytes);
         // A client need not know the length to the byte.
@@ -124,6 +135,21 @@ mod tests {
         let negative = place(bytemuck::cast_slice(&[-1i32]), DType::I32, [1, 0, 0, 0, 0, 0]);
         assert_eq!(negative.indices(usize::MAX >> 33), Err(Errno::EDOM));
         assert_eq!(place(&[0; 4], DType::F32, [1, 0, 0, 0, 0, 0]).indices(100), Err(Errno::EOPNOTSUPP));
+    }
+
+    #[test]
+    fn what_is_too_large_to_be_copied_is_refused_before_it_is_touched() {
+        let len = LARGEST_COPY + 4096;
+        let fd = memfd::memfd("place", len as u64).unwrap();
+        let map = Arc::new(memfd::Shared::new(&fd, 0, len, true).unwrap());
+        let of = |dtype, bytes: Range<usize>| {
+            let dims = [bytes.len() as u64 / 4, 0, 0, 0, 0, 0];
+            Place { map: map.clone(), bytes, dtype, dims }
+        };
+        assert_eq!(of(DType::I32, 0..LARGEST_COPY + 4).indices(100), Err(Errno::EMSGSIZE));
+        assert_eq!(of(DType::I8, 0..LARGEST_COPY + 4).text(), Err(Errno::EMSGSIZE));
+        assert_eq!(of(DType::F32, 0..LARGEST_COPY + 4).can_be_copied(), Err(Errno::EMSGSIZE));
+        assert_eq!(of(DType::F32, 0..LARGEST_COPY).can_be_copied(), Ok(()));
     }
 
     #[test]
