@@ -11,6 +11,7 @@ use super::{
 use crate::sys::socket;
 use rustai_abi::queue::{Errno, Submit, op};
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     fs::{FlockOperation, Mode, OFlags, chmod, flock, open},
     net::{
         AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, shutdown,
@@ -180,8 +181,7 @@ impl Listening {
         let member = match self.broker.open(peer.uid, peer.pid, true) {
             Ok(member) => member,
             Err(errno) => {
-                // The client's first request finds this in the place of its answer.
-                socket::send(&connection, &[IoSlice::new(&message::reply(op::QUERY, Err(errno)))], None)?;
+                turn_away(connection, errno)?;
                 return Err(io::Error::other(errno.to_string()));
             }
         };
@@ -261,6 +261,24 @@ impl Listening {
             let _ = writeln!(reader, "{}", super::monitor::Snapshot::of(&self.broker).json());
         }
     }
+}
+
+/// Tells a client that there is no place for it, in answer to its first request; it has a second to make one. A connection that
+/// is closed before that would tell it less.
+fn turn_away(connection: OwnedFd, errno: Errno) -> io::Result<()> {
+    let tell = move || {
+        let mut request = [0; message::REQUEST];
+        let second = super::clock::timespec(Duration::from_secs(1));
+        let mut fds = [PollFd::new(&connection, PollFlags::IN)];
+        if poll(&mut fds, Some(&second)).is_ok_and(|ready| ready > 0)
+            && socket::receive(&connection, &mut request, false).is_ok_and(|received| received.len == request.len())
+        {
+            let number = u32::from_ne_bytes([request[0], request[1], request[2], request[3]]);
+            // A client that is gone needs no answer.
+            let _ = socket::send(&connection, &[IoSlice::new(&message::reply(number, Err(errno)))], None);
+        }
+    };
+    std::thread::Builder::new().name("rustai-queue-full".into()).spawn(tell).map(drop)
 }
 
 impl Drop for Listener {

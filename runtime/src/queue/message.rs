@@ -1,13 +1,4 @@
-//! Messages of the socket transport.
-//!
-//! | | bytes |
-//! |---|---|
-//! | request | `{u32 op, u32 len}`, the operation's struct (`len` bytes), then what the struct's address would lead to |
-//! | reply | `{u32 op, u32 len, i32 result, u32 zero}`, then the struct as answered (`len` bytes, 0 if `result` is not 0) |
-//!
-//! Addresses in structs are 0, for the other side cannot follow them: SUBMIT is followed by each job and its tensors. A
-//! memory file or an eventfd goes with the request as `SCM_RIGHTS`, and the completion ring's memory comes with the reply to
-//! SETUP. `result` is 0 or a negative error number. Integers are in the machine's order.
+//! Messages of the socket transport: how they are made and taken apart. What they look like is told in [`super`].
 
 use rustai_abi::queue::{Errno, Job, MAX_TENSORS, Tensor, Wire};
 
@@ -78,26 +69,16 @@ pub(super) enum Jobs<'a> {
     },
 }
 
-/// The tensors of one job.
-pub(super) struct Tensors {
-    all: [Tensor; MAX_TENSORS],
-    count: usize,
-}
-
-impl std::ops::Deref for Tensors {
-    type Target = [Tensor];
-
-    fn deref(&self) -> &[Tensor] {
-        &self.all[..self.count]
-    }
-}
-
 impl Jobs<'_> {
-    /// Takes the next job with its tensors.
+    /// Takes the next job; its tensors go to the front of `into`.
     ///
     /// # Errors
     /// `EFAULT` if they are not there; what `check` finds wrong with the job, before its tensors are looked at.
-    pub(super) fn take(&mut self, check: impl Fn(&Job) -> Result<(), Errno>) -> Result<(Job, Tensors), Errno> {
+    pub(super) fn take<'t>(
+        &mut self,
+        into: &'t mut [Tensor; MAX_TENSORS],
+        check: impl Fn(&Job) -> Result<(), Errno>,
+    ) -> Result<(Job, &'t [Tensor]), Errno> {
         let job = match self {
             Self::Bytes(bytes) => {
                 let job = Job::read(bytes).ok_or(Errno::EFAULT)?;
@@ -107,11 +88,10 @@ impl Jobs<'_> {
             Self::Structs { jobs, .. } => *jobs.split_off_first().ok_or(Errno::EFAULT)?,
         };
         check(&job)?;
-        let mut tensors = Tensors { all: [Tensor::new(); MAX_TENSORS], count: job.tensor_count as usize };
-        let places = tensors.all.get_mut(..tensors.count).ok_or(Errno::E2BIG)?;
+        let places = into.get_mut(..job.tensor_count as usize).ok_or(Errno::E2BIG)?;
         match self {
             Self::Bytes(bytes) => {
-                for place in places {
+                for place in &mut *places {
                     *place = Tensor::read(bytes).ok_or(Errno::EFAULT)?;
                     *bytes = &bytes[Tensor::SIZE..];
                 }
@@ -120,7 +100,7 @@ impl Jobs<'_> {
                 places.copy_from_slice(tensors.split_off(..places.len()).ok_or(Errno::EFAULT)?);
             }
         }
-        Ok((job, tensors))
+        Ok((job, places))
     }
 }
 
@@ -164,12 +144,12 @@ mod tests {
         tensors.iter().for_each(|tensor| push(&mut bytes, tensor));
         push(&mut bytes, &jobs[1]);
         for mut source in [Jobs::Bytes(&bytes), Jobs::Structs { jobs: &jobs, tensors: &tensors }] {
-            let (job, got) = source.take(|_| Ok(())).unwrap();
-            assert_eq!((job, &*got), (jobs[0], &tensors[..]));
-            assert_eq!(source.take(|_| Ok(())).unwrap().0, jobs[1]);
-            assert_eq!(source.take(|_| Ok(())).err(), Some(Errno::EFAULT));
+            let mut room = [Tensor::new(); MAX_TENSORS];
+            assert_eq!(source.take(&mut room, |_| Ok(())), Ok((jobs[0], &tensors[..])));
+            assert_eq!(source.take(&mut room, |_| Ok(())), Ok((jobs[1], &[][..])));
+            assert_eq!(source.take(&mut room, |_| Ok(())), Err(Errno::EFAULT));
         }
         let mut short = Jobs::Bytes(&bytes[..Job::SIZE + Tensor::SIZE]);
-        assert_eq!(short.take(|_| Ok(())).err(), Some(Errno::EFAULT));
+        assert_eq!(short.take(&mut [Tensor::new(); MAX_TENSORS], |_| Ok(())), Err(Errno::EFAULT));
     }
 }

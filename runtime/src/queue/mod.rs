@@ -36,8 +36,25 @@
 //! | death of the server | jobs wait or fail, by policy | takes the queue along: all jobs fail with `EOWNERDEAD` | there is none |
 //! | payload copied | never | never | never |
 //!
-//! What the opcodes take is told by [`params`]; error numbers mean what `rustai_abi::queue::Errno` says. Messages on the
-//! socket are described in `message`, the binary interface in `kernel/include/uapi/rustai.h`.
+//! What the opcodes take is told by [`params`]; error numbers mean what [`Errno`] says. The structs are those of
+//! `kernel/include/uapi/rustai.h`.
+//!
+//! # Messages on the socket
+//! It is a `SOCK_SEQPACKET` unix socket. Requests are answered one after the other; a call that waits keeps later ones
+//! waiting.
+//!
+//! | | bytes |
+//! |---|---|
+//! | request | `{u32 op, u32 len}`, the operation's struct (`len` bytes), then what the struct's address would lead to |
+//! | reply | `{u32 op, u32 len, i32 result, u32 zero}`, then the struct as answered (`len` bytes, 0 if `result` is not 0) |
+//!
+//! Addresses in structs are 0, for the other side cannot follow them: SUBMIT is followed by each job and its tensors. A
+//! memory file or an eventfd goes with the request as `SCM_RIGHTS`, and the completion ring's memory comes with the reply to
+//! SETUP, sealed so that only the server writes it. `result` is 0 or a negative error number. Integers are in the machine's
+//! order. An eventfd becomes non-blocking, because a client whose counter is full must not stop the queue.
+//!
+//! A client is who the kernel says it is (`SO_PEERCRED`); it is gone when its last descriptor of the connection is closed. A
+//! message has at most 160 KiB, so that a SUBMIT of very many jobs with many tensors is refused with `E2BIG`.
 //!
 //! This module owns the ways to the queue and both of its ends. It must never decide what the queue itself decides: that is
 //! `rustai_abi::queue`, which the kernel module compiles in, too.

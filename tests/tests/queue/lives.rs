@@ -219,6 +219,7 @@ pub fn a_client_that_closes_leaves_nothing(rig: &Rig) {
     let client = ContextId { index: record.context, generation: record.context_generation };
     let mapped = rig.side.map(client, name).unwrap();
     drop(raw);
+    rig.waits_for_clients(0);
     let (notice, _) = rig.fetch();
     assert_eq!(notice.kind, record::CANCEL);
     assert!(rig.try_fetch(SOON).is_none(), "the queued job went with its client, the buffer is in use");

@@ -229,7 +229,7 @@ fn generate_streams_what_the_engine_says() {
                 Update::Done(done) => break done,
             }
         };
-        assert!(news >= 2, "it streams: {news}");
+        assert!(news >= 1, "it streams");
         assert_eq!((done.flags & cqe_flag::MORE, done.count), (0, 60));
         assert_eq!(out.to_vec(), expected.tokens);
         assert_eq!(s.client.stat().unwrap().server_copied, 0);

@@ -257,8 +257,11 @@ fn completes(rig: &Rig, change: impl FnOnce(&mut Job, &mut Vec<Tensor>)) -> i32 
     let mut tensors = vec![tensor(rw), Tensor { offset: 512, ..tensor(ro) }];
     change(&mut job, &mut tensors);
     raw.submit(job, &tensors).unwrap();
-    if raw.unread() == 0 {
-        rig.serve(5);
+    // A job that the queue itself ends is not there to fetch.
+    if raw.unread() == 0
+        && let Some((record, Some(_))) = rig.try_fetch(std::time::Duration::from_millis(100))
+    {
+        rig.side.commit(&[outcome(ticket(&record), 5)]).unwrap();
     }
     let entry = raw.next();
     assert_eq!((entry.user_data, entry.flags), (7, 0));

@@ -93,6 +93,16 @@ impl Rig {
         self.side.attach(&attach()).unwrap();
     }
 
+    /// A server learns of the end of a connection a little later; over the other ways a client is closed at once.
+    pub fn waits_for_clients(&self, count: usize) {
+        let Some(broker) = &self.broker else { return };
+        let until = Instant::now() + Duration::from_secs(10);
+        while broker.clients().len() != count {
+            assert!(Instant::now() < until, "{} clients instead of {count}", broker.clients().len());
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
     /// Checks the queue's invariants, where they can be seen from here.
     pub fn audit(&self) {
         if let Some(broker) = &self.broker {

@@ -6,8 +6,8 @@ use crate::{
     sys::memfd::{self, BufferFile},
 };
 use rustai_abi::queue::{
-    BufRegister, BufRelease, BufferName, Cancel, Errno, EventFd, Job, Limits, MAX_BATCH, MAX_STRUCT, Query, Setup,
-    Stat, Submit, Wait, Wire, check_admission, job_flag, op, op_flag,
+    BufRegister, BufRelease, BufferName, Cancel, Errno, EventFd, Limits, MAX_BATCH, MAX_STRUCT, MAX_TENSORS, Query,
+    Setup, Stat, Submit, Tensor, Wait, Wire, check_admission, job_flag, op, op_flag,
 };
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -173,10 +173,11 @@ impl Member {
         let mut outcome = self.broker.with(true, |core, outside| {
             core.advance(self.id, ask.head).map_err(Err)?;
             let now_ns = crate::queue::clock::now_ns();
+            let mut room = [Tensor::new(); MAX_TENSORS];
             let mut one = || {
-                let (job, tensors) = with.jobs.take(check_admission)?;
+                let (job, tensors) = with.jobs.take(&mut room, check_admission)?;
                 deadlines |= job.flags & job_flag::DEADLINE != 0;
-                core.submit(self.id, &Job { tensors: 0, ..job }, &tensors, now_ns, outside)
+                core.submit(self.id, &job, tensors, now_ns, outside)
             };
             for _ in 0..ask.count {
                 let seq = one().map_err(Ok)?;

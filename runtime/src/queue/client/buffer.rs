@@ -14,7 +14,8 @@ use std::{
     sync::Arc,
 };
 
-/// Registered memory: a sealed memfd, mapped here and by the server. Dropping it gives it up; jobs that use it go on.
+/// Registered memory: a sealed memfd, mapped here and by the server. When the last clone, tensor and [`Job`](super::Job) of it is
+/// dropped it is given up; jobs that were handed over go on.
 ///
 /// The server writes outputs at any time while a job runs, so values are read and written one by one or copied, and never
 /// borrowed.

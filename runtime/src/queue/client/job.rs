@@ -1,6 +1,6 @@
 //! What a client asks for.
 
-use super::{Element, TensorView};
+use super::{Buffer, Element, TensorView};
 use crate::queue::{QueueError, clock, params};
 use rustai_abi::queue::{self as abi, MAX_TENSORS, Tensor, class, job_flag, opcode, tensor_flag};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use std::time::Duration;
 pub struct Job {
     job: abi::Job,
     tensors: Vec<Tensor>,
+    /// Keeps what the tensors lie in registered until the job is handed over; then the queue keeps it.
+    buffers: Vec<Buffer>,
 }
 
 /// Settings of GENERATE. What is `None` is the server's default.
@@ -46,7 +48,8 @@ pub struct GenerateParams {
 impl Job {
     /// A job of any opcode, of the class NORMAL.
     pub fn new(opcode: u16) -> Self {
-        Self { job: abi::Job { opcode, sched_class: class::NORMAL, ..abi::Job::default() }, tensors: Vec::new() }
+        let job = abi::Job { opcode, sched_class: class::NORMAL, ..abi::Job::default() };
+        Self { job, tensors: Vec::new(), buffers: Vec::new() }
     }
 
     /// Nothing.
@@ -132,25 +135,30 @@ impl Job {
 
     /// Adds an input.
     pub fn input<T>(self, tensor: &TensorView<T>) -> Self {
-        self.tensor(tensor.descriptor())
+        self.place(tensor, 0)
     }
 
     /// Adds an input of indices, which the server copies and checks before it uses them.
     pub fn indices<T: Element>(self, tensor: &TensorView<T>) -> Self {
-        self.tensor(Tensor { flags: tensor_flag::INDEX, ..tensor.descriptor() })
+        self.place(tensor, tensor_flag::INDEX)
     }
 
     /// Adds an output.
     pub fn output<T>(self, tensor: &TensorView<T>) -> Self {
-        self.tensor(Tensor { flags: tensor_flag::OUT, ..tensor.descriptor() })
+        self.place(tensor, tensor_flag::OUT)
     }
 
     /// Adds an output that may overlap an input.
     pub fn in_place<T>(self, tensor: &TensorView<T>) -> Self {
-        self.tensor(Tensor { flags: tensor_flag::OUT | tensor_flag::IN_PLACE, ..tensor.descriptor() })
+        self.place(tensor, tensor_flag::OUT | tensor_flag::IN_PLACE)
     }
 
-    /// Adds a tensor as it is described.
+    fn place<T>(mut self, tensor: &TensorView<T>, flags: u32) -> Self {
+        self.buffers.push(tensor.buffer().clone());
+        self.tensor(Tensor { flags, ..tensor.descriptor() })
+    }
+
+    /// Adds a tensor as it is described. Its buffer is the caller's to keep.
     pub fn tensor(mut self, tensor: Tensor) -> Self {
         self.tensors.push(tensor);
         self

@@ -26,7 +26,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::{
     collections::HashMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
     time::Duration,
 };
@@ -77,6 +80,8 @@ struct Inner {
     /// Somebody reaped, or gave up the lead.
     changed: Condvar,
     reactor: OnceLock<()>,
+    /// The queue signals the eventfd.
+    listens: AtomicBool,
 }
 
 #[derive(Default)]
@@ -131,8 +136,6 @@ impl Client {
         let ring = RingView::new(transport.map_ring(&setup).map_err(|fault| fault.of(op::SETUP))?, options.entries)?;
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| QueueError::system("eventfd")(error.into()))?;
-        let extra = Extra { fd: Some(eventfd.as_fd()), ..Extra::default() };
-        call(&*transport, op::EVENTFD, &EventFd::new(), extra).map_err(|fault| fault.of(op::EVENTFD))?;
         let hangs_up = transport.hangs_up().map_err(QueueError::system("the socket"))?;
         let inner = Inner {
             transport,
@@ -143,6 +146,7 @@ impl Client {
             state: Mutex::default(),
             changed: Condvar::new(),
             reactor: OnceLock::new(),
+            listens: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -355,9 +359,13 @@ impl Client {
     }
 
     /// The completion eventfd, for event loops of one's own: once it is readable, read it and then call
-    /// [`Pending::try_wait`].
-    pub fn completion_fd(&self) -> BorrowedFd<'_> {
-        self.inner.eventfd.as_fd()
+    /// [`Pending::try_wait`]. Completions that came before the first call do not signal it.
+    ///
+    /// # Errors
+    /// [`QueueError::Gone`] if the other side went away.
+    pub fn completion_fd(&self) -> Result<BorrowedFd<'_>, QueueError> {
+        self.inner.listen()?;
+        Ok(self.inner.eventfd.as_fd())
     }
 }
 
@@ -487,6 +495,14 @@ impl Inner {
                 }
                 continue;
             }
+            if !self.listens.load(Ordering::Acquire) && !state.gone {
+                drop(state);
+                match self.listen() {
+                    // What came until now was not signaled, and what is lost has failed: look again.
+                    Ok(()) | Err(QueueError::Gone) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
             state.led = true;
             drop(state);
             let gone = self.sleep(left);
@@ -498,6 +514,17 @@ impl Inner {
             drop(state);
             self.changed.notify_all();
         }
+    }
+
+    /// Has the queue signal completions. A client that never sleeps spares the queue that.
+    fn listen(&self) -> Result<(), QueueError> {
+        if self.listens.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let extra = Extra { fd: Some(self.eventfd.as_fd()), ..Extra::default() };
+        self.call(op::EVENTFD, &EventFd::new(), extra)?;
+        self.listens.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Sleeps until a completion comes, or the time is over; whether the other side is gone.

@@ -295,13 +295,9 @@ impl Shared {
         self.jobs.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket { slot: head.slot, generation: head.generation };
         let job = Job::read(body)?;
-        let mut tensors = [Tensor::new(); MAX_TENSORS];
-        let mut count = 0;
-        for (place, bytes) in tensors.iter_mut().zip(body[Job::SIZE..].chunks_exact(Tensor::SIZE)) {
-            *place = Tensor::read(bytes)?;
-            count += 1;
-        }
-        let work = Work { shared: self, head, ticket, job: &job, tensors: &tensors[..count] };
+        let tensors = body[Job::SIZE..].chunks_exact(Tensor::SIZE).take(MAX_TENSORS).filter_map(Tensor::read);
+        let tensors: Vec<Tensor> = tensors.collect();
+        let work = Work { shared: self, head, ticket, job: &job, tensors: &tensors };
         match work.run() {
             Ok(outcome) => outcome,
             Err(errno) => Some(outcome_of(ticket, Err(errno))),
