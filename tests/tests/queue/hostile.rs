@@ -63,9 +63,10 @@ use rustai_abi::queue::Job as Job0;
 #[test]
 fn connections_are_limited_and_come_back() {
     let rig = Rig::sized(Kind::Socket, rustai::queue::BrokerOptions { clients: 4, ..Default::default() }).unwrap();
-    let mut held: Vec<Arc<dyn Transport>> = (0..4).map(|_| rig.transport()).collect();
+    // The last quarter of the places is for other users.
+    let mut held: Vec<Arc<dyn Transport>> = (0..3).map(|_| rig.transport()).collect();
     let refused = Socket::connect(rig.path()).map(drop).unwrap_err();
-    assert!(matches!(refused, QueueError::Refused { errno: Errno::ENFILE, .. }), "{refused}");
+    assert!(matches!(refused, QueueError::Refused { errno: Errno::EDQUOT, .. }), "{refused}");
     held.pop();
     let until = Instant::now() + Duration::from_secs(10);
     while Socket::connect(rig.path()).is_err() {
