@@ -16,7 +16,7 @@ use super::{
     queries::{Piece, Queries},
 };
 use crate::{
-    Act, Buf, Call, Matrix, Outside, Program, Projection, QBuf, RopeStyle, Rows,
+    Act, Buf, Call, External, Matrix, Outside, Program, Projection, QBuf, RopeStyle, Rows,
     attention::{
         AttentionTask, Work,
         cache::{LayerCache, Place},
@@ -272,6 +272,7 @@ impl Step<'_> {
             let result = self.result(scratch, 0);
             let count = self.tile(&projection.weight, x, tile, result, scratch);
             let first = tile * TILE_ROWS;
+            let outside = self.output(index, projection.out);
             for t in 0..self.row_count(projection.out.rows) {
                 let result = std::slice::from_raw_parts_mut(result.add(t * TILE_ROWS), count);
                 if let Some(bias) = &projection.bias {
@@ -279,8 +280,8 @@ impl Step<'_> {
                         *x += bias;
                     }
                 }
-                if let Some(row) = self.output(index, projection.out, t) {
-                    row.add(first).copy_from_nonoverlapping(result.as_ptr(), count);
+                if let Some(Some(row)) = outside.get(t) {
+                    row.as_ptr().add(first).copy_from_nonoverlapping(result.as_ptr(), count);
                     continue;
                 }
                 let out = self.columns_mut(projection.out, t, first, count);
@@ -346,6 +347,7 @@ impl Step<'_> {
 
     /// Where the first row of a buffer lies: in the arena, or outside if it is an input that is given there. Inputs keep
     /// their place through the whole program, so no other buffer is equal to one.
+    #[inline(always)]
     fn start(&self, buf: Buf) -> *mut u8 {
         for (input, outside) in self.program.inputs.iter().zip(self.outside.inputs) {
             if let Some(outside) = outside
@@ -357,11 +359,10 @@ impl Step<'_> {
         self.arena.wrapping_add(buf.offset)
     }
 
-    /// Where row `row` of the output lies, if that is outside the arena and call `index` is the last one.
-    fn output(&self, index: usize, buf: Buf, row: usize) -> Option<*mut f32> {
+    /// Where rows of a buffer lie outside the arena: those of the output, if call `index` is the last one.
+    fn output(&self, index: usize, buf: Buf) -> &[Option<External>] {
         let is_output = index + 1 == self.program.calls.len() && buf == self.program.output;
-        let row = self.outside.output.get(row).filter(|_| is_output)?;
-        Some(row.as_ref()?.as_ptr())
+        if is_output { self.outside.output } else { &[] }
     }
 
     /// Where row `row` of the last product's input is wanted, if call `index` is the normalization before it.
