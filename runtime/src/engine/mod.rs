@@ -86,7 +86,7 @@ use outputs::Outputs;
 use queue::Queue;
 use request::Prompt;
 use rustai_abi::PAGE_TOKENS;
-use rustai_kernels_cpu::External;
+pub use rustai_kernels_cpu::External;
 use scheduler::{Driver, End, Job, Place, Rows};
 use scoring::Scoring;
 use std::sync::{Arc, mpsc};
