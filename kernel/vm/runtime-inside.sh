@@ -32,7 +32,7 @@ generates() {
 }
 
 insmod /rustai.ko
-RUSTAI_NO_SKIP=1 try 'the tests that all transports share' /bin/queue-tests device:: --test-threads=1
+try 'the tests that all transports share' env RUSTAI_NO_SKIP=1 /bin/queue-tests device:: --test-threads=1
 try 'they leave nothing' is_empty
 rustai serve --queue device -m /model.gguf &
 server=$!

@@ -4,20 +4,32 @@
 set -eu
 . "$(dirname "$0")/env.sh"
 
-FOLDER=$1
-SOURCE=${RUSTAI_SOURCE:-$REPO}
-TARGET=x86_64-unknown-linux-gnu
-export RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR="$VM/cargo"
-cd "$SOURCE"
-cargo build --quiet --locked --target "$TARGET" -p rustai-cli
-cp "$VM/cargo/$TARGET/debug/rustai" "$FOLDER/bin/rustai"
-tests=$(cargo test --locked --no-run --target "$TARGET" -p rustai-tests --test queue 2>&1 |
-    sed -n 's/.*Executable .*(\(.*\))$/\1/p')
-cp "$tests" "$FOLDER/bin/queue-tests"
-strip "$FOLDER/bin/rustai" "$FOLDER/bin/queue-tests" 2>/dev/null || true
+FOLDER=$(cd "$1" && pwd)
+# Puts a program of the host into /bin, to be run with the host's own libraries: those of the folder of tools, which
+# Python needs, may be older or newer.
+install_program() {
+    mkdir -p "$FOLDER/host"
+    cp "$1" "$FOLDER/host/$2"
+    strip "$FOLDER/host/$2" 2>/dev/null || true
+    for library in $(ldd "$1" | grep -o '/[^ ]*\.so[^ ]*'); do
+        cp -L "$library" "$FOLDER/host/"
+    done
+    printf '#!/bin/sh\nexec /host/ld-linux-x86-64.so.2 --library-path /host /host/%s "$@"\n' "$2" >"$FOLDER/bin/$2"
+    chmod +x "$FOLDER/bin/$2"
+}
+
+# Built as the workspace's tests are, so that nothing is built twice where they have run.
+cd "$REPO"
+built=$(cargo test --locked --no-run -p rustai-cli -p rustai-tests --test queue --bin rustai 2>&1) || {
+    echo "$built" >&2
+    exit 1
+}
+install_program "${CARGO_TARGET_DIR:-target}/debug/rustai" rustai
+install_program "$(echo "$built" | sed -n 's/.*Executable tests\/queue.*(\(.*\))$/\1/p')" queue-tests
 # The model comes from the cache, or is fetched into it, as by any other command.
-"$FOLDER/bin/rustai" generate hello -n 1 >/dev/null
-cache=$("$FOLDER/bin/rustai" info | sed -n 's/^cache folder *//p')
+rustai=${CARGO_TARGET_DIR:-target}/debug/rustai
+"$rustai" generate hello -n 1 >/dev/null
+cache=$("$rustai" info | sed -n 's/^cache folder *//p')
 cp "$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf" "$FOLDER/model.gguf"
 
 mkdir -p "$VM/c"
@@ -29,7 +41,7 @@ for width in 64 32; do
 done
 # Python as the folder of tools has it, without its own tests.
 cp examples/queue/client.py "$FOLDER/client.py"
-mkdir -p "$FOLDER/usr/lib" "$FOLDER/usr/bin" "$FOLDER/lib64" "$FOLDER/lib"
+mkdir -p "$FOLDER/usr/lib" "$FOLDER/usr/bin"
 cp -L "$ROOT/usr/bin/python3" "$FOLDER/usr/bin/python3"
 for library in $(inside sh -c 'ldd /usr/bin/python3 /usr/lib/python3*/lib-dynload/_ctypes*.so' | grep -o '/[^ ]*\.so[^ ]*' | sort -u); do
     case $library in */lib-dynload/*) continue ;; esac

@@ -9,7 +9,7 @@ set -eu
 BAD='WARNING:|BUG:|BUG |KASAN|UBSAN|Oops|general protection fault|Call Trace|Kernel panic|unreferenced object|'
 BAD="$BAD"'refcount_t|possible circular locking|possible recursive locking|inconsistent lock|suspicious RCU|'
 BAD="$BAD"'hung_task|blocked for more than|soft lockup|rcu_.*stall|sleeping function|scheduling while atomic|'
-BAD="$BAD"'list_(add|del) corruption|rust_kernel: panicked|page_owner|Unable to handle'
+BAD="$BAD"'deprecated|list_(add|del) corruption|rust_kernel: panicked|page_owner|Unable to handle'
 bad_lines() {
     grep -aE "$BAD" "$1"
 }
@@ -26,7 +26,7 @@ done
 "$HERE/suite.sh" "$VM/suite"
 "$HERE/layout.sh"
 ends=1
-if [ -d "${RUSTAI_SOURCE:-$REPO}/runtime/src/queue" ]; then
+if [ -d "$REPO/runtime/src/queue" ]; then
     "$HERE/runtime.sh" "$VM/suite"
     ends=2
     export MEMORY="${MEMORY:-2048}"
