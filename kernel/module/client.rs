@@ -46,7 +46,7 @@ impl Client {
     }
 
     fn setup(&self, arg: usize) -> Result {
-        let ask: Setup = user::read(arg)?;
+        let ask: Setup = user::read_for_answer(arg)?;
         let mut inner = self.shared.inner.lock();
         let answer = inner.core.setup(self.id, &ask).map_err(error)?;
         // The lock is held over the allocation, so that nobody sees a context without its ring.
@@ -63,7 +63,7 @@ impl Client {
     }
 
     fn register(&self, arg: usize) -> Result {
-        let ask: BufRegister = user::read(arg)?;
+        let ask: BufRegister = user::read_for_answer(arg)?;
         if ask.flags & !op_flag::BUF_RW != 0 || ask.reserved0 != 0 || ask.reserved != [0; 3] {
             return Err(EINVAL);
         }
@@ -126,7 +126,7 @@ impl Client {
     }
 
     fn submit(&self, arg: usize) -> Result {
-        let ask: Submit = user::read(arg)?;
+        let ask: Submit = user::read_for_answer(arg)?;
         if ask.flags & !op_flag::DEADLINE != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }
@@ -301,7 +301,7 @@ impl Client {
     }
 
     fn cancel(&self, arg: usize) -> Result {
-        let ask: Cancel = user::read(arg)?;
+        let ask: Cancel = user::read_for_answer(arg)?;
         let canceled = {
             let mut inner = self.shared.inner.lock();
             let Inner { core, outside, .. } = &mut *inner;
@@ -342,7 +342,7 @@ impl Client {
     }
 
     fn limits(&self, arg: usize) -> Result {
-        let ask: Limits = user::read(arg)?;
+        let ask: Limits = user::read_for_answer(arg)?;
         // SAFETY: The function only looks at the current task.
         let may_raise = unsafe { shim::rustai_may_raise() };
         let answer = self

@@ -38,7 +38,7 @@ impl Server {
     }
 
     fn attach(&self, arg: usize) -> Result {
-        let ask: Attach = user::read(arg)?;
+        let ask: Attach = user::read_for_answer(arg)?;
         let answer = {
             let mut inner = self.shared.inner.lock();
             let Inner {
@@ -68,7 +68,7 @@ impl Server {
     }
 
     fn fetch(&self, arg: usize) -> Result {
-        let ask: Fetch = user::read(arg)?;
+        let ask: Fetch = user::read_for_answer(arg)?;
         if ask.flags & !(op_flag::DEADLINE | op_flag::NO_WAIT) != 0
             || ask.reserved != [0; 3]
             || ask.max == 0
@@ -145,7 +145,7 @@ impl Server {
     }
 
     fn map(&self, arg: usize) -> Result {
-        let ask: BufMap = user::read(arg)?;
+        let ask: BufMap = user::read_for_answer(arg)?;
         if ask.flags != 0 || ask.reserved0 != 0 || ask.reserved != [0; 2] {
             return Err(EINVAL);
         }
@@ -212,7 +212,7 @@ impl Server {
     }
 
     fn commit(&self, arg: usize) -> Result {
-        let ask: Commit = user::read(arg)?;
+        let ask: Commit = user::read_for_answer(arg)?;
         if ask.flags != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }

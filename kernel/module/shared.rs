@@ -53,6 +53,12 @@ pub(crate) fn jiffies_until(deadline_ns: u64) -> Option<usize> {
     Some(msecs_to_jiffies(ms as u32))
 }
 
+/// Where the clock's work runs: any processor will do.
+fn clock_queue() -> &'static workqueue::Queue {
+    // SAFETY: `system_dfl_wq` is set before modules are loaded, and stays.
+    unsafe { workqueue::Queue::from_raw(bindings::system_dfl_wq) }
+}
+
 /// What wakes those who wait on one side.
 pub(crate) struct Bell {
     // In a box of its own that outlives this by an RCU grace period, so that closing a file does
@@ -330,7 +336,7 @@ impl Shared {
         let ms = (next.saturating_sub(now) / 1_000_000 + 1).min(LONGEST_SLEEP_MS);
         // It is refused only if it is waiting already, and then it strikes before the deadline, and
         // sets itself again.
-        let _ = workqueue::system().enqueue_delayed(self.clone(), msecs_to_jiffies(ms as u32));
+        let _ = clock_queue().enqueue_delayed(self.clone(), msecs_to_jiffies(ms as u32));
     }
 
     /// Stops the clock for good: after this no work of the module is waiting or running.

@@ -48,6 +48,14 @@ pub(crate) fn read<T: Wire>(arg: usize) -> Result<T> {
     T::read(&bytes).ok_or(EINVAL)
 }
 
+/// Reads a struct that is written back in the end. One that cannot be written fails here, before
+/// anything has changed.
+pub(crate) fn read_for_answer<T: Wire>(arg: usize) -> Result<T> {
+    let value = read(arg)?;
+    write(arg, &value)?;
+    Ok(value)
+}
+
 /// Writes a struct back to where it was read from.
 pub(crate) fn write<T: Wire>(arg: usize, value: &T) -> Result {
     let mut bytes = [0u8; LONGEST];

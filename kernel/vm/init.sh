@@ -11,6 +11,7 @@ mount -t tmpfs tmp /tmp
 ip link set lo up
 echo "booted: $(uname -r), $(cut -d' ' -f1 /proc/uptime) s"
 /bin/suite "$@"
+[ ! -e /runtime ] || /runtime
 # A leak that the debug kernel knows of; it looks twice, since what was freed lately may look like one.
 if [ -e /sys/kernel/debug/kmemleak ]; then
     for _ in 1 2; do

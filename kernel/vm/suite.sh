@@ -4,7 +4,8 @@
 set -eu
 . "$(dirname "$0")/env.sh"
 
-FOLDER=$1
+mkdir -p "$1"
+FOLDER=$(cd "$1" && pwd)
 command -v cargo >/dev/null || skip "cargo is missing"
 TARGET=x86_64-unknown-linux-gnu
 (cd "$REPO" && RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR="$VM/cargo" \

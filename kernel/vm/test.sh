@@ -9,7 +9,7 @@ set -eu
 BAD='WARNING:|BUG:|BUG |KASAN|UBSAN|Oops|general protection fault|Call Trace|Kernel panic|unreferenced object|'
 BAD="$BAD"'refcount_t|possible circular locking|possible recursive locking|inconsistent lock|suspicious RCU|'
 BAD="$BAD"'hung_task|blocked for more than|soft lockup|rcu_.*stall|sleeping function|scheduling while atomic|'
-BAD="$BAD"'list_(add|del) corruption|rust_kernel: panicked|page_owner|Unable to handle'
+BAD="$BAD"'deprecated|list_(add|del) corruption|rust_kernel: panicked|page_owner|Unable to handle'
 bad_lines() {
     grep -aE "$BAD" "$1"
 }
@@ -25,14 +25,27 @@ done
 "$HERE/build.sh"
 "$HERE/suite.sh" "$VM/suite"
 "$HERE/layout.sh"
+ends=1
+if [ -d "$REPO/runtime/src/queue" ]; then
+    "$HERE/runtime.sh" "$VM/suite"
+    ends=2
+    export MEMORY="${MEMORY:-2048}"
+fi
 LOG=$VM/boot/console.log
 status=0
 "$HERE/boot.sh" "$VM/suite" "$@" | tee "$LOG" || status=$?
-verdict=$(tr -d '\r' <"$LOG" | grep -aE '^suite: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' | tail -n 1)
-[ -n "$verdict" ] || { echo "error: the suite did not come to an end (status $status)" >&2 && exit 1; }
-# shellcheck disable=SC2086
-set -- $verdict
-passed=$2 failed=$4 skipped=$6
+# Each program that runs in the machine ends with a line of its own.
+verdicts=$(tr -d '\r' <"$LOG" | grep -aE '^(suite|runtime): [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' || true)
+[ "$(printf '%s\n' "$verdicts" | grep -c .)" = $ends ] || { echo "error: it did not come to an end (status $status)" >&2 && exit 1; }
+# What cargo's tests report counts, too.
+verdicts="$verdicts
+$(tr -d '\r' <"$LOG" | sed -n 's/^test result: [a-zA-Z]*\. \([0-9]*\) passed; \([0-9]*\) failed;.*/tests: \1 passed, \2 failed, 0 skipped/p')"
+passed=0 failed=0 skipped=0
+while read -r _ p _ f _ s _; do
+    passed=$((passed + ${p:-0})) failed=$((failed + ${f:-0})) skipped=$((skipped + ${s:-0}))
+done <<VERDICTS
+$verdicts
+VERDICTS
 # The layouts and the log count as one test each.
 passed=$((passed + 1))
 if bad_lines "$LOG"; then

@@ -180,13 +180,15 @@ pub const TESTS: &[Test] = &[
     }),
     ("deadlines are kept in any order", || {
         let client = Client::new(64, policy::HOLD);
+        let deadlines: Vec<_> = (0..20).map(|i| in_ms(1000 + 20 * i)).collect();
         // Later ones first, so that the clock is set again and again.
-        for user_data in (1..=20u64).rev() {
-            let deadline_ns = in_ms(20 * user_data + 40);
-            client.admit(&Job { flags: job_flag::DEADLINE, deadline_ns, ..nop(user_data) });
+        for (i, &deadline_ns) in deadlines.iter().enumerate().rev() {
+            client.admit(&Job { flags: job_flag::DEADLINE, deadline_ns, ..nop(i as u64) });
         }
-        for user_data in 1..=20 {
-            assert_eq!(client.result(user_data), -ETIMEDOUT);
+        for _ in 0..20 {
+            let entry = client.completion();
+            assert_eq!(entry.result, -ETIMEDOUT);
+            assert!(now_ns() >= deadlines[entry.user_data as usize], "too early");
         }
     }),
     ("DETACH wakes a FETCH of another thread", || {

@@ -16,6 +16,7 @@ mod sides;
 mod sys;
 mod tenants;
 mod uring;
+mod verdicts;
 
 use sys::*;
 
@@ -37,9 +38,10 @@ fn main() {
         return layout::print_all();
     }
     let is_chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let groups: [(&str, &[Test]); 8] = [
+    let groups: [(&str, &[Test]); 9] = [
         ("node", node::TESTS),
         ("errno", errnos::TESTS),
+        ("verdict", verdicts::TESTS),
         ("memory", memory::TESTS),
         ("job", jobs::TESTS),
         ("tenant", tenants::TESTS),

@@ -146,6 +146,11 @@ impl Client {
     }
 }
 
+/// A client with a small ring and the usual policy.
+pub fn ready() -> Client {
+    Client::new(8, policy::HOLD)
+}
+
 /// A job that does nothing.
 pub fn nop(user_data: u64) -> Job {
     Job { user_data, sched_class: class::NORMAL, ..Job::new() }

@@ -38,9 +38,13 @@ where
         for buffer in self.buffer_range(index) {
             self.buffers[buffer] = BufferSlot::new();
         }
+        // The user's service so far counts for this context, too.
+        let same = self.contexts.iter().find(|c| c.state != ContextState::Free && c.uid == uid);
+        let mut served = same.map_or([Served::default(); class::COUNT], |c| c.served);
+        served.iter_mut().for_each(|served| served.own = 0);
         let c = &mut self.contexts[index];
         let generation = c.generation.wrapping_add(1);
-        *c = ContextSlot { state: ContextState::New, generation, uid, limits, ..ContextSlot::new() };
+        *c = ContextSlot { state: ContextState::New, generation, uid, served, limits, ..ContextSlot::new() };
         Ok(ContextId { index: index as u32, generation })
     }
 

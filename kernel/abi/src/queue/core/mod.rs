@@ -21,7 +21,7 @@ pub use audit::Usage;
 use core::num::NonZeroUsize;
 use core::ops::DerefMut;
 
-use super::dispatch::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares};
+use super::dispatch::{DEFAULT_WEIGHT, MAX_WEIGHT, Served, Shares, step};
 use super::errno::Errno;
 use super::layout::{
     ABI_MAJOR, ABI_MINOR, Attach, BUFFER_ALIGN, Cancel, Completion, DEP_WINDOW, Job, Limits, MAX_ENTRIES, MAX_TENSORS,
@@ -226,7 +226,7 @@ pub struct ContextSlot {
     ring: Ring,
     next_seq: u64,
     queues: [Fifo; class::COUNT],
-    served: [u64; class::COUNT],
+    served: [Served; class::COUNT],
     limits: Limits,
     stat: Stat,
     abandoned: u32,
@@ -246,7 +246,7 @@ impl ContextSlot {
             ring: Ring::EMPTY,
             next_seq: 1,
             queues: [Fifo::default(); class::COUNT],
-            served: [0; class::COUNT],
+            served: [Served::default(); class::COUNT],
             limits: Limits::new(),
             stat: Stat::new(),
             abandoned: 0,

@@ -108,11 +108,13 @@ where
             }
             let used = self.write_job(slot, out)?;
             let class = usize::from(self.jobs[slot].job.sched_class);
-            let uid = self.contexts[context].uid;
-            let rivals = self.contexts.iter().filter(|o| o.uid == uid && o.queues[class].first.is_some()).count();
             let _ = self.apply(slot, JobEvent::Fetch, None, sink);
             let c = &mut self.contexts[context];
-            c.served[class] = self.shares.serve(class, c.served[class], c.limits.weight, rivals as u64);
+            let weight = c.limits.weight;
+            c.served[class].own = c.served[class].own.wrapping_add(step(weight));
+            let (uid, had) = (c.uid, c.served[class].user);
+            let has = self.shares.serve(class, had, weight);
+            self.set_user_service(uid, class, has);
             return Ok(Some((Fetched::Job(self.ticket(slot)), used)));
         }
         Ok(None)

@@ -280,11 +280,10 @@ where
 
     pub(super) fn link(&mut self, index: usize, slot: usize, front: bool) {
         let class = usize::from(self.jobs[slot].job.sched_class);
-        let c = &mut self.contexts[index];
-        let fifo = &mut c.queues[class];
-        if fifo.first.is_none() {
-            c.served[class] = self.shares.start(class, c.served[class]);
+        if self.contexts[index].queues[class].first.is_none() {
+            self.start_service(index, class);
         }
+        let fifo = &mut self.contexts[index].queues[class];
         let at = Some(slot as u32);
         if front {
             self.jobs[slot].link = Link { prev: None, next: fifo.first };
@@ -297,6 +296,27 @@ where
             match fifo.last.replace(slot as u32) {
                 Some(old) => self.jobs[old as usize].link.next = at,
                 None => fifo.first = at,
+            }
+        }
+    }
+
+    /// A context that had no job of a class gets one: being idle has saved nothing up, for it and for its user.
+    fn start_service(&mut self, index: usize, class: usize) {
+        let (uid, served) = (self.contexts[index].uid, self.contexts[index].served[class]);
+        let rivals = self.contexts.iter().filter(|c| c.uid == uid && c.queues[class].first.is_some());
+        match rivals.map(|c| c.served[class].own).min() {
+            Some(least) => self.contexts[index].served[class].own = served.own.max(least),
+            None => {
+                let start = self.shares.start(class, served.user);
+                self.set_user_service(uid, class, start);
+            }
+        }
+    }
+
+    pub(super) fn set_user_service(&mut self, uid: u32, class: usize, service: u64) {
+        for c in self.contexts.iter_mut() {
+            if c.state != ContextState::Free && c.uid == uid {
+                c.served[class].user = service;
             }
         }
     }
