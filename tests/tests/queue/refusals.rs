@@ -369,5 +369,5 @@ pub fn operations_of_the_server(rig: &Rig) {
     let name = BufferName { buffer: 0, generation: 1 };
     assert!(matches!(rig.side.map(client, name).map(drop), Err(ENOENT | ESTALE)));
     rig.side.detach().unwrap();
-    assert!(rig.side.commit(&[outcome(ticket, 9)]).is_err());
+    assert!(rig.side.commit(&[outcome(ticket, 9)]).is_err(), "no server any more");
 }

@@ -50,7 +50,7 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
         return answer(path);
     }
     let guard = Guard::new();
-    let trips = if args.quick { 2_000 } else { 50_000 };
+    let trips = if args.quick { 1_000 } else { 50_000 };
     let folder = std::env::temp_dir().join(format!("rustai-bench-queue-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let _folder = Folder(folder.clone());
@@ -184,7 +184,7 @@ fn tensors(
             Err(Failure::new("the server did not see the tensor").help("report this"))
         })?);
         let mut message = vec![1u8; size];
-        let trips = if size > (16 << 20) { trips.min(20) } else { trips };
+        let trips = if size > (16 << 20) { trips.min(if quick { 3 } else { 20 }) } else { trips };
         rows.push(measure("tensor copied by a socket", trips, Some(size), guard, || ping(socket, &mut message))?);
     }
     Ok(client.stat()?.server_copied - before)
