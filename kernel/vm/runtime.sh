@@ -20,12 +20,13 @@ install_program() {
 
 # Built as the workspace's tests are, so that nothing is built twice where they have run.
 cd "$REPO"
-built=$(cargo test --locked --no-run -p rustai-cli -p rustai-tests --test queue --bin rustai 2>&1) || {
+cargo build --quiet --locked -p rustai-cli
+built=$(cargo test --locked --no-run -p rustai-tests --test queue 2>&1) || {
     echo "$built" >&2
     exit 1
 }
 install_program "${CARGO_TARGET_DIR:-target}/debug/rustai" rustai
-install_program "$(echo "$built" | sed -n 's/.*Executable tests\/queue.*(\(.*\))$/\1/p')" queue-tests
+install_program "$(echo "$built" | sed -n 's/.*Executable .*queue[^(]*(\(.*\))$/\1/p')" queue-tests
 # The model comes from the cache, or is fetched into it, as by any other command.
 rustai=${CARGO_TARGET_DIR:-target}/debug/rustai
 "$rustai" generate hello -n 1 >/dev/null

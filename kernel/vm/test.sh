@@ -1,7 +1,8 @@
 #!/bin/sh
 # The suite of the kernel module: builds it, boots the stock kernel with it, and runs the programs of kernel/vm/suite
 # there. Ends with a line "N passed, N failed, N skipped". Exit status 77 and a reason mean that this host cannot run it.
-# Words are passed on as kernel parameters: fuzz_seconds=600 lengthens the fuzzing.
+# Words are passed on as kernel parameters: fuzz_seconds=600 lengthens the fuzzing. WITH_RUNTIME=1 adds the runtime's
+# side: the tests that all transports share, a real model behind the device, and the clients in C and Python.
 set -eu
 . "$(dirname "$0")/env.sh"
 
@@ -26,7 +27,7 @@ done
 "$HERE/suite.sh" "$VM/suite"
 "$HERE/layout.sh"
 ends=1
-if [ -d "$REPO/runtime/src/queue" ]; then
+if [ "${WITH_RUNTIME:-0}" = 1 ]; then
     "$HERE/runtime.sh" "$VM/suite"
     ends=2
     export MEMORY="${MEMORY:-2048}"
