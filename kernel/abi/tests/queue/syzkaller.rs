@@ -61,7 +61,7 @@ fn structs_have_the_fields_of_the_interface() {
         };
     }
     compare! {
-        Job Tensor Query Setup BufRegister BufRelease Submit Wait Cancel EventFd Limits Stat Attach Fetch Record BufMap Progress
+        Job Tensor Query Setup BufRegister BufRelease Submit UringSubmit Wait Cancel EventFd Limits Stat Attach Fetch Record BufMap Progress
         Commit Outcome Ack Detach
     }
     assert!(described.is_empty(), "the interface has no {:?}", described.keys());
