@@ -173,16 +173,18 @@ pub fn names_of_another_client_mean_nothing(rig: &Rig) {
 
 pub fn the_servers_death_under_each_policy(rig: &Rig) {
     rig.attach();
-    let fetched = |raw: &Raw, user_data| {
-        raw.submit(nop(user_data), &[]).unwrap();
-        rig.next_job();
-    };
     let (mut hold, mut fail, mut reissue) =
         (rig.ready(policy::HOLD), rig.ready(policy::FAIL), rig.ready(policy::REISSUE));
-    for raw in [&hold, &fail, &reissue] {
-        fetched(raw, 1);
-        raw.submit(nop(2), &[]).unwrap();
+    let submit = |user_data| {
+        for raw in [&hold, &fail, &reissue] {
+            raw.submit(nop(user_data), &[]).unwrap();
+        }
+    };
+    submit(1);
+    for _ in 0..3 {
+        rig.next_job();
     }
+    submit(2);
     rig.side.detach().unwrap();
     let dead = -Errno::EOWNERDEAD.raw();
     assert_eq!((hold.next().result, hold.unread()), (dead, 0), "the running one fails, the queued one stays");
