@@ -7,7 +7,7 @@
   that are broadcast, stores (arrays are prepared so; what was stored to be fetched again is counted when it is fetched),
   and addresses and counters, which cost little and are told with --verbose only.
 
-What spills all the same is recorded with its number of fetches per function. More of them than recorded are a failure.
+What spills all the same is recorded with its number of fetches per function. Three more of them than recorded are a failure.
 
     scripts/inspect_kernels.py                                builds the release program that holds all kernels, and reads it
     scripts/inspect_kernels.py --update                       writes the record of spills anew
@@ -26,6 +26,8 @@ from pathlib import Path
 from count_instructions import ROOT, build
 
 RECORD = ROOT / "kernels-cpu" / "spills.json"
+# Registers are allotted a little differently when other code of the crate changes.
+SLACK = 2
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,12 @@ class Function:
     def between(self, first: int, last: int) -> list[str]:
         return [text for address, text in self.lines if first <= address <= last]
 
-    def on_stack(self, machine: Machine, loop: list[str]) -> list[str]:
-        """Instructions of a loop that use a fixed place on the stack."""
+    def on_stack(self, machine: Machine, first: int, last: int) -> list[tuple[int, str]]:
+        """Instructions of a loop that use a fixed place on the stack, with their addresses."""
         framed = any(machine.frame.match(text) for _, text in self.lines[:40])
         slots = [machine.slot, machine.frame_slot] if framed else [machine.slot]
-        return [text for text in loop if any(slot.search(text) for slot in slots)]
+        loop = [(address, text) for address, text in self.lines if first <= address <= last]
+        return [(address, text) for address, text in loop if any(slot.search(text) for slot in slots)]
 
 
 def disassemble(objdump: str, binary: Path) -> list[Function]:
@@ -204,24 +207,28 @@ def main() -> int:
         if not re.search(machine.ours, function.name):
             continue
         shown = []
+        # Loops may share instructions, if one has two ends.
+        counted: set[int] = set()
         for first, last in function.loops(machine):
             loop = function.between(first, last)
             if not any(machine.multiplies.match(text) for text in loop):
                 continue
             hot += 1
-            stack = function.on_stack(machine, loop)
+            stack = function.on_stack(machine, first, last)
             fetches = [
-                text
-                for text in stack
+                (address, text)
+                for address, text in stack
                 if machine.vector.search(text) and not machine.stores.match(text) and not machine.broadcasts.match(text)
             ]
             if args.verbose:
                 print(f"{function.name} {first:x}-{last:x}: {len(loop)} instructions, {len(stack)} use the stack")
             if fetches:
-                spills[function.name] = spills.get(function.name, 0) + len(fetches)
-                shown.append(f"  {first:x}-{last:x}, {len(loop)} instructions:" + "".join(f"\n    {text}" for text in fetches))
+                counted.update(address for address, _ in fetches)
+                shown.append(f"  {first:x}-{last:x}, {len(loop)} instructions:" + "".join(f"\n    {text}" for _, text in fetches))
+        if counted:
+            spills[function.name] = spills.get(function.name, 0) + len(counted)
         allowed, found = record["fetches"].get(function.name, 0), spills.get(function.name, 0)
-        if found > allowed and not args.update:
+        if found > allowed + SLACK and not args.update:
             words = (
                 f"{function.name} fetches spilled vectors {found} times in hot loops, {allowed} are recorded:\n" + "\n".join(shown)
             )

@@ -5,14 +5,16 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 REPO=$(cd "$HERE/../.." && pwd)
 VM=${RUSTAI_VM_DIR:-${CARGO_TARGET_DIR:-$REPO/target}/kernel-vm}
 ROOT=$VM/root
-# The kernel that the module is built for. Debian builds it with CONFIG_RUST.
-KERNEL=7.3.4+deb13-cloud-amd64
+# The kernel that the module is built for. Debian builds it with CONFIG_RUST. A mirror keeps only the newest one of a
+# series; RUSTAI_KERNEL names another.
+KERNEL=${RUSTAI_KERNEL:-7.3.4+deb13-cloud-amd64}
+SERIES=$(echo "$KERNEL" | cut -d. -f1,2)
 # The compiler by the name that the stock configuration records.
 KERNEL_CC=x86_64-linux-gnu-gcc-14
 PACKAGES="base-files bash dash coreutils findutils grep sed mawk diffutils gzip tar perl-base hostname libc-bin \
 make gcc gcc-multilib libc6-dev flex bison bc cpio kmod xz-utils zstd libelf-dev libssl-dev python3 rsync \
 rustc rust-src rustfmt rust-clippy bindgen clang lld llvm dwarves sparse \
-linux-source-7.3 linux-headers-$KERNEL linux-config-7.3 linux-binary-$KERNEL linux-modules-$KERNEL \
+linux-source-$SERIES linux-headers-$KERNEL linux-config-$SERIES linux-binary-$KERNEL \
 qemu-system-x86 busybox-static"
 JOBS=${JOBS:-$(nproc)}
 
@@ -26,6 +28,8 @@ skip() {
 inside() {
     unshare --help 2>/dev/null | grep -q map-root-user || skip "unshare (util-linux) is missing"
     if [ "$(id -u)" = 0 ]; then map=; else map=--map-root-user; fi
+    # shellcheck disable=SC2086
+    unshare $map --mount --pid --fork true 2>/dev/null || skip "namespaces are not allowed here"
     # shellcheck disable=SC2086
     unshare $map --mount --pid --fork sh -eu -c '
         root=$1 vm=$2 repo=$3

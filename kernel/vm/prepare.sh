@@ -9,7 +9,7 @@ set -eu
 [ -e "$VM/obj/.complete" ] && exit 0
 [ -e "$VM/linux/Makefile" ] || {
     mkdir -p "$VM/linux.new"
-    inside tar -x -J -f /usr/src/linux-source-7.3.tar.xz -C /vm/linux.new --strip-components=1 --no-same-owner
+    inside tar -x -J -f /usr/src/linux-source-$SERIES.tar.xz -C /vm/linux.new --strip-components=1 --no-same-owner
     mv "$VM/linux.new" "$VM/linux"
 }
 mkdir -p "$VM/obj"

@@ -33,16 +33,21 @@ run_apt() {
         -o APT::Sandbox::User= -o Debug::NoLocking=true "$@"
 }
 run_apt update
-run_apt install -y --download-only --no-download --print-uris $PACKAGES >"$APT/uris" 2>/dev/null || true
-run_apt install -y --download-only $PACKAGES
+run_apt install -y --download-only $PACKAGES || {
+    echo "error: the mirror lacks a package; if it is the kernel, name a newer one in RUSTAI_KERNEL" >&2
+    exit 1
+}
 
 rm -rf "$ROOT.new"
 mkdir -p "$ROOT.new"
 # base-files owns the links /bin -> usr/bin that the others unpack through.
-for deb in "$APT"/archives/base-files_*.deb "$APT"/archives/*.deb; do
+unpack='for deb; do
     dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$ROOT.new" --no-same-owner --keep-directory-symlink \
-        --exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/locale'
-done
+        --exclude=./usr/share/doc --exclude=./usr/share/man --exclude=./usr/share/locale || exit 255
+done'
+export ROOT
+sh -c "$unpack" sh "$APT"/archives/base-files_*.deb
+printf '%s\n' "$APT"/archives/*.deb | xargs -P "$JOBS" -n 4 sh -c "$unpack" sh
 # What maintainer scripts would do and a build needs.
 ln -sf mawk "$ROOT.new/usr/bin/awk"
 mkdir -p "$ROOT.new/vm" "$ROOT.new/src" "$ROOT.new/proc" "$ROOT.new/dev" "$ROOT.new/tmp" "$ROOT.new/root"

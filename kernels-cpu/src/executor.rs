@@ -8,7 +8,7 @@ mod queries;
 mod run;
 
 use crate::{
-    Buf, Call, Isa, KvShape, KvType, Program, Rope, Rows,
+    Buf, Call, Isa, KvShape, KvType, Outside, Program, Rope, Rows,
     attention::{AttentionTask, cache::LayerCache},
     memory::{Region, align},
     ops::Ops,
@@ -229,12 +229,29 @@ impl Executor {
         self.values(self.program.output, batch)
     }
 
+    /// As [`run`](Self::run), with rows outside the arena: what is given there is read and written in place, and the rows of
+    /// the result that are given have no values in what is returned.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); [`ExecutorError::Batch`] if a row has another width than its buffer, or the program does not
+    /// end as [`Outside`] says.
+    pub fn run_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], ExecutorError> {
+        check::outside(&self.program, batch, &outside)?;
+        self.run_range(batch, 0..self.program.calls.len(), outside)?;
+        self.values(self.program.output, batch)
+    }
+
     /// Runs some of the program's calls, so that [`values`](Self::values) may be looked at between them. All calls of a
     /// batch must be run in their order before the next batch; otherwise results are meaningless.
     ///
     /// # Errors
     /// As [`run`](Self::run), and if there are no such calls.
     pub fn run_calls(&mut self, batch: &Batch<'_>, calls: Range<usize>) -> Result<(), ExecutorError> {
+        self.run_range(batch, calls, Outside::default())
+    }
+
+    /// Runs some calls. `outside` was checked.
+    fn run_range(&mut self, batch: &Batch<'_>, calls: Range<usize>, outside: Outside<'_>) -> Result<(), ExecutorError> {
         if calls.start > calls.end || calls.end > self.program.calls.len() {
             return Err(ExecutorError::Batch(format!("calls {calls:?} of {}", self.program.calls.len())));
         }
@@ -262,6 +279,7 @@ impl Executor {
             queries: &self.queries,
             batch,
             calls,
+            outside,
         };
         let scratch = run::Shared(scratch.as_ptr());
         let step = run::Shared(&step);

@@ -10,6 +10,7 @@ mod attention;
 pub mod bench;
 mod bytes;
 mod executor;
+mod external;
 pub mod formats;
 mod isa;
 mod matrix;
@@ -40,6 +41,7 @@ pub mod order {
 
 pub use bytes::SharedBytes;
 pub use executor::{Executor, ExecutorError};
+pub use external::{External, Outside};
 pub use isa::{Isa, IsaError, Selection};
 pub use matrix::{ActKind, Matrix, MatrixError};
 pub use program::{Act, Buf, Call, KvShape, KvType, Program, Projection, QBuf, Rope, RopeStyle, Rows};

@@ -36,6 +36,7 @@
 //! | [`sampler`] | choosing tokens: one documented chain |
 //! | [`graph`], [`plan`] | building a graph by hand, and seeing what a model's graph becomes |
 //! | [`perplexity`] | how well a model predicts a text |
+//! | [`queue`] | handing tensors between processes without copying them: clients, servers, the kernel module |
 //! | [`quantize`] | making smaller files, and measuring which weights matter |
 //! | [`model`], [`backend`] | architectures, and running a planned graph without the engine |
 //!
@@ -84,9 +85,19 @@ pub mod model;
 pub mod perplexity;
 pub mod plan;
 pub mod quantize;
+#[cfg(target_os = "linux")]
+pub mod queue;
 pub mod sampler;
 mod sys;
 pub mod text;
+
+/// Threads for computing: `asked`, or one per core that this process may use for 0.
+pub(crate) fn compute_threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        asked => asked,
+    }
+}
 
 pub use engine::{CancelHandle, Completion, Engine, EngineError, Event, Finish, Request, Stream};
 pub use error::Error;

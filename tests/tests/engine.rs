@@ -415,3 +415,71 @@ fn block_on<F: Future>(future: F) -> F::Output {
         }
     }
 }
+
+#[test]
+fn a_session_goes_on_where_it_was_and_gives_way_when_it_must() {
+    let whole = |text: &[u32], count| {
+        let request = Request::tokens(text.to_vec()).temperature(0.0).ignore_end(true).max_tokens(count);
+        engine().generate(request).unwrap().tokens
+    };
+    // The cache holds one sequence of full length.
+    let engine = builder().max_sequences(1).build().unwrap();
+    let session = engine.open_session(0);
+    let first = engine.generate(request(20, 1).max_tokens(10).session(&session)).unwrap().tokens;
+    assert_eq!(first, whole(&prompt(20, 1), 10));
+    // The last token of an answer is not computed before somebody goes on from it.
+    assert_eq!((session.len(), session.cached()), (30, 29));
+
+    let second = engine.generate(request(5, 2).max_tokens(6).session(&session)).unwrap();
+    let text = [prompt(20, 1), first.clone(), prompt(5, 2)].concat();
+    assert_eq!(second.tokens, whole(&text, 6));
+    assert_eq!((session.len(), session.cached(), second.summary.usage.prompt_tokens), (41, 40, 5));
+
+    // Another request wants the whole cache.
+    engine.generate(request(100, 3).max_tokens(28)).unwrap();
+    assert_eq!((session.len(), session.cached()), (41, 0), "its pages went, its text did not");
+    let third = engine.generate(request(5, 4).max_tokens(6).session(&session)).unwrap();
+    let text = [text, second.tokens, prompt(5, 4)].concat();
+    assert_eq!(third.tokens, whole(&text, 6));
+
+    // Too much for it, and one request at a time.
+    let full = engine.generate(request(100, 5).session(&session)).unwrap_err();
+    assert!(matches!(full, Error::Engine(EngineError::SessionFull { held: 52, capacity: 128, more: 100 })), "{full}");
+    let running = engine.stream(request(5, 6).max_tokens(60).session(&session)).unwrap();
+    let busy = engine.stream(request(5, 7).session(&session)).map(drop).unwrap_err();
+    assert!(matches!(busy, Error::Engine(EngineError::SessionBusy)), "{busy}");
+    drop(running);
+
+    // A session that is closed leaves the cache to others.
+    drop(session);
+    assert_eq!(engine.generate(request(100, 3).max_tokens(28)).unwrap().tokens, whole(&prompt(100, 3), 28));
+}
+
+#[test]
+fn numbers_are_written_where_they_are_wanted() {
+    use rustai::engine::{External, OutputKind, Wanted};
+    let engine = engine();
+    let (vocab, width) = (engine.info().vocab, engine.info().embedding.unwrap());
+    let tokens = prompt(20, 9);
+    let logits = engine.logits(&tokens).unwrap();
+    let likeliest = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+    let next = engine.generate(request(20, 9).max_tokens(1)).unwrap().tokens[0];
+    assert_eq!(likeliest as u32, next);
+
+    let rows = External::zeroed(width * tokens.len());
+    let (tell, told) = std::sync::mpsc::channel();
+    let wanted = Wanted { kind: OutputKind::Embedding, rows: rows.clone() };
+    engine.compute(tokens.clone(), None, wanted, move |result| tell.send(result).unwrap()).unwrap();
+    told.recv().unwrap().unwrap();
+    let rows = rows.to_vec();
+    assert_eq!(rows[19 * width..], engine.embed(&tokens).unwrap());
+    assert_eq!(
+        rows[4 * width..5 * width],
+        engine.embed(&tokens[..5]).unwrap(),
+        "each token sees what came before it only"
+    );
+
+    let wanted = Wanted { kind: OutputKind::Logits, rows: External::zeroed(vocab + 1) };
+    let refused = engine.compute(tokens, None, wanted, |_| panic!("a refused request has no end")).unwrap_err();
+    assert!(matches!(refused, Error::Engine(EngineError::OutputSize { .. })), "{refused}");
+}

@@ -174,11 +174,10 @@ impl DType {
 
     /// Bytes of `elements` consecutive elements; `None` if they are no whole number of blocks or the product overflows.
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
-        #[allow(unknown_lints, clippy::manual_is_multiple_of, reason = "the kernel's Rust has no `is_multiple_of`")]
-        if elements % self.block_len() != 0 {
+        if elements.checked_rem(self.block_len()) != Some(0) {
             return None;
         }
-        (elements / self.block_len()).checked_mul(self.block_bytes())
+        elements.checked_div(self.block_len())?.checked_mul(self.block_bytes())
     }
 
     fn row(self) -> &'static (DType, &'static str, u32, u32) {

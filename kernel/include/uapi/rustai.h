@@ -195,8 +195,10 @@ struct rustai_ring { /* 64 bytes */
 	__u32 size;
 	__u32 flags; /* zero */
 	__u32 entries; /* Places, a power of two */
-	/* Index of the next entry that will be written; wraps at 2^32. Read it with
-	 * acquire order */
+	/*
+	 * Index of the next entry that will be written; wraps at 2^32. Read it with
+	 * acquire order
+	 */
 	__u32 tail;
 	__u32 epoch; /* The server's epoch, for clients that poll */
 	__u32 server; /* RUSTAI_SERVER_* */
@@ -283,11 +285,25 @@ struct rustai_submit { /* 64 bytes */
 	__u32 admitted; /* Answered: jobs admitted */
 	__aligned_u64 deadline_ns; /* Bound of the wait: absolute time of CLOCK_MONOTONIC */
 	__aligned_u64 first_seq; /* Answered: sequence number of the first admitted job */
-	/* Answered, if jobs were admitted: why it stopped before all was done (an error
-	 * number), or 0 */
+	/*
+	 * Answered, if jobs were admitted: why it stopped before all was done (an error
+	 * number), or 0
+	 */
 	__u32 error;
 	__u32 tail; /* Answered: the ring's tail */
 	__aligned_u64 reserved; /* zero */
+};
+
+/*
+ * SUBMIT of one job as an io_uring command: what lies in the submission entry's command
+ * area. cmd_op is the ioctl number of SUBMIT; the entry of the io_uring completion queue
+ * is the job's completion, and holds its result. The job takes no place in the completion
+ * ring, and its progress is not told.
+ */
+struct rustai_uring_submit { /* 16 bytes */
+	__u32 size;
+	__u32 flags; /* zero */
+	__aligned_u64 job; /* Address of the job in the caller's memory */
 };
 
 /*
@@ -308,8 +324,10 @@ struct rustai_wait { /* 32 bytes */
  */
 struct rustai_cancel { /* 48 bytes */
 	__u32 size;
-	/* One of RUSTAI_F_BY_USER_DATA, RUSTAI_F_BY_SESSION, RUSTAI_F_ALL; perhaps
-	 * RUSTAI_F_SETTLE, RUSTAI_F_DEADLINE */
+	/*
+	 * One of RUSTAI_F_BY_USER_DATA, RUSTAI_F_BY_SESSION, RUSTAI_F_ALL; perhaps
+	 * RUSTAI_F_SETTLE, RUSTAI_F_DEADLINE
+	 */
 	__u32 flags;
 	__aligned_u64 user_data; /* See flags */
 	__u32 session; /* See flags */
@@ -363,8 +381,10 @@ struct rustai_stat { /* 128 bytes */
 	__u32 waiting; /* Jobs that wait for another */
 	__u32 queued; /* Jobs that wait for the server */
 	__u32 running; /* Jobs that the server has */
-	/* Payload bytes that the queue copied: it has no code that would, so this stays
-	 * 0 */
+	/*
+	 * Payload bytes that the queue copied: it has no code that would, so this stays
+	 * 0
+	 */
 	__aligned_u64 queue_copied;
 	__aligned_u64 server_copied; /* Payload bytes that the server says it copied */
 	__aligned_u64 reserved[2]; /* zero */

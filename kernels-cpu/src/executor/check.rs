@@ -1,6 +1,6 @@
 //! Proofs about programs and batches that make running them sound.
 
-use crate::{Act, ActKind, Buf, Call, ExecutorError, Matrix, Program, QBuf, Rows};
+use crate::{Act, ActKind, Buf, Call, ExecutorError, External, Matrix, Outside, Program, QBuf, Rows};
 use rustai_abi::{Batch, PAGE_TOKENS};
 use std::ops::Range;
 
@@ -20,6 +20,25 @@ impl Program {
         match rows {
             Rows::Tokens => self.max_tokens,
             Rows::Outputs => self.max_outputs,
+        }
+    }
+
+    /// The input of the last call, if that is a product that overwrites the output.
+    fn last_product(&self) -> Option<Act> {
+        match self.calls.last()? {
+            Call::MatMul { x, projections } => {
+                projections.iter().any(|p| p.out == self.output && !p.accumulate).then_some(*x)
+            }
+            _ => None,
+        }
+    }
+
+    /// The input of the normalization before the last call, if that is a product of its result.
+    fn last_norm(&self) -> Option<Buf> {
+        let product = self.last_product()?;
+        match self.calls.get(self.calls.len().checked_sub(2)?)? {
+            Call::RmsNorm { x, out, .. } if *out == product => Some(*x),
+            _ => None,
         }
     }
 }
@@ -206,6 +225,46 @@ pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
         examiner.buf(*buf).map_err(refuse(program.calls.len()))?;
     }
     Ok(facts)
+}
+
+/// Examines what lies outside the arena, for a batch that [`batch`] will examine.
+pub(super) fn outside(program: &Program, batch: &Batch<'_>, outside: &Outside<'_>) -> Result<(), ExecutorError> {
+    let refuse = |reason: String| Err(ExecutorError::Batch(reason));
+    if outside.inputs.len() > program.inputs.len() {
+        return refuse(format!("{} inputs of {}", outside.inputs.len(), program.inputs.len()));
+    }
+    for (buf, input) in program.inputs.iter().zip(outside.inputs) {
+        let rows = match buf.rows {
+            Rows::Tokens => batch.tokens.len(),
+            Rows::Outputs => batch.outputs.len(),
+        };
+        let Some(input) = input else { continue };
+        if Some(input.len()) != rows.checked_mul(buf.width) || input.as_ptr().align_offset(64) != 0 {
+            return refuse(format!("{input:?} are not {rows} rows of {buf:?} at a multiple of 64 bytes"));
+        }
+    }
+    let rows = match program.output.rows {
+        Rows::Tokens => batch.tokens.len(),
+        Rows::Outputs => batch.outputs.len(),
+    };
+    let fits = |given: &[Option<External>], width: usize| {
+        given.len() <= rows && given.iter().flatten().all(|row| row.len() == width)
+    };
+    let given = |rows: &[Option<External>]| rows.iter().any(Option::is_some);
+    if !fits(outside.output, program.output.width) {
+        return refuse(format!("outputs outside the arena are not {rows} rows of {:?}", program.output));
+    }
+    if given(outside.output) && program.last_product().is_none() {
+        return refuse("the program does not end with a product that overwrites its output".into());
+    }
+    if given(outside.normalized) {
+        match program.last_norm() {
+            Some(x) if x.rows == program.output.rows && fits(outside.normalized, x.width) => {}
+            Some(x) => return refuse(format!("embeddings outside the arena are not rows of {x:?}")),
+            None => return refuse("the program does not end with a normalization and a product".into()),
+        }
+    }
+    Ok(())
 }
 
 /// Examines one batch; allocates only to explain a refusal.

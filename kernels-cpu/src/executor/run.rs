@@ -16,7 +16,7 @@ use super::{
     queries::{Piece, Queries},
 };
 use crate::{
-    Act, Buf, Call, Matrix, Program, Projection, QBuf, RopeStyle, Rows,
+    Act, Buf, Call, External, Matrix, Outside, Program, Projection, QBuf, RopeStyle, Rows,
     attention::{
         AttentionTask, Work,
         cache::{LayerCache, Place},
@@ -60,6 +60,8 @@ pub(super) struct Step<'a> {
     pub(super) batch: &'a Batch<'a>,
     /// The calls that run. What all calls need is prepared with the first.
     pub(super) calls: Range<usize>,
+    /// Rows that do not lie in the arena.
+    pub(super) outside: Outside<'a>,
 }
 
 impl Step<'_> {
@@ -137,6 +139,15 @@ impl Step<'_> {
                     }
                 }
                 Call::RmsNorm { x, weight, eps, out } => match out {
+                    _ if let Some(row) = self.normalized(index, task) => {
+                        let own = self.scratch_row(scratch, 0, x.width);
+                        (self.ops.rms_norm)(self.row(*x, task), weight, *eps, own);
+                        match out {
+                            Act::F32(out) => self.row_mut(*out, task).copy_from_slice(own),
+                            Act::Q8(out) => self.quantize(own, *out, task, scratch),
+                        }
+                        row.copy_from_nonoverlapping(own.as_ptr(), own.len());
+                    }
                     Act::F32(out) => {
                         self.map(*x, *out, task, scratch, |x, out| (self.ops.rms_norm)(x, weight, *eps, out));
                     }
@@ -151,7 +162,7 @@ impl Step<'_> {
                     let mut tile = task;
                     for projection in projections {
                         if tile < projection.weight.tiles() {
-                            self.project(*x, projection, tile, scratch);
+                            self.project(index, *x, projection, tile, scratch);
                             return;
                         }
                         tile -= projection.weight.tiles();
@@ -255,18 +266,23 @@ impl Step<'_> {
     ///
     /// # Safety
     /// See the head of the file.
-    unsafe fn project(&self, x: Act, projection: &Projection, tile: usize, scratch: *mut u8) {
+    unsafe fn project(&self, index: usize, x: Act, projection: &Projection, tile: usize, scratch: *mut u8) {
         // SAFETY: the columns of the tile are this task's own.
         unsafe {
             let result = self.result(scratch, 0);
             let count = self.tile(&projection.weight, x, tile, result, scratch);
             let first = tile * TILE_ROWS;
+            let outside = self.output(index, projection.out);
             for t in 0..self.row_count(projection.out.rows) {
                 let result = std::slice::from_raw_parts_mut(result.add(t * TILE_ROWS), count);
                 if let Some(bias) = &projection.bias {
                     for (x, bias) in result.iter_mut().zip(&bias[first..]) {
                         *x += bias;
                     }
+                }
+                if let Some(Some(row)) = outside.get(t) {
+                    row.as_ptr().add(first).copy_from_nonoverlapping(result.as_ptr(), count);
+                    continue;
                 }
                 let out = self.columns_mut(projection.out, t, first, count);
                 if projection.accumulate {
@@ -285,14 +301,14 @@ impl Step<'_> {
     /// # Safety
     /// See the head of the file; `result` is this thread's own.
     unsafe fn tile(&self, weight: &Matrix, x: Act, tile: usize, result: *mut f32, scratch: *mut u8) -> usize {
-        let (offset, stride, rows, planes) = match x {
-            Act::F32(x) => (x.offset, x.width * 4, x.rows, 1),
-            Act::Q8(x) => (x.offset, q8a::row_bytes(x.width), x.rows, q8a::planes(x.width)),
+        let (start, stride, rows, planes) = match x {
+            Act::F32(x) => (self.start(x), x.width * 4, x.rows, 1),
+            Act::Q8(x) => (self.arena.wrapping_add(x.offset), q8a::row_bytes(x.width), x.rows, q8a::planes(x.width)),
         };
         let rows = self.row_count(rows);
         // SAFETY: the input was written by an earlier call, before a barrier; scratch is this thread's own.
         unsafe {
-            let x = ActRows { start: self.arena.add(offset), stride, rows: rows * planes };
+            let x = ActRows { start, stride, rows: rows * planes };
             let scratch = TileScratch {
                 panel: scratch.add(self.layout.panel),
                 dequantized: scratch.add(self.layout.dequantized).cast(),
@@ -329,11 +345,37 @@ impl Step<'_> {
         }
     }
 
+    /// Where the first row of a buffer lies: in the arena, or outside if it is an input that is given there. Inputs keep
+    /// their place through the whole program, so no other buffer is equal to one.
+    #[inline(always)]
+    fn start(&self, buf: Buf) -> *mut u8 {
+        for (input, outside) in self.program.inputs.iter().zip(self.outside.inputs) {
+            if let Some(outside) = outside
+                && *input == buf
+            {
+                return outside.as_ptr().cast();
+            }
+        }
+        self.arena.wrapping_add(buf.offset)
+    }
+
+    /// Where rows of a buffer lie outside the arena: those of the output, if call `index` is the last one.
+    fn output(&self, index: usize, buf: Buf) -> &[Option<External>] {
+        let is_output = index + 1 == self.program.calls.len() && buf == self.program.output;
+        if is_output { self.outside.output } else { &[] }
+    }
+
+    /// Where row `row` of the last product's input is wanted, if call `index` is the normalization before it.
+    fn normalized(&self, index: usize, row: usize) -> Option<*mut f32> {
+        let row = self.outside.normalized.get(row).filter(|_| index + 2 == self.program.calls.len())?;
+        Some(row.as_ref()?.as_ptr())
+    }
+
     /// # Safety
     /// The buffer has the row.
     unsafe fn at(&self, buf: Buf, row: usize) -> *mut f32 {
         // SAFETY: promised by the caller and `check`.
-        unsafe { self.arena.add(buf.offset).cast::<f32>().add(row * buf.width) }
+        unsafe { self.start(buf).cast::<f32>().add(row * buf.width) }
     }
 
     /// # Safety

@@ -18,16 +18,38 @@ unsafe fn sums(words: __m256i) -> [i16; 2] {
     }
 }
 
+/// Quantizes 16 values; their sums.
+#[inline(always)]
+unsafe fn pack_half_512(values: *const f32, factor: __m512, quants: *mut u8) -> [i16; 2] {
+    // SAFETY: see the head of the file; half a block is 16 values and 16 quants.
+    unsafe {
+        let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), factor));
+        _mm_storeu_si128(quants.cast(), _mm512_cvtepi32_epi8(q));
+        sums(_mm512_cvtepi32_epi16(q))
+    }
+}
+
 #[inline(always)]
 unsafe fn pack_block_512(values: *const f32, factor: f32, quants: *mut u8) -> Sums {
     // SAFETY: see the head of the file; a block is 32 values and 32 quants.
     unsafe {
         let factor = _mm512_set1_ps(factor);
-        std::array::from_fn(|h| {
-            let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values.add(h * 16)), factor));
-            _mm_storeu_si128(quants.add(h * 16).cast(), _mm512_cvtepi32_epi8(q));
-            sums(_mm512_cvtepi32_epi16(q))
-        })
+        [pack_half_512(values, factor, quants), pack_half_512(values.add(16), factor, quants.add(16))]
+    }
+}
+
+/// Quantizes 16 values; their sums.
+#[inline(always)]
+unsafe fn pack_half_256(values: *const f32, factor: __m256, quants: *mut u8) -> [i16; 2] {
+    // SAFETY: see the head of the file; half a block is 16 values and 16 quants.
+    unsafe {
+        let low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values), factor));
+        let high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values.add(8)), factor));
+        // Packing works within 128-bit lanes; the permutation puts the quadwords back in order.
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+        let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(quants.cast(), bytes);
+        sums(words)
     }
 }
 
@@ -36,16 +58,7 @@ unsafe fn pack_block_256(values: *const f32, factor: f32, quants: *mut u8) -> Su
     // SAFETY: see the head of the file; a block is 32 values and 32 quants.
     unsafe {
         let factor = _mm256_set1_ps(factor);
-        std::array::from_fn(|h| {
-            let q: [__m256i; 2] = std::array::from_fn(|i| {
-                _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values.add(h * 16 + i * 8)), factor))
-            });
-            // Packing works within 128-bit lanes; the permutation puts the quadwords back in order.
-            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q[0], q[1]));
-            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(quants.add(h * 16).cast(), bytes);
-            sums(words)
-        })
+        [pack_half_256(values, factor, quants), pack_half_256(values.add(16), factor, quants.add(16))]
     }
 }
 

@@ -6,8 +6,8 @@ use crate::{
     plan::{Plan, PlanOptions, Resolved, Step},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType};
-use std::{collections::HashMap, num::NonZero, thread};
+use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType, Outside};
+use std::collections::HashMap;
 
 /// How a graph is made executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,10 +87,7 @@ fn compile(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Compiled, BuildError> {
     let isa = chosen_isa(options)?;
-    let threads = match options.threads {
-        0 => thread::available_parallelism().map_or(1, NonZero::get),
-        threads => threads,
-    };
+    let threads = crate::compute_threads(options.threads);
     let graph = &rewrite::drop_unused(graph);
     load::check(graph, source)?;
 
@@ -212,6 +209,17 @@ impl CpuModel {
 impl Executable for CpuModel {
     fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError> {
         Ok(self.compiled.executor.run(batch)?)
+    }
+
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
+        Ok(self.compiled.executor.run_with(batch, outside)?)
+    }
+
+    fn embedding_width(&self) -> Option<usize> {
+        match self.compiled.executor.program().calls.as_slice() {
+            [.., Call::RmsNorm { x, .. }, Call::MatMul { .. }] => Some(x.width),
+            _ => None,
+        }
     }
 
     fn limits(&self) -> Limits {

@@ -12,6 +12,8 @@ use crate::plan::PlanError;
 use rustai_abi::{Batch, DType};
 use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
 
+pub use rustai_kernels_cpu::{External, Outside};
+
 /// Why a step did not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -19,6 +21,9 @@ pub enum StepError {
     /// The kernels refused the batch.
     #[error(transparent)]
     Cpu(#[from] ExecutorError),
+    /// The executable computes in its own memory only.
+    #[error("this backend writes no results into a caller's memory; copy them from what a step returns")]
+    OwnMemoryOnly,
     /// A graph has no input of this name.
     #[error("the graph has no input {name:?}; it has {known:?}")]
     UnknownInput {
@@ -120,6 +125,19 @@ pub trait Executable: Send {
     /// # Errors
     /// [`StepError`] if the batch breaks a limit; nothing has run then.
     fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError>;
+    /// As [`step`](Self::step), but rows that `outside` names are written there; those logits are arbitrary in what is
+    /// returned.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and if a row has a wrong width or the executable has no such rows.
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
+        let mut rows = outside.inputs.iter().chain(outside.output).chain(outside.normalized);
+        if rows.any(Option::is_some) { Err(StepError::OwnMemoryOnly) } else { self.step(batch) }
+    }
+    /// Values of an embedding: what the last product of the model takes, if there is such a thing.
+    fn embedding_width(&self) -> Option<usize> {
+        None
+    }
     /// The limits.
     fn limits(&self) -> Limits;
     /// One line for people: device, kernels, threads.

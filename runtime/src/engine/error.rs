@@ -80,6 +80,40 @@ pub enum EngineError {
         /// The panic's message.
         message: Arc<str>,
     },
+    /// The model has no embedding to give.
+    #[error("the model does not end with a normalization and a product, so it has no embedding; use another model")]
+    NoEmbedding,
+    /// The memory for a request's numbers has another size than they.
+    #[error("memory for {found} numbers was given, but there are {width} for one row and {all} for all tokens")]
+    OutputSize {
+        /// Numbers that the memory holds.
+        found: usize,
+        /// Numbers of one row.
+        width: usize,
+        /// Numbers of all rows.
+        all: usize,
+    },
+    /// Another request runs in the session.
+    #[error(
+        "another request runs in this session; wait for its end, or open a session of its own for each conversation"
+    )]
+    SessionBusy,
+    /// The text of the session does not fit.
+    #[error(
+        "the session holds {held} tokens of at most {capacity}, and {more} more do not fit; open another session, or one \
+         that is larger"
+    )]
+    SessionFull {
+        /// Tokens of its text.
+        held: usize,
+        /// Tokens that it can hold.
+        capacity: usize,
+        /// Tokens of the prompt.
+        more: usize,
+    },
+    /// Somebody cancelled the request.
+    #[error("the request was cancelled")]
+    Cancelled,
     /// The last handle of the engine was dropped while the request ran.
     #[error("the engine was shut down before the request ended; keep a clone of the engine while requests run")]
     Stopped,

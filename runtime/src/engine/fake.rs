@@ -6,7 +6,7 @@
 
 use crate::backend::{Executable, Limits, StepError};
 use rustai_abi::{Batch, PAGE_TOKENS};
-use rustai_kernels_cpu::ExecutorError;
+use rustai_kernels_cpu::{ExecutorError, Outside};
 use std::sync::{Arc, Mutex};
 
 pub(super) const VOCAB: usize = 61;
@@ -69,6 +69,18 @@ impl Executable for FakeModel {
                     self.logits.extend(logits(&seen));
                 }
                 row += 1;
+            }
+        }
+        Ok(&self.logits)
+    }
+
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
+        self.step(batch)?;
+        for (row, place) in self.logits.chunks_exact_mut(VOCAB).zip(outside.output) {
+            if let Some(place) = place {
+                place.copy_from(row);
+                // Whoever reads them in the wrong place finds nothing.
+                row.fill(f32::NAN);
             }
         }
         Ok(&self.logits)

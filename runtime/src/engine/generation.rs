@@ -48,6 +48,8 @@ pub(super) struct Output {
     generated: usize,
     /// Tokens whose text is not certain yet, and that text.
     undecided: Vec<(u32, Option<f32>)>,
+    /// The token of the answer that ended it.
+    last: Option<u32>,
     text: String,
     finish: Option<Finish>,
 }
@@ -57,7 +59,7 @@ impl Driver for Generation {
         self.cancel.is_cancelled()
     }
 
-    fn admitted(&mut self) {
+    fn admitted(&mut self, _first: usize) {
         self.ticket = None;
         self.clock.admitted = Some(Instant::now());
     }
@@ -87,7 +89,15 @@ impl Driver for Generation {
         } else if !self.detokenizer.is_holding() && !self.stops.is_holding() {
             self.emit();
         }
-        if self.output.finish.is_some() { None } else { Some(token) }
+        if self.output.finish.is_some() {
+            self.output.last = Some(token);
+            return None;
+        }
+        Some(token)
+    }
+
+    fn last(&self) -> Option<u32> {
+        self.output.last
     }
 
     fn finish(mut self, end: End) {

@@ -23,6 +23,8 @@ pub struct Info {
     pub trained_context: Option<usize>,
     /// Tokens in the vocabulary.
     pub vocab: usize,
+    /// Numbers of an embedding; `None` if the model has none to give.
+    pub embedding: Option<usize>,
     /// Sequences that can run at once, if they are short enough for the cache.
     pub max_running: usize,
     /// Tokens that the key/value cache holds, of all sequences together.
@@ -73,6 +75,7 @@ impl Info {
             architecture,
             context: 0,
             vocab: 0,
+            embedding: None,
             max_running: 0,
             cache_tokens: 0,
             executable: String::new(),

@@ -52,11 +52,13 @@ mod error;
 mod generation;
 mod info;
 mod logprob;
+mod outputs;
 mod pages;
 mod queue;
 mod request;
 mod scheduler;
 mod scoring;
+mod session;
 mod stop;
 mod stream;
 mod worker;
@@ -68,7 +70,9 @@ pub use builder::{EngineBuilder, ModelSource};
 pub use completion::{Completion, Event, Finish, Summary, Timing, Usage};
 pub use error::EngineError;
 pub use info::{DTypeShare, Info};
+pub use outputs::{OutputKind, Wanted};
 pub use request::Request;
+pub use session::Session;
 pub use stream::{CancelHandle, Stream};
 
 use crate::{
@@ -78,10 +82,12 @@ use crate::{
     text::{ChatTemplate, Specials, TextError, Tokenizer},
 };
 use generation::{Clock, Generation, Output};
+use outputs::Outputs;
 use queue::Queue;
 use request::Prompt;
 use rustai_abi::PAGE_TOKENS;
-use scheduler::{Driver, End, Job, Rows};
+pub use rustai_kernels_cpu::External;
+use scheduler::{Driver, End, Job, Place, Rows};
 use scoring::Scoring;
 use std::sync::{Arc, mpsc};
 use worker::Worker;
@@ -107,6 +113,7 @@ type Template = Result<Option<ChatTemplate>, (String, String)>;
 enum Task {
     Generation(Box<Generation>),
     Scoring(Scoring),
+    Outputs(Outputs),
 }
 
 impl Engine {
@@ -131,6 +138,7 @@ impl Engine {
         info.cache_tokens = pages.saturating_mul(PAGE_TOKENS);
         info.context = context.min(info.cache_tokens);
         info.vocab = vocab;
+        info.embedding = executable.embedding_width();
         info.max_running = max_outputs.min(max_tokens);
         info.executable = executable.describe();
         tracing::info!(model = info.name, context = info.context, executable = info.executable, "engine started");
@@ -161,18 +169,18 @@ impl Engine {
         }
         let mut sampler = Sampler::new(request.sampling.clone(), inner.info.vocab)?;
         let prompt = self.prompt_tokens(&request)?;
-        self.check(&prompt)?;
-        for &token in &prompt {
+        let session = request.session;
+        let Room { held, tokens: room } = self.room(&prompt, session.as_ref())?;
+        for &token in held.tokens.iter().chain(&prompt) {
             sampler.observe(token);
         }
 
-        let room = inner.info.context - prompt.len();
         let limit = match request.max_tokens {
             Some(tokens) if tokens <= room => (tokens, Finish::Length),
             _ => (room, Finish::Context),
         };
         // The last token of an answer is never computed, so it needs no position.
-        let positions = prompt.len() + limit.0.saturating_sub(1);
+        let positions = held.tokens.len() + prompt.len() + limit.0.saturating_sub(1);
         let (events, received) = async_channel::unbounded();
         let cancel = CancelHandle::default();
         let generation = Generation {
@@ -191,7 +199,8 @@ impl Engine {
             output: Output::default(),
         };
         let driver = Task::Generation(Box::new(generation));
-        inner.worker.submit(Job { prompt, positions, rows: Rows::Last, driver })?;
+        let session = held.hand_over();
+        inner.worker.submit(Job { prompt, session, positions, rows: Rows::Last, driver })?;
         Ok(Stream::new(received, cancel, inner.worker.failure().clone()))
     }
 
@@ -211,9 +220,103 @@ impl Engine {
             ticket: Some(self.inner.queue.enter()?),
         };
         let (prompt, positions) = (tokens.to_vec(), tokens.len());
-        self.inner.worker.submit(Job { prompt, positions, rows: Rows::All, driver: Task::Scoring(scoring) })?;
+        self.inner.worker.submit(Job {
+            prompt,
+            session: None,
+            positions,
+            rows: Rows::All,
+            driver: Task::Scoring(scoring),
+        })?;
         let failure = || self.inner.worker.failure().get().cloned().unwrap_or(EngineError::Stopped);
         Ok(received.recv().unwrap_or_else(|_| Err(failure()))?)
+    }
+
+    /// The logits behind the last of `tokens`: a number for each token of the vocabulary. Nothing is put in front. Waits for
+    /// the result, and shares the model with other requests.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute), or what ended the computation early.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        self.numbers(tokens, OutputKind::Logits, self.inner.info.vocab)
+    }
+
+    /// The embedding of `tokens`: the normalized hidden state behind the last of them, from which logits are computed.
+    /// Nothing is put in front. Waits for the result, and shares the model with other requests.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute), or what ended the computation early.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        self.numbers(tokens, OutputKind::Embedding, self.inner.info.embedding.ok_or(EngineError::NoEmbedding)?)
+    }
+
+    fn numbers(&self, tokens: &[u32], kind: OutputKind, width: usize) -> Result<Vec<f32>, Error> {
+        let rows = External::zeroed(width);
+        let (result, received) = mpsc::channel();
+        let done = move |outcome| {
+            // A caller that is gone needs no answer.
+            let _ = result.send(outcome);
+        };
+        self.compute(tokens.to_vec(), None, Wanted { kind, rows: rows.clone() }, done)?;
+        let failure = || self.inner.worker.failure().get().cloned().unwrap_or(EngineError::Stopped);
+        received.recv().unwrap_or_else(|_| Err(failure()))?;
+        Ok(rows.to_vec())
+    }
+
+    /// Opens a session of at most `tokens` tokens, 0 for the context: requests that [name it](Request::session) continue its
+    /// text, and what was computed of it stays in the cache between them.
+    pub fn open_session(&self, tokens: usize) -> Session {
+        let context = self.inner.info.context;
+        Session::new(if tokens == 0 { context } else { tokens.min(context) })
+    }
+
+    /// What is left for an answer behind a session's text and a prompt. The session is taken until the request leaves.
+    fn room(&self, prompt: &[u32], session: Option<&Session>) -> Result<Room, EngineError> {
+        self.check(prompt)?;
+        let Some(session) = session else {
+            return Ok(Room { held: Held::default(), tokens: self.inner.info.context - prompt.len() });
+        };
+        let tokens = session.take()?;
+        let held = Held { tokens, slot: Some(session.slot().clone()) };
+        let (text, capacity) = (held.tokens.len(), session.capacity());
+        match capacity.checked_sub(text + prompt.len()) {
+            Some(tokens) => Ok(Room { held, tokens }),
+            None => Err(EngineError::SessionFull { held: text, capacity, more: prompt.len() }),
+        }
+    }
+
+    /// Computes `tokens` and has the kernels write what is wanted of them where the caller wants it: nothing is copied.
+    /// Does not wait; `done` is called on the scheduler's thread when the rows are written or cannot be, and must be
+    /// brief.
+    ///
+    /// # Errors
+    /// [`EngineError::PromptTooLong`], [`EngineError::EmptyPrompt`], [`EngineError::UnknownToken`],
+    /// [`EngineError::OutputSize`], [`EngineError::NoEmbedding`] or [`EngineError::QueueFull`]; then `done` is not called.
+    pub fn compute(
+        &self,
+        tokens: Vec<u32>,
+        session: Option<&Session>,
+        wanted: Wanted,
+        done: impl FnOnce(Result<(), EngineError>) + Send + 'static,
+    ) -> Result<CancelHandle, Error> {
+        self.check(&tokens)?;
+        let info = &self.inner.info;
+        let width = match wanted.kind {
+            OutputKind::Logits => info.vocab,
+            OutputKind::Embedding => info.embedding.ok_or(EngineError::NoEmbedding)?,
+        };
+        let (found, all) = (wanted.rows.len(), width * tokens.len());
+        if found != width && found != all {
+            return Err(EngineError::OutputSize { found, width, all }.into());
+        }
+        let all = found == all;
+        let held = self.room(&tokens, session)?.held;
+        let cancel = CancelHandle::default();
+        let ticket = Some(self.inner.queue.enter()?);
+        let outputs = Outputs { wanted, width, all, first: 0, cancel: cancel.clone(), ticket, done: Box::new(done) };
+        let positions = held.tokens.len() + tokens.len();
+        let (session, rows) = (held.hand_over(), if all { Rows::All } else { Rows::Last });
+        self.inner.worker.submit(Job { prompt: tokens, session, positions, rows, driver: Task::Outputs(outputs) })?;
+        Ok(cancel)
     }
 
     /// The tokens that a request's prompt becomes: what the model will see, BOS and template included.
@@ -222,8 +325,11 @@ impl Engine {
     /// [`EngineError::NoChatTemplate`], or [`Error::Text`] if the chat template or the tokenizer fails.
     pub fn prompt_tokens(&self, request: &Request) -> Result<Vec<u32>, Error> {
         let tokenizer = &self.inner.tokenizer;
+        let continues = request.session.as_ref().is_some_and(|session| !session.is_empty());
         Ok(match &request.prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) if continues => tokenizer.encode(text, Specials::Text)?,
+            Prompt::Raw(text) if continues => tokenizer.encode(text, Specials::Parse)?,
             Prompt::Text(text) => tokenizer.encode_prompt(text, Specials::Text)?,
             Prompt::Raw(text) => tokenizer.encode_prompt(text, Specials::Parse)?,
             Prompt::Chat(messages) => {
@@ -274,6 +380,35 @@ impl Engine {
     }
 }
 
+/// What a request may use.
+struct Room {
+    held: Held,
+    /// Tokens of an answer.
+    tokens: usize,
+}
+
+/// A session that was taken, with its text; free again if the request does not come about.
+#[derive(Default)]
+struct Held {
+    tokens: Vec<u32>,
+    slot: Option<Arc<session::Slot>>,
+}
+
+impl Held {
+    /// From here on the scheduler frees it.
+    fn hand_over(mut self) -> Option<Arc<session::Slot>> {
+        self.slot.take()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            slot.free();
+        }
+    }
+}
+
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("info", &self.inner.info).finish_non_exhaustive()
@@ -285,13 +420,22 @@ impl Driver for Task {
         match self {
             Self::Generation(generation) => generation.is_cancelled(),
             Self::Scoring(scoring) => scoring.is_cancelled(),
+            Self::Outputs(outputs) => outputs.is_cancelled(),
         }
     }
 
-    fn admitted(&mut self) {
+    fn admitted(&mut self, first: usize) {
         match self {
-            Self::Generation(generation) => generation.admitted(),
-            Self::Scoring(scoring) => scoring.admitted(),
+            Self::Generation(generation) => generation.admitted(first),
+            Self::Scoring(scoring) => scoring.admitted(first),
+            Self::Outputs(outputs) => outputs.admitted(first),
+        }
+    }
+
+    fn place(&self, position: usize) -> Option<Place> {
+        match self {
+            Self::Outputs(outputs) => outputs.place(position),
+            Self::Generation(_) | Self::Scoring(_) => None,
         }
     }
 
@@ -299,6 +443,14 @@ impl Driver for Task {
         match self {
             Self::Generation(generation) => generation.logits(position, logits),
             Self::Scoring(scoring) => scoring.logits(position, logits),
+            Self::Outputs(outputs) => outputs.logits(position, logits),
+        }
+    }
+
+    fn last(&self) -> Option<u32> {
+        match self {
+            Self::Generation(generation) => generation.last(),
+            Self::Scoring(_) | Self::Outputs(_) => None,
         }
     }
 
@@ -306,6 +458,7 @@ impl Driver for Task {
         match self {
             Self::Generation(generation) => generation.finish(end),
             Self::Scoring(scoring) => scoring.finish(end),
+            Self::Outputs(outputs) => outputs.finish(end),
         }
     }
 }

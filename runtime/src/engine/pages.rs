@@ -42,6 +42,15 @@ impl PagePool {
         Some(BlockTable { pages: Vec::with_capacity(promised), promised })
     }
 
+    /// Raises the promise of `table` to `positions` positions; false, and nothing is changed, if that is more than is left.
+    pub(super) fn extend(&mut self, table: &mut BlockTable, positions: usize) -> bool {
+        let more = positions.div_ceil(PAGE_TOKENS).saturating_sub(table.promised);
+        let Some(left) = self.unpromised.checked_sub(more) else { return false };
+        self.unpromised = left;
+        table.promised += more;
+        true
+    }
+
     /// Takes pages until `table` covers `positions` positions, which must be within its promise.
     pub(super) fn grow(&mut self, table: &mut BlockTable, positions: usize) {
         let wanted = positions.div_ceil(PAGE_TOKENS);

@@ -1,5 +1,6 @@
 //! What a caller asks for.
 
+use super::Session;
 use crate::{sampler::SamplerParams, text::Message};
 
 /// A prompt and how to go on from it.
@@ -19,6 +20,7 @@ pub struct Request {
     pub(super) logprobs: bool,
     pub(super) ignore_end: bool,
     pub(super) show_specials: bool,
+    pub(super) session: Option<Session>,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +82,7 @@ impl Request {
             logprobs: false,
             ignore_end: false,
             show_specials: false,
+            session: None,
         }
     }
 
@@ -132,6 +135,13 @@ impl Request {
     /// Whether special tokens in the answer are written out (`<|im_start|>`) rather than left out.
     pub fn show_specials(mut self, show: bool) -> Self {
         self.show_specials = show;
+        self
+    }
+
+    /// Goes on from the text of a session, to which prompt and answer are added. Nothing of that text is computed twice as
+    /// long as the cache has room for it. A text's BOS is put in front only where the session is empty.
+    pub fn session(mut self, session: &Session) -> Self {
+        self.session = Some(session.clone());
         self
     }
 }

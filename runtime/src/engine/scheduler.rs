@@ -6,28 +6,48 @@
 //!
 //! Policy, in this order for each step:
 //! 1. Cancelled sequences leave.
-//! 2. Waiting sequences are admitted first come, first served, while the cache can promise all pages that they may need
+//! 2. Sessions that nobody can use any more give their pages back.
+//! 3. Waiting sequences are admitted first come, first served, while the cache can promise all pages that they may need
 //!    and a row of logits is left for each. The first one that does not fit waits, and those behind it wait with it, so
-//!    that a long prompt is never overtaken forever. Running sequences do not notice.
-//! 3. Each sequence that is decoding gets its one token; what is left of the step's tokens goes to prompts, in the order
+//!    that a long prompt is never overtaken forever; before it waits, idle sessions give up their pages, the one that was
+//!    used longest ago first. Running sequences do not notice.
+//! 4. Each sequence that is decoding gets its one token; what is left of the step's tokens goes to prompts, in the order
 //!    of admission. A long prompt is thus computed in chunks between which every other sequence advances.
 
-use super::{EngineError, pages::BlockTable, pages::PagePool};
+use super::{EngineError, OutputKind, pages::BlockTable, pages::PagePool, session::Slot};
 use crate::backend::{Executable, Limits};
 use rustai_abi::{Batch, BatchSequence};
-use std::collections::VecDeque;
+use rustai_kernels_cpu::{External, Outside};
+use std::{collections::VecDeque, sync::Arc};
 
 /// What becomes of one sequence's logits. A driver leaves the scheduler exactly once, through [`Driver::finish`].
 pub(super) trait Driver {
     /// Whether nobody wants the sequence anymore. Asked once per step.
     fn is_cancelled(&self) -> bool;
-    /// The sequence has its pages and will be part of the next steps.
-    fn admitted(&mut self);
-    /// The logits behind the token at `position`. Where that is the last known token, the answer is the token to go on
-    /// with, or `None` at the end; elsewhere ([`Rows::All`]) the answer is ignored.
+    /// The sequence has its pages and will be part of the next steps. Its own first token is at position `first`: what lies
+    /// before is its session's.
+    fn admitted(&mut self, first: usize);
+    /// Where the row behind the token at `position` is to be written, if not into the executable's own memory.
+    fn place(&self, position: usize) -> Option<Place> {
+        let _ = position;
+        None
+    }
+    /// The logits behind the token at `position`; arbitrary if [`place`](Self::place) named a place for logits. Where that
+    /// is the last known token, the answer is the token to go on with, or `None` at the end; elsewhere ([`Rows::All`]) the
+    /// answer is ignored.
     fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32>;
+    /// The token that the driver took last, but did not go on with.
+    fn last(&self) -> Option<u32> {
+        None
+    }
     /// The sequence has left; its pages are free again.
     fn finish(self, end: End);
+}
+
+/// Where one row of a step goes.
+pub(super) struct Place {
+    pub(super) kind: OutputKind,
+    pub(super) row: External,
 }
 
 /// Why a sequence leaves.
@@ -54,12 +74,24 @@ pub(super) enum Rows {
 pub(super) struct Job<D> {
     /// At least one token.
     pub(super) prompt: Vec<u32>,
-    /// Positions that the cache must have for it: the prompt and every later token whose logits may be asked for.
+    /// The session that it continues: its tokens come before the prompt.
+    pub(super) session: Option<Arc<Slot>>,
+    /// Positions that the cache must have for it: those of the session, the prompt and every later token whose logits may be asked for.
     pub(super) positions: usize,
     /// Rows that need logits.
     pub(super) rows: Rows,
     /// Who gets them.
     pub(super) driver: D,
+}
+
+impl<D: Driver> Job<D> {
+    /// Ends it before it has run.
+    fn leave(self, end: End) {
+        if let Some(slot) = &self.session {
+            slot.free();
+        }
+        self.driver.finish(end);
+    }
 }
 
 struct Sequence<D> {
@@ -71,6 +103,8 @@ struct Sequence<D> {
     fed: usize,
     /// Positions that the cache holds.
     position: usize,
+    /// The session that it continues, and its whole text.
+    session: Option<(Arc<Slot>, Vec<u32>)>,
     end: Option<End>,
 }
 
@@ -97,10 +131,15 @@ pub(super) struct Scheduler<D> {
     waiting: VecDeque<Job<D>>,
     /// In the order of admission.
     running: Vec<Sequence<D>>,
+    /// Idle sessions that hold pages, the one that was used longest ago first.
+    sessions: Vec<Arc<Slot>>,
     shares: Vec<Share>,
     tokens: Vec<u32>,
     outputs: Vec<u32>,
     views: Vec<BatchSequence<'static>>,
+    /// Of each row of `outputs`, where its logits and its embedding go.
+    logits_at: Vec<Option<External>>,
+    embedding_at: Vec<Option<External>>,
 }
 
 impl<D: Driver> Scheduler<D> {
@@ -111,10 +150,13 @@ impl<D: Driver> Scheduler<D> {
             pool: PagePool::new(limits.pages),
             waiting: VecDeque::new(),
             running: Vec::with_capacity(most),
+            sessions: Vec::new(),
             shares: Vec::with_capacity(most),
             tokens: Vec::with_capacity(limits.max_tokens),
             outputs: Vec::with_capacity(limits.max_outputs),
             views: Vec::with_capacity(most),
+            logits_at: Vec::new(),
+            embedding_at: Vec::new(),
         }
     }
 
@@ -122,12 +164,12 @@ impl<D: Driver> Scheduler<D> {
     pub(super) fn submit(&mut self, job: Job<D>) {
         debug_assert!(job.positions >= job.prompt.len());
         if job.prompt.is_empty() {
-            return job.driver.finish(End::Failed(EngineError::EmptyPrompt));
+            return job.leave(End::Failed(EngineError::EmptyPrompt));
         }
         let capacity = self.limits.pages.saturating_mul(rustai_abi::PAGE_TOKENS);
         if job.positions > capacity {
             let error = EngineError::PromptTooLong { tokens: job.positions, context: capacity };
-            return job.driver.finish(End::Failed(error));
+            return job.leave(End::Failed(error));
         }
         self.waiting.push_back(job);
     }
@@ -141,10 +183,13 @@ impl<D: Driver> Scheduler<D> {
     pub(super) fn abort(&mut self, error: &EngineError) {
         for sequence in self.running.drain(..) {
             self.pool.release(sequence.table);
+            if let Some((slot, _)) = sequence.session {
+                slot.free();
+            }
             sequence.driver.finish(End::Failed(error.clone()));
         }
         for job in self.waiting.drain(..) {
-            job.driver.finish(End::Failed(error.clone()));
+            job.leave(End::Failed(error.clone()));
         }
     }
 
@@ -165,13 +210,15 @@ impl<D: Driver> Scheduler<D> {
             self.pool.grow(&mut sequence.table, sequence.position + share.len);
         }
 
+        self.find_places();
         let mut views = recycle(std::mem::take(&mut self.views));
         views.extend(self.shares.iter().map(|share| {
             let sequence = &self.running[share.sequence];
             BatchSequence { len: share.len as u32, start: sequence.position as u32, pages: sequence.table.pages() }
         }));
         let batch = Batch { tokens: &self.tokens, sequences: &views, outputs: &self.outputs };
-        let result = executable.step(&batch);
+        let (output, normalized) = (&self.logits_at[..], &self.embedding_at[..]);
+        let result = executable.step_with(&batch, Outside { inputs: &[], output, normalized });
         self.views = recycle(views);
 
         match result {
@@ -184,6 +231,11 @@ impl<D: Driver> Scheduler<D> {
 
     /// Takes out what nobody wants anymore.
     fn sweep(&mut self) {
+        for slot in self.sessions.extract_if(.., |slot| Arc::strong_count(slot) == 1) {
+            if let Some(table) = slot.lock().table.take() {
+                self.pool.release(table);
+            }
+        }
         for sequence in &mut self.running {
             if sequence.driver.is_cancelled() {
                 sequence.end = Some(End::Cancelled);
@@ -195,7 +247,7 @@ impl<D: Driver> Scheduler<D> {
                 // PANIC: the loop runs once per element.
                 let job = self.waiting.pop_front().expect("counted");
                 if job.driver.is_cancelled() {
-                    job.driver.finish(End::Cancelled);
+                    job.leave(End::Cancelled);
                 } else {
                     self.waiting.push_back(job);
                 }
@@ -209,11 +261,52 @@ impl<D: Driver> Scheduler<D> {
         let most = self.limits.max_outputs.min(self.limits.max_tokens);
         while self.running.len() < most {
             let Some(job) = self.waiting.front() else { break };
-            let Some(table) = self.pool.promise(job.positions) else { break };
+            let (positions, session) = (job.positions, job.session.clone());
+            let Some(table) = self.find_pages(positions, session.as_ref()) else { break };
             // PANIC: it is the one that was just looked at.
             let Job { prompt, rows, mut driver, .. } = self.waiting.pop_front().expect("looked at");
-            driver.admitted();
-            self.running.push(Sequence { driver, rows, table, tokens: prompt, fed: 0, position: 0, end: None });
+            let (mut tokens, mut position, mut first) = (prompt, 0, 0);
+            let session = session.map(|slot| {
+                let state = slot.lock();
+                let text = [&state.tokens[..], &tokens[..]].concat();
+                (first, position) = (state.tokens.len(), state.cached);
+                tokens = text[position..].to_vec();
+                drop(state);
+                (slot, text)
+            });
+            driver.admitted(first);
+            self.running.push(Sequence { driver, rows, table, tokens, fed: 0, position, session, end: None });
+        }
+    }
+
+    /// Pages for a sequence: those that its session holds, if they are enough, else new ones. Idle sessions give theirs up
+    /// if nothing else helps.
+    fn find_pages(&mut self, positions: usize, session: Option<&Arc<Slot>>) -> Option<BlockTable> {
+        if let Some(slot) = session {
+            self.sessions.retain(|other| !Arc::ptr_eq(other, slot));
+            let mut state = slot.lock();
+            if let Some(mut table) = state.table.take() {
+                if self.pool.extend(&mut table, positions) {
+                    return Some(table);
+                }
+                // There may be room elsewhere, but not beside these pages: the text is computed again.
+                self.pool.release(table);
+                state.cached = 0;
+            }
+        }
+        loop {
+            if let Some(table) = self.pool.promise(positions) {
+                return Some(table);
+            }
+            if self.sessions.is_empty() {
+                return None;
+            }
+            let idle = self.sessions.remove(0);
+            let mut state = idle.lock();
+            if let Some(table) = state.table.take() {
+                self.pool.release(table);
+            }
+            state.cached = 0;
         }
     }
 
@@ -255,6 +348,25 @@ impl<D: Driver> Scheduler<D> {
         }
     }
 
+    /// Asks the drivers where the rows of the step go.
+    fn find_places(&mut self) {
+        self.logits_at.clear();
+        self.embedding_at.clear();
+        for share in &self.shares {
+            let sequence = &self.running[share.sequence];
+            let end = sequence.position + share.len;
+            for position in end - share.outputs..end {
+                let (logits, embedding) = match sequence.driver.place(position) {
+                    None => (None, None),
+                    Some(Place { kind: OutputKind::Logits, row }) => (Some(row), None),
+                    Some(Place { kind: OutputKind::Embedding, row }) => (None, Some(row)),
+                };
+                self.logits_at.push(logits);
+                self.embedding_at.push(embedding);
+            }
+        }
+    }
+
     /// Hands the rows of logits to their drivers.
     fn deliver(&mut self, logits: &[f32]) {
         let vocab = self.limits.vocab;
@@ -272,7 +384,12 @@ impl<D: Driver> Scheduler<D> {
                 sequence.tokens.clear();
                 sequence.fed = 0;
                 match next {
-                    Some(token) => sequence.tokens.push(token),
+                    Some(token) => {
+                        sequence.tokens.push(token);
+                        if let Some((_, text)) = &mut sequence.session {
+                            text.push(token);
+                        }
+                    }
                     None => sequence.end = Some(End::Done),
                 }
             }
@@ -293,9 +410,26 @@ impl<D: Driver> Scheduler<D> {
     /// Lets the marked sequences leave.
     fn collect(&mut self) {
         for mut sequence in self.running.extract_if(.., |sequence| sequence.end.is_some()) {
-            self.pool.release(sequence.table);
             // PANIC: the filter asked for it.
-            sequence.driver.finish(sequence.end.take().expect("marked"));
+            let end = sequence.end.take().expect("marked");
+            match sequence.session {
+                // What a failed step left in the pages is not known.
+                Some((slot, _)) if matches!(end, End::Failed(_)) => {
+                    self.pool.release(sequence.table);
+                    slot.lock().cached = 0;
+                    slot.free();
+                }
+                Some((slot, mut text)) => {
+                    text.extend(sequence.driver.last());
+                    let mut state = slot.lock();
+                    (state.tokens, state.cached, state.table) = (text, sequence.position, Some(sequence.table));
+                    drop(state);
+                    slot.free();
+                    self.sessions.push(slot);
+                }
+                None => self.pool.release(sequence.table),
+            }
+            sequence.driver.finish(end);
         }
     }
 }

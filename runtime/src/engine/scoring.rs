@@ -24,7 +24,7 @@ impl Driver for Scoring {
         false
     }
 
-    fn admitted(&mut self) {
+    fn admitted(&mut self, _first: usize) {
         self.ticket = None;
     }
 

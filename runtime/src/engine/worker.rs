@@ -136,7 +136,7 @@ mod tests {
             false
         }
 
-        fn admitted(&mut self) {}
+        fn admitted(&mut self, _first: usize) {}
 
         fn logits(&mut self, _position: usize, logits: &[f32]) -> Option<u32> {
             if let Some(gate) = &self.gate {
@@ -172,6 +172,7 @@ mod tests {
         let (tokens, received) = channel();
         let job = Job {
             prompt: prompt.to_vec(),
+            session: None,
             positions: prompt.len() + count,
             rows: Rows::Last,
             driver: Probe { count, tokens, gate },
@@ -218,8 +219,13 @@ mod tests {
             assert!(error.contains("internal error") && error.contains("token 60 panics"), "{error}");
         }
         let (tokens, _received) = channel();
-        let job =
-            Job { prompt: vec![1], positions: 1, rows: Rows::Last, driver: Probe { count: 1, tokens, gate: None } };
+        let job = Job {
+            prompt: vec![1],
+            session: None,
+            positions: 1,
+            rows: Rows::Last,
+            driver: Probe { count: 1, tokens, gate: None },
+        };
         assert!(matches!(worker.submit(job), Err(EngineError::Panicked { .. })));
     }
 
@@ -266,7 +272,7 @@ mod tests {
             false
         }
 
-        fn admitted(&mut self) {}
+        fn admitted(&mut self, _first: usize) {}
 
         fn logits(&mut self, _position: usize, _logits: &[f32]) -> Option<u32> {
             drop(self.worker.recv());
@@ -282,7 +288,14 @@ mod tests {
         let (hand_over, worker) = channel();
         let (done, received) = channel();
         let own = Worker::spawn(Box::new(fake::FakeModel::new(32, 8, 16))).unwrap();
-        own.submit(Job { prompt: vec![1], positions: 1, rows: Rows::Last, driver: Saw { worker, done } }).unwrap();
+        own.submit(Job {
+            prompt: vec![1],
+            session: None,
+            positions: 1,
+            rows: Rows::Last,
+            driver: Saw { worker, done },
+        })
+        .unwrap();
         hand_over.send(own).unwrap();
         received.recv_timeout(Duration::from_secs(60)).expect("the thread does not wait for its own end");
     }

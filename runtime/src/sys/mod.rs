@@ -1,8 +1,14 @@
 //! The system-call layer: the only place of this crate that may use `unsafe`.
 //!
-//! It owns what the standard library does not offer: memory-mapped files. It must never interpret the bytes that it
-//! hands out.
+//! It owns what the standard library does not offer: memory-mapped files, memory shared with other processes, descriptors
+//! sent over sockets, and the ioctls of the queue's device. It must never interpret the bytes that it hands out.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod device;
+#[cfg(target_os = "linux")]
+pub(crate) mod memfd;
 mod mmap;
+#[cfg(target_os = "linux")]
+pub(crate) mod socket;
 
 pub(crate) use mmap::Mapping;

@@ -6,6 +6,7 @@ macro_rules! errnos {
     ($($name:ident = $value:literal, $text:literal;)*) => {
         /// Why an operation or a job failed. The discriminant is the Linux error number.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(clippy::upper_case_acronyms, reason = "these are their names")]
         #[repr(i32)]
         pub enum Errno {
             $(#[doc = $text] $name = $value,)*

@@ -471,6 +471,20 @@ wire! {
 }
 
 wire! {
+    /// SUBMIT of one job as an io_uring command: what lies in the submission entry's command area. `cmd_op` is the ioctl
+    /// number of SUBMIT; the entry of the io_uring completion queue is the job's completion, and holds its result. The
+    /// job takes no place in the completion ring, and its progress is not told.
+    struct UringSubmit("rustai_uring_submit", 16) {
+        /// Bytes of the struct.
+        0 size: u32,
+        /// Zero.
+        4 flags: u32,
+        /// Address of the job in the caller's memory.
+        8 job: u64,
+    }
+}
+
+wire! {
     /// WAIT: waits until completions are unread.
     struct Wait("rustai_wait", 32) {
         /// Bytes of the struct.

@@ -29,7 +29,7 @@ mod wire;
 
 pub use self::core::{
     BASE_FEATURES, BufferName, BufferSlot, ContextId, ContextSlot, Core, Fetched, JobSlot, MappedBuffer, Progressed,
-    Sink, Ticket,
+    Sink, Ticket, Usage,
 };
 pub use self::dispatch::Shares;
 pub use self::errno::Errno;

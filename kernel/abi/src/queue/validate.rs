@@ -120,10 +120,11 @@ fn check_shape(t: &Tensor) -> Result<(), Errno> {
     for &dim in used {
         elements = elements.checked_mul(dim).ok_or(Errno::EOVERFLOW)?;
     }
-    if used[0] % dtype.block_len() as u64 != 0 {
+    let block_len = dtype.block_len() as u64;
+    if used[0].checked_rem(block_len) != Some(0) {
         return Err(Errno::EINVAL);
     }
-    let blocks = elements / dtype.block_len() as u64;
+    let blocks = elements.checked_div(block_len).ok_or(Errno::EINVAL)?;
     let bytes = blocks.checked_mul(dtype.block_bytes() as u64).ok_or(Errno::EOVERFLOW)?;
     if bytes != t.byte_len {
         return Err(Errno::EMSGSIZE);
@@ -178,5 +179,5 @@ pub(super) fn is_idempotent(job: &Job, tensors: &[Tensor], progressed: bool) -> 
 
 /// Completion slots that a job needs: one for the end, one for progress if it streams.
 pub(super) fn slots(job: &Job) -> u32 {
-    1 + (job.opcode == opcode::GENERATE) as u32
+    1 + u32::from(job.opcode == opcode::GENERATE)
 }

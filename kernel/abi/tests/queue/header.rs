@@ -1,8 +1,8 @@
 //! The C header against the Rust layouts: sizes, offsets and numbers are turned into static assertions, which the C
 //! compiler judges for 64-bit and for 32-bit programs.
 //!
-//! This needs neither libclang nor a 32-bit C library, only the compiler that a Rust host links with. The suite that
-//! boots a kernel has bindgen at hand and asks it the same.
+//! This needs neither libclang nor a 32-bit C library, only the compiler that a Rust host links with. Where bindgen is at
+//! hand, `kernel/vm/layout.sh` asks it the same.
 
 use rustai_abi::queue::*;
 use std::{fmt::Write as _, io::Write as _, process::Command};
@@ -40,6 +40,7 @@ fn assertions() -> String {
     layout::<BufRegister>(&mut out, &mut structs);
     layout::<BufRelease>(&mut out, &mut structs);
     layout::<Submit>(&mut out, &mut structs);
+    layout::<UringSubmit>(&mut out, &mut structs);
     layout::<Wait>(&mut out, &mut structs);
     layout::<Cancel>(&mut out, &mut structs);
     layout::<EventFd>(&mut out, &mut structs);

@@ -24,7 +24,9 @@ enum Event {
     Tick,
 }
 
-const KINDS: u8 = 5;
+const KINDS: u8 = 6;
+/// A streaming job that comes directly.
+const DIRECT: u8 = 5;
 
 #[derive(Clone)]
 struct Model {
@@ -102,13 +104,25 @@ impl Model {
                         let last = core.stat(id).unwrap().admitted;
                         (job.flags, job.dep_seq) = (job_flag::DEP, last);
                     }
+                    DIRECT => {
+                        job.opcode = opcode::GENERATE;
+                        tensors.extend(self.buffers[context].map(tensor));
+                    }
                     _ => tensors.extend(self.buffers[context].map(tensor)),
                 }
                 job.tensor_count = tensors.len() as u32;
                 let before = core.stat(id).unwrap();
-                match core.submit(id, &job, &tensors, self.now, world) {
-                    Ok(seq) => {
-                        assert_eq!(seq, before.admitted + 1);
+                let submitted = if kind == DIRECT {
+                    let ring = core.ring(id).unwrap();
+                    core.submit_direct(id, &job, &tensors, self.now, world).map(|ticket| {
+                        world.direct.insert(ticket.slot as usize, (id.index as usize, self.next));
+                        assert_eq!(core.ring(id).unwrap(), ring, "it takes no place in the ring");
+                    })
+                } else {
+                    core.submit(id, &job, &tensors, self.now, world).map(|seq| assert_eq!(seq, before.admitted + 1))
+                };
+                match submitted {
+                    Ok(()) => {
                         self.admitted.push((id.index as usize, self.next));
                         self.next += 1;
                     }

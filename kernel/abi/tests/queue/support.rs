@@ -13,6 +13,8 @@ pub struct World {
     /// Final entries by (context slot, user data): a test gives each job its own.
     pub finals: HashMap<(usize, u64), Vec<Completion>>,
     pub rings: HashMap<usize, HashMap<usize, Completion>>,
+    /// Jobs that came directly, by slot: (context slot, user data).
+    pub direct: HashMap<usize, (usize, u64)>,
     pub dropped: Vec<usize>,
     pub server_wakes: u32,
     pub client_wakes: u32,
@@ -33,6 +35,11 @@ impl Sink for World {
     }
     fn drop_buffer(&mut self, index: usize) {
         self.dropped.push(index);
+    }
+    fn finish(&mut self, slot: usize, entry: &Completion) {
+        let key = self.direct.remove(&slot).expect("a job that came directly and has not ended");
+        assert_eq!(key.1, entry.user_data);
+        self.finals.entry(key).or_default().push(*entry);
     }
 }
 

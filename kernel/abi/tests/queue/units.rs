@@ -340,6 +340,94 @@ fn contexts_cannot_name_each_others_buffers() {
     assert!(!world.is_done(a, 9));
 }
 
+#[test]
+fn a_new_context_learns_nothing_of_the_one_before() {
+    let (mut core, mut world) = (core(4, 1, 2), World::default());
+    for _ in 0..2 {
+        let id = core.open(0).unwrap();
+        core.setup(id, &setup(8, policy::HOLD)).unwrap();
+        let unknown = BufferName { buffer: 1, generation: 1 };
+        assert_eq!(core.release(id, unknown, &mut world), Err(Errno::ENOENT));
+        for generation in 1..=3 {
+            let (name, _) = core.register(id, PAGE, true).unwrap();
+            assert_eq!(name, BufferName { buffer: 0, generation });
+            core.release(id, name, &mut world).unwrap();
+        }
+        core.register(id, PAGE, true).unwrap();
+        core.register(id, PAGE, true).unwrap();
+        core.close(id, &mut world);
+    }
+}
+
+#[test]
+fn many_contexts_of_a_user_share_what_one_would_get() {
+    let mut core = core(64, 8, 1);
+    let mut world = World::default();
+    core.attach(&attach(), &mut world).unwrap();
+    // Five contexts of user 1 and one of user 2, each with ten jobs.
+    let ids = [1, 1, 1, 1, 1, 2].map(|uid| {
+        let id = core.open(uid).unwrap();
+        core.setup(id, &setup(16, policy::HOLD)).unwrap();
+        for user_data in 0..10 {
+            core.submit(id, &nop(user_data), &[], 0, &mut world).unwrap();
+        }
+        id
+    });
+    // From the first job on they take turns, and the five share alike.
+    let mut of_context = [0; 6];
+    for turn in 0..20 {
+        let mut out = [0; MAX_RECORD];
+        core.fetch(0, &mut out, &mut world).unwrap().unwrap();
+        of_context[Record::read(&out).unwrap().context as usize] += 1;
+        assert!((turn / 2..=turn / 2 + 1).contains(&of_context[5]), "{of_context:?}");
+    }
+    assert_eq!(of_context, [2, 2, 2, 2, 2, 10]);
+    assert_eq!(core.usage().contexts as usize, ids.len());
+}
+
+#[test]
+fn a_direct_job_ends_outside_of_the_ring() {
+    let (mut core, mut world, id) = ready(policy::HOLD);
+    let (ro, _) = core.register(id, PAGE, false).unwrap();
+    let ring = core.ring(id).unwrap();
+    let stat = core.stat(id).unwrap();
+    // What would complete with an error is refused, and nothing has changed.
+    let out = Tensor { flags: tensor_flag::OUT, ..tensor(ro) };
+    let job = Job { tensor_count: 1, opcode: opcode::GENERATE, ..nop(1) };
+    assert_eq!(core.submit_direct(id, &job, &[out], 0, &mut world), Err(Errno::EACCES));
+    assert_eq!(core.stat(id), Ok(stat));
+    let mut tickets = Vec::new();
+    for user_data in 1..=2 {
+        let job = Job { user_data, ..job };
+        let ticket = core.submit_direct(id, &job, &[tensor(ro)], 0, &mut world).unwrap();
+        world.direct.insert(ticket.slot as usize, (id.index as usize, user_data));
+        tickets.push(ticket);
+    }
+    assert_eq!(fetch(&mut core, &mut world, 0), Some(tickets[0]));
+    assert_eq!(core.progress(tickets[0], 1, &mut world), Ok(Progressed::Told));
+    core.commit(&outcome(tickets[0], 5), &mut world).unwrap();
+    assert_eq!(core.cancel_direct(tickets[0], &mut world), Err(Errno::ESTALE));
+    core.cancel_direct(tickets[1], &mut world).unwrap();
+    assert_eq!(core.cancel_direct(tickets[1], &mut world), Err(Errno::ESTALE));
+    assert_eq!([1, 2].map(|user_data| world.result(id, user_data)), [5, -Errno::ECANCELED.raw()]);
+    assert_eq!(core.ring(id), Ok(ring));
+    assert!(world.rings.is_empty());
+    core.audit().unwrap();
+}
+
+#[test]
+fn one_user_cannot_have_all_contexts() {
+    let mut core = core(4, 8, 1);
+    for _ in 0..6 {
+        core.open(1).unwrap();
+    }
+    assert_eq!(core.open(1), Err(Errno::EDQUOT));
+    core.open(2).unwrap();
+    core.open(2).unwrap();
+    assert_eq!(core.open(2), Err(Errno::ENFILE));
+    assert_eq!(core.usage(), Usage { contexts: 8, ..Usage::default() });
+}
+
 /// A small generator (xorshift64*), so that a failure repeats.
 pub struct Rng(pub u64);
 

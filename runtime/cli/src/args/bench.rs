@@ -68,6 +68,12 @@ pub enum BenchCommand {
     /// A product multiplies M rows of activations with a matrix of N rows and K columns. Weights come from memory, or stay in a
     /// cache from product to product. The roof of a product is what bandwidth and arithmetic allow; times are medians.
     Kernels(KernelsArgs),
+    /// Measures the tensor queue between two processes, beside plain unix sockets in the same run.
+    ///
+    /// Round trips of empty jobs, jobs in batches, and tensors of three sizes that stay where they are, where a socket copies
+    /// them.
+    #[cfg(target_os = "linux")]
+    Queue(super::BenchQueueArgs),
 }
 
 /// Flags of `bench kernels`.

@@ -3,12 +3,19 @@
 mod bench;
 mod generate;
 mod quantize;
+#[cfg(target_os = "linux")]
+mod queue;
 mod shared;
 mod tools;
 
 pub use bench::{BenchArgs, BenchCommand, BenchFormat, KernelsArgs};
 pub use generate::{ChatArgs, GenerateArgs};
 pub use quantize::{ImatrixArgs, QuantizeArgs};
+#[cfg(target_os = "linux")]
+pub use queue::{
+    BenchQueueArgs, LogitsArgs, MatmulArgs, QueueArgs, QueueTool, QueueToolArgs, ServeArgs, StatArgs, SubmitArgs,
+    SubmitGenerateArgs, SubmitJob, TopArgs,
+};
 pub use shared::{ComputeArgs, KvTypeArg, ModelArgs, TextArgs};
 pub use tools::{
     CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
@@ -33,7 +40,7 @@ pub struct Cli {
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
 Environment: RUSTAI_CPU (reference, avx2, avx-vnni, avx512bw, avx512, neon, neon-dotprod, neon-i8mm),
-RUSTAI_CACHE (folder for models), RUSTAI_LOG (log filter), NO_COLOR.";
+RUSTAI_CACHE (folder for models), RUSTAI_TRANSPORT (device, socket or socket:PATH), RUSTAI_LOG (log filter), NO_COLOR.";
 
 /// Flags of every subcommand.
 #[derive(Clone, Copy, Debug, Args)]
@@ -68,6 +75,15 @@ pub enum Command {
     Pull(PullArgs),
     /// Prints a model's computation graph.
     Graph(GraphArgs),
+    /// Loads a model once and answers other processes' jobs, which hand tensors over without copying them.
+    #[cfg(target_os = "linux")]
+    Serve(ServeArgs),
+    /// Hands one job to a server and prints its answer.
+    #[cfg(target_os = "linux")]
+    Submit(SubmitArgs),
+    /// Shows who uses a server's queue, once or as it changes.
+    #[cfg(target_os = "linux")]
+    Queue(QueueToolArgs),
     /// Prints a completion script for a shell.
     Completions(CompletionsArgs),
     /// Prints the manual page (roff).
@@ -112,6 +128,11 @@ mod tests {
             &["rustai", "bench", "-p", "64", "kernels"],
             &["rustai", "bench", "kernels", "--m", "0"],
             &["rustai", "bench", "kernels", "--all", "--quick"],
+            &["rustai", "serve"],
+            &["rustai", "submit"],
+            &["rustai", "submit", "matmul", "--m", "0"],
+            &["rustai", "submit", "nop", "--deadline", "-1"],
+            &["rustai", "queue", "top", "--interval", "0"],
             &["rustai", "fly"],
         ] {
             assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2, "{line:?}");

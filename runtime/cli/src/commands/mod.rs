@@ -12,7 +12,13 @@ mod model;
 mod perplexity;
 mod pull;
 mod quantize;
+#[cfg(target_os = "linux")]
+mod queue;
+#[cfg(target_os = "linux")]
+mod serve;
 mod session;
+#[cfg(target_os = "linux")]
+mod submit;
 mod tokenize;
 
 use crate::{
@@ -34,6 +40,12 @@ pub fn run(command: Command, global: GlobalArgs) -> Result<(), Failure> {
         Command::Info(args) => info::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Graph(args) => graph::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Serve(args) => serve::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Submit(args) => submit::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Queue(args) => queue::run(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man => completions::manual(),
     }

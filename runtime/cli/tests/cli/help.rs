@@ -2,8 +2,21 @@
 
 use super::program::Rustai;
 
-const COMMANDS: [&str; 10] =
-    ["generate", "chat", "bench", "perplexity", "tokenize", "inspect", "info", "pull", "graph", "completions"];
+const COMMANDS: [&str; 13] = [
+    "generate",
+    "chat",
+    "bench",
+    "perplexity",
+    "tokenize",
+    "inspect",
+    "info",
+    "pull",
+    "graph",
+    "serve",
+    "submit",
+    "queue",
+    "completions",
+];
 
 #[test]
 fn help_names_every_command_and_every_command_has_help() {

@@ -6,4 +6,6 @@ mod help;
 mod interrupt;
 mod program;
 mod quantize;
+#[cfg(target_os = "linux")]
+mod queue;
 mod tools;

@@ -85,7 +85,7 @@ impl Script {
             clock: Clock::start(),
             output: Output::default(),
         };
-        generation.admitted();
+        generation.admitted(0);
         Self { generation, events }
     }
 

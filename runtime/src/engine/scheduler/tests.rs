@@ -29,7 +29,7 @@ impl Driver for Greedy {
         self.seen.cancel.get()
     }
 
-    fn admitted(&mut self) {
+    fn admitted(&mut self, _first: usize) {
         assert!(!self.seen.admitted.replace(true), "admitted once");
     }
 
@@ -63,7 +63,7 @@ fn submit(scheduler: &mut Scheduler<Greedy>, prompt: &[u32], count: usize, rows:
     let seen = Rc::<Seen>::default();
     let positions = prompt.len() + count.saturating_sub(1);
     let driver = Greedy { seen: seen.clone(), count, rows };
-    scheduler.submit(Job { prompt: prompt.to_vec(), positions, rows, driver });
+    scheduler.submit(Job { prompt: prompt.to_vec(), session: None, positions, rows, driver });
     seen
 }
 

@@ -4,6 +4,19 @@ use core::ops::DerefMut;
 
 use super::*;
 
+/// What becomes of a job that there is room for.
+enum Verdict {
+    /// It runs, perhaps after the one that it depends on.
+    Start {
+        /// Whether that one is still in flight.
+        waits: bool,
+    },
+    /// It fails at once.
+    Reject(Errno),
+    /// The job that it depends on failed.
+    DependencyFailed,
+}
+
 impl<J, C, B> Core<J, C, B>
 where
     J: DerefMut<Target = [JobSlot]>,
@@ -13,13 +26,25 @@ where
     /// A client opened the queue.
     ///
     /// # Errors
-    /// `ENFILE` if all contexts are in use.
+    /// `ENFILE` if all contexts are in use, `EDQUOT` if the user has three quarters of them: some stay for others.
     pub fn open(&mut self, uid: u32) -> Result<ContextId, Errno> {
         let index = self.contexts.iter().position(|c| c.state == ContextState::Free).ok_or(Errno::ENFILE)?;
+        let of_user = self.contexts.iter().filter(|c| c.state != ContextState::Free && c.uid == uid).count();
+        if of_user >= self.contexts.len() - self.contexts.len() / 4 {
+            return Err(Errno::EDQUOT);
+        }
         let limits = self.limits;
+        // Names of buffers are those of a context, so they start anew, and tell nothing of who was here before.
+        for buffer in self.buffer_range(index) {
+            self.buffers[buffer] = BufferSlot::new();
+        }
+        // The user's service so far counts for this context, too.
+        let same = self.contexts.iter().find(|c| c.state != ContextState::Free && c.uid == uid);
+        let mut served = same.map_or([Served::default(); class::COUNT], |c| c.served);
+        served.iter_mut().for_each(|served| served.own = 0);
         let c = &mut self.contexts[index];
         let generation = c.generation.wrapping_add(1);
-        *c = ContextSlot { state: ContextState::New, generation, uid, limits, ..ContextSlot::new() };
+        *c = ContextSlot { state: ContextState::New, generation, uid, served, limits, ..ContextSlot::new() };
         Ok(ContextId { index: index as u32, generation })
     }
 
@@ -94,7 +119,7 @@ where
         if ask.flags & !op_flag::SET != 0 || ask.reserved != [0; 2] {
             return Err(Errno::EINVAL);
         }
-        let per_context = self.buffers.len() / self.contexts.len();
+        let per_context = self.per_context.get();
         let table = self.jobs.len();
         let now = &mut self.contexts[index].limits;
         if ask.flags & op_flag::SET != 0 {
@@ -200,68 +225,144 @@ where
         now_ns: u64,
         sink: &mut impl Sink,
     ) -> Result<u64, Errno> {
+        let (index, verdict) = self.judge(id, job, tensors, slots(job), now_ns)?;
+        let (errno, flags) = match verdict {
+            Verdict::Start { waits } => {
+                // PANIC: `judge` found room.
+                let _ = self.contexts[index].ring.reserve(slots(job));
+                let slot = self.admit(index, job, tensors, waits, false, sink)?;
+                return Ok(self.jobs[slot].seq);
+            }
+            Verdict::Reject(errno) => (errno, 0),
+            Verdict::DependencyFailed => (Errno::ECANCELED, cqe_flag::DEP),
+        };
+        let seq = self.count_admitted(index);
+        // PANIC: `judge` found room for at least one slot.
+        let _ = self.contexts[index].ring.reserve(1);
+        let entry = Completion::failure(job.user_data, seq, errno, flags);
+        self.complete(index, seq, Target::Ring { slots: 1 }, Some(entry), sink);
+        Ok(seq)
+    }
+
+    /// Admits one job whose end goes to [`Sink::finish`] instead of the ring. Its progress is counted but told to nobody.
+    ///
+    /// # Errors
+    /// Why it was not admitted, also if it is not [valid](validate) or the job that it depends on failed; nothing has
+    /// changed then.
+    pub fn submit_direct(
+        &mut self,
+        id: ContextId,
+        job: &Job,
+        tensors: &[Tensor],
+        now_ns: u64,
+        sink: &mut impl Sink,
+    ) -> Result<Ticket, Errno> {
+        let (index, verdict) = self.judge(id, job, tensors, 0, now_ns)?;
+        match verdict {
+            Verdict::Start { waits } => {
+                let slot = self.admit(index, job, tensors, waits, true, sink)?;
+                Ok(self.ticket(slot))
+            }
+            Verdict::Reject(errno) => Err(errno),
+            Verdict::DependencyFailed => Err(Errno::ECANCELED),
+        }
+    }
+
+    /// Cancels one job that came by [`Self::submit_direct`].
+    ///
+    /// # Errors
+    /// `ESTALE` if it has ended.
+    pub fn cancel_direct(&mut self, ticket: Ticket, sink: &mut impl Sink) -> Result<(), Errno> {
+        let slot = self.find_job(ticket)?;
+        let index = self.jobs[slot].context as usize;
+        self.apply(slot, JobEvent::Cancel, None, sink).map_err(|_| Errno::ESTALE)?;
+        self.settle_dependents(index, sink);
+        Ok(())
+    }
+
+    /// What becomes of a job that needs `slots` places of the ring. Changes nothing but the count of refusals.
+    fn judge(
+        &mut self,
+        id: ContextId,
+        job: &Job,
+        tensors: &[Tensor],
+        slots: u32,
+        now_ns: u64,
+    ) -> Result<(usize, Verdict), Errno> {
         let index = self.find_context(id)?;
         self.contexts[index].state.check_ready()?;
         check_admission(job)?;
         if tensors.len() != job.tensor_count as usize {
             return Err(Errno::EINVAL);
         }
-        if let Err(errno) = self.check_room(index, slots(job)) {
+        if let Err(errno) = self.check_room(index, slots) {
             self.contexts[index].stat.refused += 1;
             return Err(errno);
         }
         let seq = self.contexts[index].next_seq;
         let rules = JobRules { now_ns, seq, class_cap: self.contexts[index].limits.class_cap as u8 };
         let base = self.buffer_range(index).start;
-        let per_context = self.buffer_range(index).len();
+        let per_context = self.per_context.get();
         let view = |buffer: u32| {
             let slot = self.buffers.get(base + buffer as usize)?;
             let live = (buffer as usize) < per_context && slot.state == BufferState::Live;
             live.then_some(BufferView { generation: slot.generation, len: slot.len, writable: slot.writable })
         };
-        let verdict = validate(job, tensors, &rules, view);
-        let waits = match verdict {
-            Ok(()) if job.flags & job_flag::DEP != 0 => self.dependency(index, job.dep_seq),
-            _ => Some(true),
+        let verdict = match validate(job, tensors, &rules, view) {
+            Err(errno) => Verdict::Reject(errno),
+            Ok(()) if job.flags & job_flag::DEP == 0 => Verdict::Start { waits: false },
+            Ok(()) => match self.dependency(index, job.dep_seq) {
+                None => Verdict::Start { waits: true },
+                Some(true) => Verdict::Start { waits: false },
+                Some(false) => Verdict::DependencyFailed,
+            },
         };
+        Ok((index, verdict))
+    }
 
-        // From here on nothing fails.
+    /// Counts one more job: its sequence number.
+    fn count_admitted(&mut self, index: usize) -> u64 {
         let c = &mut self.contexts[index];
+        let seq = c.next_seq;
         c.next_seq += 1;
         c.stat.admitted += 1;
         let (word, mask) = bit(seq);
         c.open[word] |= mask;
         c.failed[word] &= !mask;
-        let rejection = match (verdict, waits) {
-            (Err(errno), _) => Some(Completion::failure(job.user_data, seq, errno, 0)),
-            (Ok(()), Some(false)) => Some(Completion::failure(job.user_data, seq, Errno::ECANCELED, cqe_flag::DEP)),
-            (Ok(()), _) => None,
-        };
-        if let Some(entry) = rejection {
-            // PANIC: `check_room` found room for at least one slot.
-            let _ = c.ring.reserve(1);
-            self.complete(index, seq, 1, Some(entry), sink);
-            return Ok(seq);
-        }
-        let _ = c.ring.reserve(slots(job));
+        seq
+    }
+
+    /// Puts a job that was judged well into a slot.
+    fn admit(
+        &mut self,
+        index: usize,
+        job: &Job,
+        tensors: &[Tensor],
+        waits: bool,
+        direct: bool,
+        sink: &mut impl Sink,
+    ) -> Result<usize, Errno> {
         // PANIC: `check_room` found a free slot.
-        let Some(slot) = self.free else { return Err(Errno::EAGAIN) };
-        self.free = self.jobs[slot as usize].link.next;
-        let s = &mut self.jobs[slot as usize];
+        let slot = self.free.ok_or(Errno::EAGAIN)? as usize;
+        let seq = self.count_admitted(index);
+        self.free = self.jobs[slot].link.next;
+        let s = &mut self.jobs[slot];
         s.context = index as u32;
         s.link = Link::default();
         s.seq = seq;
         (s.dependency, s.reissued, s.progress, s.progressed, s.notice) = (None, 0, None, false, false);
+        s.direct = direct;
         s.job = Job { tensors: 0, ..*job };
         s.tensors[..tensors.len()].copy_from_slice(tensors);
+        let base = self.buffer_range(index).start;
         for tensor in tensors {
             self.buffers[base + tensor.buffer as usize].users += 1;
         }
         if job.flags & job_flag::DEADLINE != 0 {
             self.soonest_ns = Some(self.soonest_ns.map_or(job.deadline_ns, |soonest| soonest.min(job.deadline_ns)));
         }
-        let _ = self.apply(slot as usize, JobEvent::Admit { waits: waits.is_none() }, None, sink);
-        Ok(seq)
+        let _ = self.apply(slot, JobEvent::Admit { waits }, None, sink);
+        Ok(slot)
     }
 
     /// The ring of a context: its indices.

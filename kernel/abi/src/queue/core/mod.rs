@@ -16,9 +16,12 @@ mod client;
 mod server;
 mod steps;
 
+pub use audit::Usage;
+
+use core::num::NonZeroUsize;
 use core::ops::DerefMut;
 
-use super::dispatch::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares};
+use super::dispatch::{DEFAULT_WEIGHT, MAX_WEIGHT, Served, Shares, step};
 use super::errno::Errno;
 use super::layout::{
     ABI_MAJOR, ABI_MINOR, Attach, BUFFER_ALIGN, Cancel, Completion, DEP_WINDOW, Job, Limits, MAX_ENTRIES, MAX_TENSORS,
@@ -40,6 +43,10 @@ pub trait Sink {
     fn wake_server(&mut self);
     /// Nobody uses buffer slot `index` any more: its file may go.
     fn drop_buffer(&mut self, index: usize);
+    /// The job in `slot`, which came by [`Core::submit_direct`], ended with `entry`.
+    fn finish(&mut self, slot: usize, entry: &Completion) {
+        let _ = (slot, entry);
+    }
 }
 
 /// Names a context.
@@ -118,6 +125,8 @@ pub struct JobSlot {
     progressed: bool,
     /// The server has yet to be told that the job was abandoned.
     notice: bool,
+    /// Its end goes to [`Sink::finish`]; it has no place in the ring.
+    direct: bool,
     job: Job,
     tensors: [Tensor; MAX_TENSORS],
 }
@@ -136,6 +145,7 @@ impl JobSlot {
             progress: None,
             progressed: false,
             notice: false,
+            direct: false,
             job: Job::new(),
             tensors: [Tensor::new(); MAX_TENSORS],
         }
@@ -145,12 +155,26 @@ impl JobSlot {
         // PANIC: admission refused a job of more tensors than the array holds.
         &self.tensors[..self.job.tensor_count as usize]
     }
+
+    /// Places of the ring that are reserved for it.
+    fn slots(&self) -> u32 {
+        if self.direct { 0 } else { slots(&self.job) }
+    }
 }
 
 impl Default for JobSlot {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Where the end of a job goes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// To the ring, where it has this many places reserved.
+    Ring { slots: u32 },
+    /// To [`Sink::finish`], as the end of the job in this slot.
+    Direct { slot: usize },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +226,7 @@ pub struct ContextSlot {
     ring: Ring,
     next_seq: u64,
     queues: [Fifo; class::COUNT],
-    served: [u64; class::COUNT],
+    served: [Served; class::COUNT],
     limits: Limits,
     stat: Stat,
     abandoned: u32,
@@ -222,7 +246,7 @@ impl ContextSlot {
             ring: Ring::EMPTY,
             next_seq: 1,
             queues: [Fifo::default(); class::COUNT],
-            served: [0; class::COUNT],
+            served: [Served::default(); class::COUNT],
             limits: Limits::new(),
             stat: Stat::new(),
             abandoned: 0,
@@ -262,6 +286,8 @@ pub struct Core<J, C, B> {
     jobs: J,
     contexts: C,
     buffers: B,
+    /// Buffers of each context.
+    per_context: NonZeroUsize,
     free: Option<u32>,
     server: ServerState,
     opcodes: u64,
@@ -295,7 +321,8 @@ where
         user_bytes: u64,
         features: u64,
     ) -> Result<Self, Errno> {
-        if jobs.is_empty() || contexts.is_empty() || buffers.len() / contexts.len() < limits.max_buffers as usize {
+        let per_context = buffers.len().checked_div(contexts.len()).and_then(NonZeroUsize::new).ok_or(Errno::EINVAL)?;
+        if jobs.is_empty() || per_context.get() < limits.max_buffers as usize {
             return Err(Errno::EINVAL);
         }
         let mut free = None;
@@ -309,6 +336,7 @@ where
             jobs,
             contexts,
             buffers,
+            per_context,
             free,
             server: ServerState::Absent { epoch: 0 },
             opcodes: 0,

@@ -110,7 +110,11 @@ where
             let class = usize::from(self.jobs[slot].job.sched_class);
             let _ = self.apply(slot, JobEvent::Fetch, None, sink);
             let c = &mut self.contexts[context];
-            c.served[class] = self.shares.serve(class, c.served[class], c.limits.weight);
+            let weight = c.limits.weight;
+            c.served[class].own = c.served[class].own.wrapping_add(step(weight));
+            let (uid, had) = (c.uid, c.served[class].user);
+            let has = self.shares.serve(class, had, weight);
+            self.set_user_service(uid, class, has);
             return Ok(Some((Fetched::Job(self.ticket(slot)), used)));
         }
         Ok(None)
@@ -154,6 +158,16 @@ where
     /// # Errors
     /// `ENOTCONN` without a server, `ENOENT` if there is no such context or buffer, `ESTALE` for another generation.
     pub fn map(&mut self, id: ContextId, name: BufferName) -> Result<MappedBuffer, Errno> {
+        let mapped = self.mappable(id, name)?;
+        self.buffers[mapped.index].mapped = true;
+        Ok(mapped)
+    }
+
+    /// What [`Self::map`] would say.
+    ///
+    /// # Errors
+    /// As [`Self::map`].
+    pub fn mappable(&self, id: ContextId, name: BufferName) -> Result<MappedBuffer, Errno> {
         if !self.server.is_attached() {
             return Err(Errno::ENOTCONN);
         }
@@ -162,12 +176,11 @@ where
             return Err(Errno::ESTALE);
         }
         let index = self.find_buffer(id.index as usize, name)?;
-        let buffer = &mut self.buffers[index];
+        let buffer = &self.buffers[index];
         // A released buffer lives on for the jobs that use it, and only for them.
         if buffer.state == BufferState::Released && buffer.users == 0 {
             return Err(Errno::ESTALE);
         }
-        buffer.mapped = true;
         Ok(MappedBuffer { index, writable: buffer.writable })
     }
 
@@ -188,6 +201,11 @@ where
         }
         let index = s.context as usize;
         let c = &mut self.contexts[index];
+        if s.direct {
+            s.progressed = true;
+            c.stat.progress += 1;
+            return Ok(Progressed::Told);
+        }
         let at = c.ring.post_progress(s.progress);
         (s.progress, s.progressed) = (Some(at), true);
         let entry =
@@ -300,15 +318,15 @@ where
             return Ok(Some((Fetched::Cancel(ticket), Record::SIZE)));
         }
         if let Some(slot) = self.buffers.iter().position(BufferSlot::wants_notice) {
-            let per_context = self.buffers.len() / self.contexts.len();
-            let c = &self.contexts[slot / per_context];
+            let (context, buffer) = (slot / self.per_context, slot % self.per_context);
+            let c = &self.contexts[context];
             let head = Record {
                 size,
                 kind: record::GONE,
-                context: (slot / per_context) as u32,
+                context: context as u32,
                 context_generation: c.generation,
                 uid: c.uid,
-                buffer: (slot % per_context) as u32,
+                buffer: buffer as u32,
                 buffer_generation: self.buffers[slot].generation,
                 ..Record::new()
             };

@@ -41,6 +41,7 @@ where
         if let Some(cause) = step.completes {
             let s = &self.jobs[slot];
             let (user_data, seq) = (s.job.user_data, s.seq);
+            let target = if s.direct { Target::Direct { slot } } else { Target::Ring { slots: slots(&s.job) } };
             let entry = match cause {
                 Cause::Result => {
                     let (result, count) = result.unwrap_or((0, 0));
@@ -48,9 +49,10 @@ where
                 }
                 Cause::Error(errno) => Some(Completion::failure(user_data, seq, errno, 0)),
                 Cause::Dependency => Some(Completion::failure(user_data, seq, Errno::ECANCELED, cqe_flag::DEP)),
+                Cause::Unseen if s.direct => Some(Completion::failure(user_data, seq, Errno::ECANCELED, 0)),
                 Cause::Unseen => None,
             };
-            self.complete(index, seq, slots(&s.job), entry, sink);
+            self.complete(index, seq, target, entry, sink);
         }
         match step.to {
             JobState::Abandoned if from != JobState::Abandoned => {
@@ -69,13 +71,16 @@ where
         &mut self,
         index: usize,
         seq: u64,
-        slots: u32,
+        target: Target,
         entry: Option<Completion>,
         sink: &mut impl Sink,
     ) {
         let c = &mut self.contexts[index];
         c.stat.completed += 1;
-        let at = c.ring.post_final(slots);
+        let at = match target {
+            Target::Ring { slots } => Some(c.ring.post_final(slots)),
+            Target::Direct { .. } => None,
+        };
         let result = entry.map_or(-Errno::ECANCELED.raw(), |entry| entry.result);
         if result < 0 {
             c.stat.failed += 1;
@@ -96,9 +101,17 @@ where
                 }
             }
         }
-        if let Some(entry) = entry {
-            let ring = &self.contexts[index].ring;
-            sink.post(index, ring.place(at), &entry, ring.tail());
+        match (entry, at, target) {
+            (Some(entry), Some(at), _) => {
+                let ring = &self.contexts[index].ring;
+                sink.post(index, ring.place(at), &entry, ring.tail());
+            }
+            (Some(entry), _, Target::Direct { slot }) => {
+                sink.finish(slot, &entry);
+                // There is room again.
+                sink.wake_client(index);
+            }
+            _ => {}
         }
     }
 
@@ -156,7 +169,7 @@ where
         }
         buffer.state = BufferState::Free;
         let len = buffer.len;
-        let context = slot / (self.buffers.len() / self.contexts.len());
+        let context = slot / self.per_context;
         let c = &mut self.contexts[context];
         c.stat.buffers -= 1;
         c.stat.bytes -= len;
@@ -179,7 +192,7 @@ where
     }
 
     pub(super) fn buffer_range(&self, index: usize) -> core::ops::Range<usize> {
-        let per_context = self.buffers.len() / self.contexts.len();
+        let per_context = self.per_context.get();
         index * per_context..(index + 1) * per_context
     }
 
@@ -267,11 +280,10 @@ where
 
     pub(super) fn link(&mut self, index: usize, slot: usize, front: bool) {
         let class = usize::from(self.jobs[slot].job.sched_class);
-        let c = &mut self.contexts[index];
-        let fifo = &mut c.queues[class];
-        if fifo.first.is_none() {
-            c.served[class] = self.shares.start(class, c.served[class]);
+        if self.contexts[index].queues[class].first.is_none() {
+            self.start_service(index, class);
         }
+        let fifo = &mut self.contexts[index].queues[class];
         let at = Some(slot as u32);
         if front {
             self.jobs[slot].link = Link { prev: None, next: fifo.first };
@@ -284,6 +296,27 @@ where
             match fifo.last.replace(slot as u32) {
                 Some(old) => self.jobs[old as usize].link.next = at,
                 None => fifo.first = at,
+            }
+        }
+    }
+
+    /// A context that had no job of a class gets one: being idle has saved nothing up, for it and for its user.
+    fn start_service(&mut self, index: usize, class: usize) {
+        let (uid, served) = (self.contexts[index].uid, self.contexts[index].served[class]);
+        let rivals = self.contexts.iter().filter(|c| c.uid == uid && c.queues[class].first.is_some());
+        match rivals.map(|c| c.served[class].own).min() {
+            Some(least) => self.contexts[index].served[class].own = served.own.max(least),
+            None => {
+                let start = self.shares.start(class, served.user);
+                self.set_user_service(uid, class, start);
+            }
+        }
+    }
+
+    pub(super) fn set_user_service(&mut self, uid: u32, class: usize, service: u64) {
+        for c in self.contexts.iter_mut() {
+            if c.state != ContextState::Free && c.uid == uid {
+                c.served[class].user = service;
             }
         }
     }

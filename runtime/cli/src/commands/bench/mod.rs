@@ -3,10 +3,12 @@
 //! Each row runs steps of the model itself on random tokens: no tokenizer, no sampler, no scheduler. One run before the
 //! measurements warms caches. `t/s` is the mean of the runs' rates, with their sample standard deviation.
 //!
-//! `bench kernels` is [`kernels`].
+//! `bench kernels` is [`kernels`], `bench queue` is [`queue`].
 
 mod kernels;
 mod measure;
+#[cfg(target_os = "linux")]
+mod queue;
 mod report;
 mod statistics;
 
@@ -24,8 +26,11 @@ use std::time::Instant;
 
 /// Runs all combinations of the values given.
 pub fn run(args: &BenchArgs, global: GlobalArgs) -> Result<(), Failure> {
-    if let Some(BenchCommand::Kernels(args)) = &args.what {
-        return kernels::run(args);
+    match &args.what {
+        Some(BenchCommand::Kernels(args)) => return kernels::run(args),
+        #[cfg(target_os = "linux")]
+        Some(BenchCommand::Queue(args)) => return queue::run(args),
+        None => {}
     }
     let tests = tests(args)?;
     let mut rows = Vec::new();

@@ -1,0 +1,294 @@
+//! `bench queue`: round trips and tensors over the queue, beside plain unix sockets in the same run.
+//!
+//! Everything is between two processes. The plain sockets' other side is this program, too: it sends back what it receives.
+//! A tensor's round trip is an ECHO job whose server reads the first and the last byte of its input and writes them to its
+//! output, where they are checked: proof that both sides see the memory. The plain socket copies the bytes there and back.
+
+use crate::{
+    args::BenchQueueArgs,
+    failure::Failure,
+    interrupt::Guard,
+    ui::{self, Printer, Table},
+};
+use rustai::queue::{Choice, Client, ClientOptions, Completion, Job, QueueError};
+use serde::Serialize;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// One row: nanoseconds of single round trips.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    what: String,
+    p50_ns: u64,
+    p99_ns: u64,
+    samples: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs_per_second: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    transport: String,
+    cores: usize,
+    rows: Vec<Row>,
+    server_copied_bytes: u64,
+}
+
+const SIZES: [usize; 3] = [4 << 10, 1 << 20, 64 << 20];
+const BATCH: usize = 256;
+
+/// Measures.
+pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.peer {
+        return answer(path);
+    }
+    let guard = Guard::new();
+    let trips = if args.quick { 1_000 } else { 50_000 };
+    let folder = std::env::temp_dir().join(format!("rustai-bench-queue-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let _folder = Folder(folder.clone());
+    let given =
+        args.queue.as_deref().map(Choice::parse).transpose().map_err(|error| Failure::from(error).into_usage())?;
+
+    let mut rows = Vec::new();
+    let peer = Peer::start(&folder)?;
+    let mut socket = UnixStream::connect(&peer.path)?;
+    rows.push(measure("unix socket, 64 bytes", trips, None, &guard, || ping(&mut socket, &mut [7; 64]))?);
+
+    let server = given.is_none().then(|| Peer::serve(&folder, "q", 0)).transpose()?;
+    let choice = given.clone().or(server.as_ref().map(|server| Choice::Socket(server.path.clone())));
+    let client = open(choice.as_ref())?;
+    let transport = client.transport().to_owned();
+    rows.push(measure("NOP, one call", trips, None, &guard, || done(client.call(&Job::nop())))?);
+    rows.push(measure("NOP, woken by eventfd", trips, None, &guard, || done(client.run(&Job::nop())))?);
+    rows.push(batches(&client, trips * 20, &guard)?);
+    let copied = tensors(&client, &mut socket, args.quick, &guard, &mut rows)?;
+    drop(client);
+    drop(server);
+
+    let spinning = given.is_none().then(|| Peer::serve(&folder, "s", 1000)).transpose()?;
+    let choice = given.or(spinning.as_ref().map(|server| Choice::Socket(server.path.clone())));
+    let client = open(choice.as_ref())?;
+    let mut number = 0;
+    let busy = measure("NOP, both sides spin", trips, None, &guard, || {
+        number += 1;
+        done(client.run_spinning(&Job::nop().user_data(number)))
+    })?;
+    rows.insert(3, busy);
+
+    let report = Report { transport, cores: crate::compute::cores(), rows, server_copied_bytes: copied };
+    if args.json { ui::json(&report) } else { print(&report) }
+}
+
+fn open(choice: Option<&Choice>) -> Result<Client, Failure> {
+    let choice = choice.ok_or_else(|| Failure::new("no queue to measure"))?;
+    Ok(Client::over(choice.open()?, ClientOptions::default())?)
+}
+
+fn done(completion: Result<Completion, QueueError>) -> Result<(), Failure> {
+    match completion? {
+        done if done.result >= 0 => Ok(()),
+        done => Err(Failure::new(format!("a job failed with error {}", -done.result)).help("see the server's log")),
+    }
+}
+
+/// Times single calls, after a tenth as many that warm up.
+fn measure(
+    what: &str,
+    samples: usize,
+    bytes: Option<usize>,
+    guard: &Guard,
+    mut call: impl FnMut() -> Result<(), Failure>,
+) -> Result<Row, Failure> {
+    for _ in 0..samples.div_ceil(10) {
+        call()?;
+    }
+    let mut times = Vec::with_capacity(samples);
+    for index in 0..samples {
+        if index % 64 == 0 {
+            guard.check()?;
+        }
+        let start = Instant::now();
+        call()?;
+        times.push(start.elapsed().as_nanos() as u64);
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+    Ok(Row { what: what.to_owned(), p50_ns: at(50), p99_ns: at(99), samples, bytes, jobs_per_second: None })
+}
+
+/// Sends a message and reads its echo.
+fn ping(socket: &mut UnixStream, message: &mut [u8]) -> Result<(), Failure> {
+    socket.write_all(&(message.len() as u64).to_ne_bytes())?;
+    socket.write_all(message)?;
+    socket.read_exact(message)?;
+    Ok(())
+}
+
+fn batches(client: &Client, jobs: usize, guard: &Guard) -> Result<Row, Failure> {
+    let batch: Vec<Job> = (0..BATCH).map(|_| Job::nop()).collect();
+    let mut times = Vec::new();
+    let (start, mut completed) = (Instant::now(), 0);
+    while completed < jobs {
+        guard.check()?;
+        let began = Instant::now();
+        let pending = client.submit_all(&batch)?;
+        completed += pending.len();
+        for job in pending {
+            done(job.wait())?;
+        }
+        times.push(began.elapsed().as_nanos() as u64);
+    }
+    let rate = completed as f64 / start.elapsed().as_secs_f64();
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+    let what = format!("NOPs in batches of {BATCH}");
+    Ok(Row { what, p50_ns: at(50), p99_ns: at(99), samples: times.len(), bytes: None, jobs_per_second: Some(rate) })
+}
+
+fn tensors(
+    client: &Client,
+    socket: &mut UnixStream,
+    quick: bool,
+    guard: &Guard,
+    rows: &mut Vec<Row>,
+) -> Result<u64, Failure> {
+    let before = client.stat()?.server_copied;
+    for size in SIZES {
+        let trips = match size {
+            SMALL if quick => 200,
+            _ if quick => 20,
+            SMALL => 20_000,
+            _ => 2_000,
+        };
+        let (from, to) = (client.buffer(size)?, client.buffer(size)?);
+        let (from, to) = (from.tensor::<u8>(0, &[size])?, to.tensor::<u8>(0, &[size])?);
+        (0..size).step_by(4096).for_each(|at| from.set(at, 1));
+        let job = Job::echo(Duration::ZERO, 0, 0).input(&from).output(&to);
+        let mut value = 0u8;
+        rows.push(measure("tensor through the queue", trips, Some(size), guard, || {
+            value = value.wrapping_add(1);
+            from.set(0, value);
+            from.set(size - 1, !value);
+            done(client.call(&job))?;
+            if (to.get(0), to.get(size - 1)) == (value, !value) {
+                return Ok(());
+            }
+            Err(Failure::new("the server did not see the tensor").help("report this"))
+        })?);
+        let mut message = vec![1u8; size];
+        let trips = if size > (16 << 20) { trips.min(if quick { 3 } else { 20 }) } else { trips };
+        rows.push(measure("tensor copied by a socket", trips, Some(size), guard, || ping(socket, &mut message))?);
+    }
+    Ok(client.stat()?.server_copied - before)
+}
+
+const SMALL: usize = SIZES[0];
+
+fn print(report: &Report) -> Result<(), Failure> {
+    let mut table = Table::new(&["round trip", ">size", ">p50 us", ">p99 us", ">jobs/s"]);
+    for row in &report.rows {
+        table.row(vec![
+            row.what.clone(),
+            row.bytes.map_or(String::new(), |bytes| ui::bytes(bytes as u64)),
+            format!("{:.2}", row.p50_ns as f64 / 1e3),
+            format!("{:.2}", row.p99_ns as f64 / 1e3),
+            row.jobs_per_second.map_or(String::new(), |rate| format!("{rate:.0}")),
+        ]);
+    }
+    let mut printer = Printer::default();
+    printer.piece(&table.markdown())?;
+    printer.line(format_args!(
+        "\nover the {}, {} cores; payload copied by the server: {}",
+        report.transport,
+        report.cores,
+        ui::bytes(report.server_copied_bytes)
+    ))
+}
+
+/// Another process of this program, ended when this is dropped.
+struct Peer {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Peer {
+    fn start(folder: &Path) -> Result<Self, Failure> {
+        let path = folder.join("peer");
+        Self::spawn(&["bench".into(), "queue".into(), "--peer".into(), path.clone().into()], path)
+    }
+
+    fn serve(folder: &Path, name: &str, spin: u64) -> Result<Self, Failure> {
+        let path = folder.join(name);
+        let queue = format!("socket:{}", path.display());
+        let spin = spin.to_string();
+        Self::spawn(
+            &["serve".into(), "--no-model".into(), "--spin".into(), spin.into(), "--queue".into(), queue.into()],
+            path,
+        )
+    }
+
+    fn spawn(args: &[std::ffi::OsString], path: PathBuf) -> Result<Self, Failure> {
+        let program = std::env::current_exe()?;
+        let mut child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // It says a line when it listens.
+        let mut line = String::new();
+        let stdout = child.stdout.take();
+        let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut line));
+        let peer = Self { child, path };
+        match read {
+            Some(Ok(1..)) => Ok(peer),
+            _ => {
+                Err(Failure::new("the other process did not start")
+                    .help("run `rustai serve --queue socket` to see why"))
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // One that ended by itself needs no ending.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The other side of the plain sockets: sends back what it receives.
+fn answer(path: &Path) -> Result<(), Failure> {
+    let listener = UnixListener::bind(path)?;
+    Printer::default().line("ready")?;
+    let (mut socket, _) = listener.accept()?;
+    let mut message = Vec::new();
+    loop {
+        let mut len = [0; 8];
+        match socket.read_exact(&mut len) {
+            Ok(()) => {}
+            // The other process has measured enough.
+            Err(_) => return Ok(()),
+        }
+        message.resize(u64::from_ne_bytes(len) as usize, 0);
+        socket.read_exact(&mut message)?;
+        socket.write_all(&message)?;
+    }
+}

@@ -1,0 +1,88 @@
+//! The tensor queue: programs on this computer hand tensors to the runtime and get tensors back, without copying them.
+//!
+//! A client makes a [`Buffer`], which is memory that the server maps, too, lays tensors into it, and submits [`Job`]s that name
+//! them. Completions come through a ring that the client maps read-only, so that it can look for them without a system
+//! call. The queue is the kernel module's (`/dev/rustai`), or a server's own behind a unix socket, or this process's:
+//!
+//! ```
+//! use rustai::queue::{Broker, BrokerOptions, Client, ClientOptions, InProcess, Job, Server, ServerOptions};
+//! use std::sync::Arc;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let broker = Broker::new(BrokerOptions::default())?;
+//! let server = Server::start(broker.clone(), None, ServerOptions::default())?;
+//! let client = Client::over(Arc::new(InProcess::open(&broker)?), ClientOptions::default())?;
+//!
+//! let buffer = client.buffer(4096)?;
+//! let x = buffer.tensor::<f32>(0, &[4])?;
+//! let w = buffer.tensor::<f32>(64, &[4, 2])?;
+//! let y = buffer.tensor::<f32>(128, &[2])?;
+//! x.write(0, &[1.0, 2.0, 3.0, 4.0]);
+//! w.write(0, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5]);
+//! let completion = client.run(&Job::matmul(&x, &w, &y))?;
+//! assert_eq!(completion.result, 0);
+//! assert_eq!(y.to_vec(), [1.0, 2.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Over a socket or the device, [`Client::connect`] finds the queue; `rustai serve --queue` is a server.
+//!
+//! # What each way gives
+//! | | device | socket | in-process |
+//! |---|---|---|---|
+//! | who decides about jobs | the kernel | the server's process | this process |
+//! | a job needs | one system call | a message each way | a function call |
+//! | death of the server | jobs wait or fail, by policy | takes the queue along: all jobs fail with `EOWNERDEAD` | there is none |
+//! | payload copied | never | never | never |
+//!
+//! What the opcodes take is told by [`params`]; error numbers mean what [`Errno`] says. The structs are those of
+//! `kernel/include/uapi/rustai.h`.
+//!
+//! # Messages on the socket
+//! It is a `SOCK_SEQPACKET` unix socket. Requests are answered one after the other; a call that waits keeps later ones
+//! waiting.
+//!
+//! | | bytes |
+//! |---|---|
+//! | request | `{u32 op, u32 len}`, the operation's struct (`len` bytes), then what the struct's address would lead to |
+//! | reply | `{u32 op, u32 len, i32 result, u32 zero}`, then the struct as answered (`len` bytes, 0 if `result` is not 0) |
+//!
+//! Addresses in structs are 0, for the other side cannot follow them: SUBMIT is followed by each job and its tensors. A
+//! memory file or an eventfd goes with the request as `SCM_RIGHTS`, and the completion ring's memory comes with the reply to
+//! SETUP, sealed so that only the server writes it. `result` is 0 or a negative error number. Integers are in the machine's
+//! order. An eventfd becomes non-blocking, because a client whose counter is full must not stop the queue.
+//!
+//! A client is who the kernel says it is (`SO_PEERCRED`); it is gone when its last descriptor of the connection is closed. A
+//! message has at most 160 KiB, so that a SUBMIT of very many jobs with many tensors is refused with `E2BIG`.
+//!
+//! This module owns the ways to the queue and both of its ends. It must never decide what the queue itself decides: that is
+//! `rustai_abi::queue`, which the kernel module compiles in, too.
+
+mod broker;
+mod client;
+mod clock;
+mod engine_side;
+mod error;
+mod listener;
+mod message;
+mod monitor;
+pub mod params;
+mod server;
+mod transport;
+
+pub use broker::{Broker, BrokerOptions, ClientStat};
+pub use client::{
+    Buffer, Class, Client, ClientOptions, Element, GenerateParams, Job, Pending, Policy, Session, TensorView, Update,
+};
+pub use clock::{deadline, now_ns};
+pub use engine_side::{EngineSide, Helper, Mapped, Patience};
+pub use error::QueueError;
+pub use listener::{Listener, ListenerOptions};
+pub use monitor::{ClientRow, Snapshot};
+pub use rustai_abi::queue::{Completion, Errno};
+pub use server::{Server, ServerOptions, ServerStat};
+pub use transport::{
+    CharDev, Choice, DEVICE, ENGINE_DEVICE, Extra, Fault, InProcess, RingMap, Socket, Transport, default_socket,
+    open_engine_device,
+};

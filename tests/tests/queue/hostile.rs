@@ -1,0 +1,155 @@
+//! Clients that are slow, stuck or hostile cost only themselves.
+
+use super::rig::{Kind, Rig, sealed};
+use rustai::queue::{Client, ClientOptions, Extra, Job, QueueError, Server, ServerOptions, Socket, Transport, now_ns};
+use rustai_abi::queue::*;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A connection without a library on it.
+fn bare(rig: &Rig) -> std::os::fd::OwnedFd {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    connect(&socket, &SocketAddrUnix::new(rig.path()).unwrap()).unwrap();
+    socket
+}
+
+#[test]
+fn messages_that_are_none_end_the_connection_and_nothing_else() {
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    for message in [&b"x"[..], &[0xff; 7], &[4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], &[0; 200_000][..150_000]] {
+        let socket = bare(&rig);
+        send(&socket, message, SendFlags::NOSIGNAL).unwrap();
+        let mut reply = [0; 64];
+        let until = Instant::now() + Duration::from_secs(10);
+        // Either the end of the connection, or an error for a request that could be read.
+        match rustix::net::recv(&socket, &mut reply, rustix::net::RecvFlags::empty()) {
+            Ok((_, 0)) | Err(_) => {}
+            Ok((_, len)) => assert!(len >= 16 && i32::from_ne_bytes(reply[8..12].try_into().unwrap()) < 0),
+        }
+        assert!(Instant::now() < until);
+        assert_eq!(good.run(&Job::nop()).unwrap().result, 0);
+    }
+    rig.audit();
+}
+
+#[test]
+fn a_client_that_never_reads_gets_no_more() {
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let stuck = rig.ready(policy::HOLD);
+    let mut admitted = 0;
+    let refused = loop {
+        match stuck.submit_all(&[Job0::new(); 4], &[]) {
+            Ok(answer) => admitted += answer.admitted,
+            Err(errno) => break errno,
+        }
+    };
+    assert_eq!((admitted, refused), (8, Errno::EAGAIN), "as many as its ring has places");
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    assert_eq!(good.run(&Job::nop()).unwrap().result, 0);
+    rig.audit();
+}
+
+use rustai_abi::queue::Job as Job0;
+
+#[test]
+fn connections_are_limited_and_come_back() {
+    let rig = Rig::sized(Kind::Socket, rustai::queue::BrokerOptions { clients: 4, ..Default::default() }).unwrap();
+    // The last quarter of the places is for other users.
+    let mut held: Vec<Arc<dyn Transport>> = (0..3).map(|_| rig.transport()).collect();
+    let refused = Socket::connect(rig.path()).map(drop).unwrap_err();
+    assert!(matches!(refused, QueueError::Refused { errno: Errno::EDQUOT, .. }), "{refused}");
+    held.pop();
+    let until = Instant::now() + Duration::from_secs(10);
+    while Socket::connect(rig.path()).is_err() {
+        assert!(Instant::now() < until, "the place does not come free");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// p99 of round trips, in nanoseconds.
+fn p99(client: &Client) -> u64 {
+    let mut times: Vec<u64> = (0..2000)
+        .map(|_| {
+            let start = now_ns();
+            client.call(&Job::nop()).unwrap();
+            now_ns() - start
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+/// What a hostile client does, over and over.
+fn misbehave(rig: &Rig, round: u64) {
+    let raw = rig.ready(policy::HOLD);
+    let name = raw.register(sealed(65536), 0, 65536, true).unwrap();
+    let tensor = super::rig::tensor(name);
+    match round % 4 {
+        // Floods, and never reads.
+        0 => while raw.submit_all(&[super::rig::nop(1); 4], &[]).is_ok() {},
+        // Names what is not there.
+        1 => {
+            let wrong = Tensor { offset: u64::MAX, ..tensor };
+            let _ = raw.submit_all(&[Job0 { tensor_count: 1, ..super::rig::nop(1) }], &[wrong]);
+        }
+        // Closes midway.
+        2 => {
+            let slow =
+                Job0 { opcode: opcode::ECHO, params: [1_000_000_000, 0, 0, 0, 0, 0, 0, 0], ..super::rig::nop(1) };
+            let _ = raw.submit_all(&[slow], &[]);
+        }
+        // Breaks the ring's rules.
+        _ => {
+            let ask = Submit { head: 99, ..Submit::new() };
+            let _ = raw.call_with(op::SUBMIT, &ask, Extra::default());
+        }
+    }
+}
+
+#[test]
+#[ignore = "measures time, so it wants a quiet machine: cargo test --release -- --ignored others_wait"]
+fn others_wait_no_longer_than_twice_as_long() {
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    p99(&good);
+    let alone = p99(&good);
+    let stop = AtomicBool::new(false);
+    let beside = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0;
+            while !stop.load(Ordering::Relaxed) {
+                misbehave(&rig, round);
+                round += 1;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let beside = p99(&good);
+        stop.store(true, Ordering::Relaxed);
+        beside
+    });
+    eprintln!("p99 alone {alone} ns, beside a hostile client {beside} ns");
+    assert!(beside <= 2 * alone.max(20_000), "{beside} ns beside a hostile client, {alone} ns alone");
+    rig.audit();
+}
+
+#[test]
+fn a_hostile_client_harms_nobody_else() {
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    for round in 0..40 {
+        misbehave(&rig, round);
+        assert_eq!(good.run(&Job::echo(Duration::ZERO, round as i32, 0)).unwrap().result, round as i32);
+        rig.audit();
+    }
+}
