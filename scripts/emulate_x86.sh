@@ -6,8 +6,8 @@
 #
 # Without levels: those that this processor lacks; what it has is tested by `cargo test`. Without arguments of the tests:
 # all tests of the kernels, and the crate's own ones that depend on the instruction set. Each level gets a processor that
-# has it as its best, as the tests verify (`RUSTAI_TEST_BEST`). A level takes about 7 billion emulated instructions, which
-# is one to two minutes of one core; as many levels run at a time as there are cores.
+# has it as its best, as the tests verify (`RUSTAI_TEST_BEST`). A level takes about 12 billion emulated instructions, which
+# is two to three minutes of one quiet core; as many levels run at a time as there are cores.
 #
 # Needs Debian or a system like it. Installs small tools as packages if they are missing; the kernel and Bochs, which is
 # built from Debian's source since no packaged build knows all levels without a debugger that slows it down, stay under

@@ -62,17 +62,18 @@ impl Client {
         user::write(arg, &answer)
     }
 
+    /// Refuses a context without a ring, or a broken one.
+    fn check_ready(&self) -> Result {
+        let inner = self.shared.inner.lock();
+        inner.core.check_ready(self.id).map_err(error)
+    }
+
     fn register(&self, arg: usize) -> Result {
         let ask: BufRegister = user::read_for_answer(arg)?;
         if ask.flags & !op_flag::BUF_RW != 0 || ask.reserved0 != 0 || ask.reserved != [0; 3] {
             return Err(EINVAL);
         }
-        self.shared
-            .inner
-            .lock()
-            .core
-            .check_ready(self.id)
-            .map_err(error)?;
+        self.check_ready()?;
         let fd = u32::try_from(ask.fd).map_err(|_| EBADF)?;
         let file = LocalFile::fget(fd)?;
         let writable = ask.flags & op_flag::BUF_RW != 0;
@@ -323,12 +324,7 @@ impl Client {
         if ask.flags & !op_flag::REMOVE != 0 || ask.reserved != 0 {
             return Err(EINVAL);
         }
-        self.shared
-            .inner
-            .lock()
-            .core
-            .check_ready(self.id)
-            .map_err(error)?;
+        self.check_ready()?;
         let eventfd = match ask.flags & op_flag::REMOVE {
             0 => Some(shared::EventFd::get(ask.fd)?),
             _ => None,

@@ -19,6 +19,19 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
+/// A client's buffer, each of the two by number and generation.
+fn named(client: (u32, u32), buffer: (u32, u32)) -> (ContextId, BufferName) {
+    let id = ContextId {
+        index: client.0,
+        generation: client.1,
+    };
+    let name = BufferName {
+        buffer: buffer.0,
+        generation: buffer.1,
+    };
+    (id, name)
+}
+
 /// One open file.
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -149,14 +162,10 @@ impl Server {
         if ask.flags != 0 || ask.reserved0 != 0 || ask.reserved != [0; 2] {
             return Err(EINVAL);
         }
-        let id = ContextId {
-            index: ask.context,
-            generation: ask.context_generation,
-        };
-        let name = BufferName {
-            buffer: ask.buffer,
-            generation: ask.generation,
-        };
+        let (id, name) = named(
+            (ask.context, ask.context_generation),
+            (ask.buffer, ask.generation),
+        );
         // The descriptor is reserved first and installed last: nothing can fail between.
         let fd = FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
         let (client, offset, len, writable) = self.attached(|inner| {
@@ -248,14 +257,10 @@ impl Server {
         if ask.flags != 0 {
             return Err(EINVAL);
         }
-        let id = ContextId {
-            index: ask.context,
-            generation: ask.context_generation,
-        };
-        let name = BufferName {
-            buffer: ask.buffer,
-            generation: ask.generation,
-        };
+        let (id, name) = named(
+            (ask.context, ask.context_generation),
+            (ask.buffer, ask.generation),
+        );
         self.attached(|inner| {
             let Inner { core, outside, .. } = inner;
             core.ack(id, name, outside).map_err(error)
