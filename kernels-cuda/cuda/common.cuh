@@ -395,4 +395,14 @@ DEVICE float block_sum(float value, float* scratch) {
     return sum;
 }
 
+// The largest of all threads' values, for all of them; `scratch` has room for a value per warp.
+DEVICE float block_max(float value, float* scratch) {
+    value = warp_max(value);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = value;
+    __syncthreads();
+    float top = scratch[0];
+    for (u32 w = 1; w < blockDim.x / WARP; w++) top = fmaxf(top, scratch[w]);
+    return top;
+}
+
 DEVICE float silu(float x) { return x / (1.0f + ptx::exp2_fast(-1.44269504f * x)); }

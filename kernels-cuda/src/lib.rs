@@ -10,7 +10,9 @@ mod kernels;
 pub mod ops;
 pub mod weights;
 
-pub use driver::{Arena, Device, DeviceError, DeviceInfo, Event, Graph, Span, Stream, probe};
+pub use driver::{
+    Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, probe,
+};
 pub use images::embedded_targets;
 pub use kernels::Kernels;
 pub use ops::{Floats, Input, Projection, Quants};

@@ -9,7 +9,7 @@ use rustai_kernels_cuda::{
     Arena, Device, Floats, Kernels, Stream,
     ops::{LayerCache, Places, Rotation, Split},
 };
-use support::{Numbers, Standin, error};
+use support::{Numbers, Standin, error, open, standin};
 
 /// A step's queries, keys and values.
 #[derive(Clone)]
@@ -167,7 +167,7 @@ fn run(
 }
 
 fn check(standin: &Standin, shape: &Shape, lengths: &[usize], split: Split) {
-    let opened = standin.open();
+    let opened = open(standin);
     let (sequences, pages) = sequences(shape, lengths);
     let expected: Vec<f32> =
         sequences.iter().zip(lengths).flat_map(|(sequence, len)| expected(shape, sequence, len - 1)).collect();
@@ -183,7 +183,7 @@ const BASE: Shape =
 
 #[test]
 fn attention_agrees_with_the_reference() {
-    let standin = Standin::new();
+    let standin = standin();
     for kv_type in KvType::ALL {
         for (heads, kv_heads, dim) in [(2, 2, 64), (3, 1, 64), (8, 1, 64), (2, 1, 128), (1, 1, 128)] {
             let style = if dim == 64 { RopeStyle::Neox } else { RopeStyle::Interleaved };
@@ -195,7 +195,7 @@ fn attention_agrees_with_the_reference() {
 
 #[test]
 fn runs_are_merged_and_windows_hide_what_is_older() {
-    let standin = Standin::new();
+    let standin = standin();
     for kv_type in KvType::ALL {
         for window in [None, Some(1), Some(40), Some(1000)] {
             let shape = Shape { kv_type, window, ..BASE };
@@ -207,8 +207,8 @@ fn runs_are_merged_and_windows_hide_what_is_older() {
 
 #[test]
 fn far_positions_are_rotated_exactly_enough() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let (dim, position) = (64, 130_000u32);
     let pages = position as usize / PAGE_TOKENS + 1;
     let mut arena =
@@ -231,13 +231,13 @@ fn far_positions_are_rotated_exactly_enough() {
 
 #[test]
 fn missing_barriers_are_noticed() {
-    let standin = Standin::new();
+    let standin = standin();
     // As many queries as the kernel is made for, so that the last that a warp writes is one that others read.
     let shape = Shape { kv_type: KvType::Q8_0, heads: 4, kv_heads: 1, ..BASE };
     let (sequences, pages) = sequences(&shape, &[300]);
     let expected = expected(&shape, &sequences[0], 299);
     let count = standin.expect_every_sync_to_matter(|| {
-        let opened = standin.open();
+        let opened = open(&standin);
         let got = run(&opened, &shape, &sequences, pages, Split { runs: 1, run_pages: 10 });
         got.is_ok_and(|got| error(&got, &expected) < 2e-4)
     });
@@ -247,8 +247,8 @@ fn missing_barriers_are_noticed() {
 
 #[test]
 fn batches_that_do_not_fit_are_refused() {
-    let standin = Standin::new();
-    let (device, ..) = standin.open();
+    let standin = standin();
+    let (device, ..) = open(&standin);
     let mut arena = Arena::new(&device, "test", Places::room(4, 4)).unwrap();
     let places = Places::take(&mut arena, 4, 4, 3).unwrap();
     let refused = |sequence: BatchSequence<'_>, tokens: &[u32]| {

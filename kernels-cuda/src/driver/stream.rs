@@ -2,7 +2,7 @@
 
 use super::{Device, DeviceError, Span, check};
 use cudarc::driver::{
-    CudaEvent, CudaGraph, CudaStream,
+    CudaEvent, CudaGraph, CudaStream, DriverError,
     sys::{CUevent_flags, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode},
 };
 use std::{
@@ -78,6 +78,11 @@ impl Stream {
         }
     }
 
+    /// Marks the end of what the stream has been given so far.
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), DriverError> {
+        event.record(&self.stream)
+    }
+
     pub(super) fn raw(&self) -> CUstream {
         self.stream.cu_stream()
     }
@@ -88,6 +93,9 @@ pub struct Graph {
     graph: CudaGraph,
     _spans: Vec<Span>,
 }
+
+// SAFETY: the driver may be given a graph from any thread, though not from two at a time: `Graph` is not `Sync`.
+unsafe impl Send for Graph {}
 
 impl Graph {
     /// Puts the recorded work behind the stream's work.

@@ -100,42 +100,73 @@ impl Places {
         Ok(Self { positions, tables, pages, max_tokens, max_pages, cache_pages })
     }
 
+    /// Places that a buffer of inputs holds.
+    pub(super) fn at([positions, tables, pages]: [Span; 3], cache_pages: usize) -> Self {
+        let (max_tokens, max_pages) = (positions.bytes().min(tables.bytes()) / 4, pages.bytes() / 4);
+        Self { positions, tables, pages, max_tokens, max_pages, cache_pages }
+    }
+
     /// Writes a batch's places, after the device's work.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the batch does not fit, has no page for a position, or names a page that caches do not
     /// have; [`DeviceError::Driver`].
     pub fn write(&self, batch: &Batch<'_>) -> Result<(), DeviceError> {
-        let (mut positions, mut tables, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut tables) = (vec![0; self.max_tokens], vec![0; self.max_tokens]);
+        let mut pages = vec![0; self.max_pages];
+        let used = self.list(batch, &mut positions, &mut tables, &mut pages)?;
+        self.positions.device().synchronize()?;
+        self.positions.upload(&positions[..batch.tokens.len()])?;
+        self.tables.upload(&tables[..batch.tokens.len()])?;
+        self.pages.upload(&pages[..used])
+    }
+
+    /// Lists a batch's places in host memory, which has room for what there is on the device; returns how many pages are
+    /// listed.
+    pub(super) fn list(
+        &self,
+        batch: &Batch<'_>,
+        positions: &mut [u32],
+        tables: &mut [u32],
+        pages: &mut [u32],
+    ) -> Result<usize, DeviceError> {
+        let (positions, tables) = (&mut positions[..self.max_tokens], &mut tables[..self.max_tokens]);
+        let pages = &mut pages[..self.max_pages];
+        let (mut token, mut used) = (0, 0);
         for sequence in batch.sequences {
             let end = u64::from(sequence.start) + u64::from(sequence.len);
-            if end.div_ceil(PAGE_TOKENS as u64) > sequence.pages.len() as u64 || end > u64::from(u32::MAX) {
-                return Err(DeviceError::Invalid(format!(
-                    "{} pages do not hold {end} positions",
-                    sequence.pages.len()
-                )));
-            }
-            if let Some(page) = sequence.pages.iter().find(|page| **page as usize >= self.cache_pages) {
+            let needed = end.div_ceil(PAGE_TOKENS as u64);
+            let own = usize::try_from(needed).ok().and_then(|needed| sequence.pages.get(..needed));
+            let own = own.filter(|_| end <= u64::from(u32::MAX)).ok_or_else(|| {
+                DeviceError::Invalid(format!("{} pages do not hold {end} positions", sequence.pages.len()))
+            })?;
+            if let Some(page) = own.iter().find(|page| **page as usize >= self.cache_pages) {
                 return Err(DeviceError::Invalid(format!("page {page} of a cache of {}", self.cache_pages)));
             }
-            positions.extend(sequence.start..sequence.start + sequence.len);
-            tables.resize(positions.len(), pages.len() as u32);
-            pages.extend_from_slice(sequence.pages);
+            let tokens = token..token + sequence.len as usize;
+            let room = positions.get_mut(tokens.clone()).zip(tables.get_mut(tokens.clone()));
+            let Some(((positions, tables), listed)) = room.zip(pages.get_mut(used..used + own.len())) else {
+                return Err(self.too_large(batch));
+            };
+            positions.iter_mut().zip(sequence.start..).for_each(|(slot, position)| *slot = position);
+            tables.fill(used as u32);
+            listed.copy_from_slice(own);
+            (token, used) = (tokens.end, used + own.len());
         }
-        if positions.len() > self.max_tokens || pages.len() > self.max_pages || positions.len() != batch.tokens.len() {
-            return Err(DeviceError::Invalid(format!(
-                "a batch of {} tokens ({} in sequences) and {} pages, where {} and {} have room",
-                batch.tokens.len(),
-                positions.len(),
-                pages.len(),
-                self.max_tokens,
-                self.max_pages
-            )));
-        }
-        self.positions.device().synchronize()?;
-        self.positions.upload(&positions)?;
-        self.tables.upload(&tables)?;
-        self.pages.upload(&pages)
+        if token == batch.tokens.len() { Ok(used) } else { Err(self.too_large(batch)) }
+    }
+
+    fn too_large(&self, batch: &Batch<'_>) -> DeviceError {
+        let counts =
+            |count: fn(&rustai_abi::BatchSequence<'_>) -> usize| batch.sequences.iter().map(count).sum::<usize>();
+        DeviceError::Invalid(format!(
+            "a batch of {} tokens ({} in sequences) and {} pages, where {} and {} have room",
+            batch.tokens.len(),
+            counts(|sequence| sequence.len as usize),
+            counts(|sequence| sequence.pages.len()),
+            self.max_tokens,
+            self.max_pages
+        ))
     }
 
     fn addresses(&self) -> PlacesArgs {

@@ -2,11 +2,11 @@
 
 use super::{BuildError, Executable, Limits, StepError, load, memory};
 use crate::{
-    graph::{Graph, Rows, WeightSource, rewrite},
-    plan::{Plan, PlanOptions, Resolved, Step},
+    graph::{Graph, Rows, WeightId, WeightSource, rewrite},
+    plan::{Form, Plan, PlanOptions, Resolved, Step, Target},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType, Outside};
+use rustai_kernels_cpu::{Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Outside, QBuf};
 use std::collections::HashMap;
 
 /// How a graph is made executable.
@@ -68,8 +68,32 @@ pub fn plan(graph: &Graph, options: &CpuOptions) -> Result<Plan, BuildError> {
 
 /// [`plan`] for a graph without unused parts.
 fn plan_used(graph: &Graph, isa: Isa, sizes: PlanOptions) -> Result<Plan, BuildError> {
-    let forms = named(graph, load::forms(graph, isa)?);
-    Ok(Plan::new(graph, sizes, &load::form_of(&forms))?)
+    Ok(Plan::new(graph, sizes, &Forms::new(graph, load::forms(graph, isa)?))?)
+}
+
+/// What planning has to know: the forms that matrices want, by their names, which the graphs of all rewrites share.
+struct Forms(HashMap<String, ActKind>);
+
+impl Forms {
+    fn new(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> Self {
+        Self(graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect())
+    }
+}
+
+impl Target for Forms {
+    fn wants(&self, graph: &Graph, weight: WeightId) -> Form {
+        match self.0.get(&graph.weight(weight).name) {
+            Some(ActKind::Q8) => Form::Q8,
+            Some(ActKind::F32) | None => Form::F32,
+        }
+    }
+
+    fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
+        match form {
+            Form::F32 => Buf::bytes(width, rows),
+            Form::Q8 => QBuf::bytes(width, rows),
+        }
+    }
 }
 
 /// A graph with its weights packed, its memory taken and its threads started.
@@ -98,8 +122,7 @@ fn compile(
 
     let weights = load::load(graph, source, isa, threads, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
-    let forms = named(graph, weights.iter().map(wants));
-    let plan = Plan::new(graph, options.sizes(), &load::form_of(&forms))?;
+    let plan = Plan::new(graph, options.sizes(), &Forms::new(graph, weights.iter().map(wants)))?;
     let mut kernels: Vec<&str> =
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();
@@ -124,10 +147,6 @@ fn compile(
     })?;
     let executor = Executor::new(isa, threads, program)?;
     Ok(Compiled { executor, plan, description })
-}
-
-fn named(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> HashMap<String, ActKind> {
-    graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect()
 }
 
 /// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
