@@ -11,9 +11,9 @@ pub mod ops;
 pub mod weights;
 
 pub use driver::{
-    Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, probe,
+    Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader, probe,
 };
-pub use images::embedded_targets;
+pub use images::{KernelSources, embedded_targets};
 pub use kernels::Kernels;
 pub use ops::{Floats, Input, Projection, Quants};
 pub use weights::{Packed, Weights};

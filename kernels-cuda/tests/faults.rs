@@ -4,7 +4,7 @@ mod support;
 
 use rustai_abi::{Batch, BatchSequence};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer,
+    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer,
     driver::OLDEST_DRIVER,
     ops::{BatchInputs, Operation},
     probe,
@@ -45,7 +45,7 @@ fn no_kernels_for_an_architecture_is_an_error_that_says_what_to_do() {
     let standin = standin();
     standin.set("capability", 30);
     let device = Device::open(0).unwrap();
-    let error = Kernels::load(&device).map(|_| ()).unwrap_err();
+    let error = Kernels::load(&device, &KernelSources::default()).map(|_| ()).unwrap_err();
     assert!(matches!(error, DeviceError::NoKernels { capability: (3, 0), .. }), "{error}");
     assert!(error.to_string().contains("use the CPU"), "{error}");
 }
@@ -236,4 +236,23 @@ fn a_batch_goes_over_in_one_copy_and_is_checked_first() {
         let error = inputs.send(&stream, &Batch { tokens, sequences: &sequences, outputs }).unwrap_err();
         assert!(error.to_string().contains(part), "{part}: {error}");
     }
+}
+
+#[test]
+fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
+    let standin = standin();
+    let device = Device::open(0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
+    let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("holds none") && error.contains("use the CPU"), "{error}");
+    std::fs::write(folder.path().join("rows.sm_80.cubin"), b"code").unwrap();
+    let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("for sm_80 only"), "{error}");
+    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"code").unwrap();
+    Kernels::load(&device, &sources).unwrap();
+    let gone = KernelSources { folder: Some(folder.path().join("gone")), cache: None };
+    let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+    drop(standin);
 }

@@ -163,3 +163,39 @@ impl<T: Pod> ReadbackBuffer<T> {
         Ok(self.0.values()?)
     }
 }
+
+/// Copies of any size to a device through two buffers: while one is on its way, the other is filled.
+#[derive(Debug)]
+pub struct Uploader<'a> {
+    stream: &'a Stream,
+    buffers: [UploadBuffer<u8>; 2],
+    next: usize,
+}
+
+impl<'a> Uploader<'a> {
+    /// Bytes of each buffer: a fraction of a millisecond of copying, which hides what a copy costs to begin.
+    const BYTES: usize = 8 << 20;
+
+    /// Takes the buffers; copies go by `stream`.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfHostMemory`] or [`DeviceError::Driver`].
+    pub fn new(stream: &'a Stream) -> Result<Self, DeviceError> {
+        let buffer = || UploadBuffer::new(stream.device(), "the staging of weights", Self::BYTES);
+        Ok(Self { stream, buffers: [buffer()?, buffer()?], next: 0 })
+    }
+
+    /// Copies `bytes` to the start of a span. They are there after the stream's work; `bytes` may go at once.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if they do not fit; [`DeviceError::Driver`].
+    pub fn put(&mut self, to: &Span, bytes: &[u8]) -> Result<(), DeviceError> {
+        for (index, chunk) in bytes.chunks(Self::BYTES).enumerate() {
+            let buffer = &mut self.buffers[self.next];
+            self.next = 1 - self.next;
+            buffer.values()?[..chunk.len()].copy_from_slice(chunk);
+            buffer.send(self.stream, &to.part(index * Self::BYTES, chunk.len())?, chunk.len())?;
+        }
+        Ok(())
+    }
+}

@@ -28,7 +28,7 @@ pub struct CpuOptions {
 
 impl CpuOptions {
     /// The part that planning needs.
-    fn sizes(&self) -> PlanOptions {
+    pub(super) fn sizes(&self) -> PlanOptions {
         let Self { max_tokens, max_outputs, pages, kv_type, .. } = *self;
         PlanOptions { max_tokens, max_outputs, pages, kv_type }
     }
@@ -147,6 +147,13 @@ fn compile(
     })?;
     let executor = Executor::new(isa, threads, program)?;
     Ok(Compiled { executor, plan, description })
+}
+
+/// Memory that a graph takes on the CPU, in bytes: cache, activations, weights.
+pub(super) fn memory(graph: &Graph, options: &CpuOptions) -> Result<[u64; 3], BuildError> {
+    let (isa, graph) = (chosen_isa(options)?, rewrite::drop_unused(graph));
+    let plan = plan_used(&graph, isa, options.sizes())?;
+    Ok([cache_bytes(isa, &plan), plan.arena_bytes as u64, load::total_bytes(&graph)])
 }
 
 /// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
@@ -285,7 +292,17 @@ impl CpuGraph {
     /// # Errors
     /// [`BuildError`] if a weight is missing, no kernels compute the graph, or memory does not suffice.
     pub fn new(graph: &Graph, source: &dyn WeightSource, options: &CpuOptions) -> Result<Self, BuildError> {
-        let compiled = compile(graph, source, options, &mut |_, _| {})?;
+        Self::load(graph, source, options, &mut |_, _| {})
+    }
+
+    /// As [`new`](Self::new); `progress` takes the bytes of weights that are done and their total.
+    pub(super) fn load(
+        graph: &Graph,
+        source: &dyn WeightSource,
+        options: &CpuOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, BuildError> {
+        let compiled = compile(graph, source, options, progress)?;
         let plan = &compiled.plan;
         Ok(Self {
             inputs: plan.inputs.iter().map(|id| plan.buffer(*id).name.clone()).collect(),

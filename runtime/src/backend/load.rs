@@ -19,13 +19,13 @@ use std::{
 
 /// What the readers of a weight need.
 #[derive(Clone, Copy, Debug, Default)]
-struct Needs {
-    matrix: bool,
-    vector: bool,
-    table: bool,
+pub(super) struct Needs {
+    pub(super) matrix: bool,
+    pub(super) vector: bool,
+    pub(super) table: bool,
 }
 
-fn needs(graph: &Graph) -> Vec<Needs> {
+pub(super) fn needs(graph: &Graph) -> Vec<Needs> {
     let mut needs = vec![Needs::default(); graph.weights().len()];
     for node in graph.nodes() {
         match node.op {

@@ -3,6 +3,7 @@
 use super::{Engine, EngineError, Info};
 use crate::{
     Error,
+    backend::DeviceChoice,
     gguf::GgufFile,
     model::{self, LoadOptions, LoadProgress},
     text::{ChatTemplate, TextError, Tokenizer},
@@ -86,6 +87,20 @@ impl EngineBuilder {
     /// Forces an instruction set. By default the environment variable `RUSTAI_CPU` or else detection chooses.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.options.isa = Some(isa);
+        self
+    }
+
+    /// What the model runs on. By default the environment variable `RUSTAI_DEVICE` decides, or else a GPU is taken if there is
+    /// one that serves.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.options.device = device;
+        self
+    }
+
+    /// Layers that run on a GPU, counted from the last; the CPU computes those before them. By default as many as fit into the
+    /// GPU's memory.
+    pub fn gpu_layers(mut self, layers: usize) -> Self {
+        self.options.gpu_layers = Some(layers);
         self
     }
 

@@ -109,13 +109,14 @@ fn gate_and_up_are_one_call_in_either_order() {
 }
 
 #[test]
-fn a_gate_that_is_read_elsewhere_or_biased_is_not_fused() {
-    for biased in [false, true] {
+fn a_gate_that_is_read_elsewhere_or_biased_or_that_the_backend_refuses_is_not_fused() {
+    for (biased, name) in [(false, "gate"), (true, "gate"), (true, "gate.alone")] {
         let mut b = GraphBuilder::new();
-        let (gate, up) = (square(&mut b, "gate"), square(&mut b, "up"));
+        let (gate, up) = (square(&mut b, name), square(&mut b, "up"));
         let bias = b.inline("bias", &[32], vec![0.0; 32]).unwrap();
         let x = input(&mut b);
-        let gate = b.matmul("gate", x, gate, biased.then_some(bias)).unwrap();
+        let refused = name.ends_with("alone");
+        let gate = b.matmul("gate", x, gate, (biased && !refused).then_some(bias)).unwrap();
         let up = b.matmul("up", x, up, None).unwrap();
         let silu = b.silu("silu", gate).unwrap();
         let mut y = b.mul("y", silu, up).unwrap();
