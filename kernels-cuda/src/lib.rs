@@ -13,7 +13,7 @@ pub mod weights;
 pub use driver::{
     Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader, probe,
 };
-pub use images::{KernelSources, embedded_targets};
+pub use images::{KernelSources, embedded_target};
 pub use kernels::Kernels;
 pub use ops::{Floats, Input, Projection, Quants};
 pub use weights::{Packed, Weights};

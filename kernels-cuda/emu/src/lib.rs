@@ -155,7 +155,7 @@ pub fn build(folder: &Path) -> PathBuf {
     fs::create_dir_all(&work).expect("a folder for objects");
     let flags = |command: &mut Command| {
         // Contracted products would round differently on some processors.
-        command.args(["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off"]);
+        command.args(["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off"]);
         // As nvcc has it: kernels read floats as words and back.
         command.arg("-fno-strict-aliasing");
         command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DRUSTAI_EMULATOR"]);

@@ -10,11 +10,11 @@ use std::{
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-/// The architectures of the embedded kernels, as `sm_90a` or `compute_80`; empty if the program was built without any.
-pub fn embedded_targets() -> Vec<&'static str> {
-    let mut targets: Vec<_> = EMBEDDED.iter().map(|(target, _)| *target).collect();
-    targets.dedup();
-    targets
+/// The architecture of the kernels in this program that a device would run, as `sm_90a` or `compute_80`; `None` if there are
+/// none for it.
+pub fn embedded_target(device: &DeviceInfo) -> Option<&'static str> {
+    let targets: Vec<_> = EMBEDDED.iter().map(|(target, _)| *target).collect();
+    best_target(&targets, device.capability)
 }
 
 /// Where kernels are taken from beside the program itself.

@@ -195,6 +195,9 @@ pub struct Rotation<'a> {
     pub magnitude: f32,
 }
 
+/// Fewest pages of a run: one for each warp of a block.
+const MIN_RUN_PAGES: usize = 4;
+
 /// How a sequence's pages are cut into runs that are attended to at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
@@ -210,8 +213,15 @@ impl Split {
     pub fn new(positions: usize, blocks: usize, multiprocessors: usize) -> Self {
         let pages = positions.div_ceil(PAGE_TOKENS).max(1);
         let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
-        let run_pages = pages.div_ceil(wanted).max(4);
+        let run_pages = pages.div_ceil(wanted).max(MIN_RUN_PAGES);
         Self { runs: pages.div_ceil(run_pages), run_pages }
+    }
+
+    /// As many runs as sequences of up to `positions` are ever cut into.
+    pub fn at_most(positions: usize, blocks: usize, multiprocessors: usize) -> Self {
+        let pages = positions.div_ceil(PAGE_TOKENS).max(1);
+        let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
+        Self { runs: wanted.min(pages.div_ceil(MIN_RUN_PAGES)), run_pages: MIN_RUN_PAGES }
     }
 
     /// Values per token that a buffer for the runs' states needs, for so many query heads.

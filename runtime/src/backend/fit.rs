@@ -12,12 +12,13 @@ use super::{
 };
 use crate::graph::{self, Cut, Graph, Op, WeightSource};
 use rustai_kernels_cuda::{DeviceError, DeviceInfo};
+use std::path::PathBuf;
 
 /// Device memory that is left to the driver: for its kernels, their stacks, and recorded graphs.
 pub const RESERVE: u64 = 256 << 20;
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FitOptions {
     /// Sizes, and what concerns the CPU.
     pub cpu: CpuOptions,
@@ -25,6 +26,8 @@ pub struct FitOptions {
     pub device: DeviceChoice,
     /// Layers that shall run on the GPU, counted from the last; `None` takes as many as fit. More than there are means all.
     pub gpu_layers: Option<usize>,
+    /// A folder of compiled kernels that goes before those in the program; `None` lets `RUSTAI_CUDA_KERNELS` name one.
+    pub cuda_kernels: Option<PathBuf>,
 }
 
 /// Memory in bytes.
@@ -89,7 +92,7 @@ pub fn fit(graph: &Graph, options: &FitOptions) -> Result<Fit, BuildError> {
         DeviceChoice::Cuda(ordinal) => Some(ordinal),
         DeviceChoice::Auto => None,
     };
-    let opened = Cuda::open(ordinal.unwrap_or(0));
+    let opened = Cuda::open(ordinal.unwrap_or(0), options.cuda_kernels.as_deref());
     let placed = opened.map_err(BuildError::Device).and_then(|cuda| on_gpu(graph, options, layers, cuda));
     match placed {
         Ok(fit) => Ok(fit),

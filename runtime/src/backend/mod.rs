@@ -187,6 +187,10 @@ pub trait Executable: Send {
     }
     /// The limits.
     fn limits(&self) -> Limits;
+    /// Where it computes: `cpu`, a GPU such as `cuda:0`, or both, the first one first.
+    fn device(&self) -> String {
+        "cpu".to_owned()
+    }
     /// One line for people: device, kernels, threads.
     fn describe(&self) -> String;
 }

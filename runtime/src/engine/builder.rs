@@ -97,10 +97,17 @@ impl EngineBuilder {
         self
     }
 
-    /// Layers that run on a GPU, counted from the last; the CPU computes those before them. By default as many as fit into the
-    /// GPU's memory.
-    pub fn gpu_layers(mut self, layers: usize) -> Self {
-        self.options.gpu_layers = Some(layers);
+    /// Layers that run on a GPU, counted from the last; the CPU computes those before them. `None`, the default, takes as many
+    /// as fit into the GPU's memory.
+    pub fn gpu_layers(mut self, layers: Option<usize>) -> Self {
+        self.options.gpu_layers = layers;
+        self
+    }
+
+    /// A folder of compiled CUDA kernels that goes before those in the program. By default the environment variable
+    /// `RUSTAI_CUDA_KERNELS` may name one.
+    pub fn cuda_kernels(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.options.cuda_kernels = Some(folder.into());
         self
     }
 

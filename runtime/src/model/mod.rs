@@ -27,6 +27,7 @@ use crate::{
 use reader::Reader;
 use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::{Isa, KvType};
+use std::path::PathBuf;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// Layers that run on a GPU, counted from the last; `None` takes as many as fit into its memory.
     pub gpu_layers: Option<usize>,
+    /// A folder of compiled CUDA kernels that goes before those in the program; `None` lets `RUSTAI_CUDA_KERNELS` name one.
+    pub cuda_kernels: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -63,7 +66,14 @@ impl Default for LoadOptions {
             kv_type: KvType::F16,
             device: DeviceChoice::Auto,
             gpu_layers: None,
+            cuda_kernels: None,
         }
+    }
+}
+
+impl LoadOptions {
+    fn fit(&self, cpu: CpuOptions) -> FitOptions {
+        FitOptions { cpu, device: self.device, gpu_layers: self.gpu_layers, cuda_kernels: self.cuda_kernels.clone() }
     }
 }
 
@@ -131,7 +141,7 @@ pub fn load(
 ) -> Result<Box<dyn Executable>, LoadError> {
     let model = graph(file)?;
     let (cpu, context) = model.sizes(options);
-    let fit = fit::fit(&model.graph, &FitOptions { cpu, device: options.device, gpu_layers: options.gpu_layers })?;
+    let fit = fit::fit(&model.graph, &options.fit(cpu))?;
     let mut report = |done, total| progress(LoadProgress { done, total });
     Ok(fit.load(&model.graph, file.weights(), &cpu, context, &mut report)?)
 }
@@ -143,7 +153,7 @@ pub fn load(
 pub fn fit(file: &dyn ModelFile, options: &LoadOptions) -> Result<Fit, LoadError> {
     let model = graph(file)?;
     let (cpu, _) = model.sizes(options);
-    Ok(fit::fit(&model.graph, &FitOptions { cpu, device: options.device, gpu_layers: options.gpu_layers })?)
+    Ok(fit::fit(&model.graph, &options.fit(cpu))?)
 }
 
 /// [`load`] for any file, to a model on the CPU.

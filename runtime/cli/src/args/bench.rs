@@ -1,6 +1,6 @@
 //! Flags of `bench`; names and meanings follow llama-bench.
 
-use super::KvTypeArg;
+use super::{DeviceArgs, KvTypeArg};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -35,6 +35,8 @@ pub struct BenchArgs {
     /// How keys and values are kept.
     #[arg(long, value_name = "TYPE", value_enum, value_delimiter = ',', default_value = "f16")]
     pub kv_type: Vec<KvTypeArg>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Measurements per row.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,

@@ -16,13 +16,19 @@ use crate::{
     plan::{Plan, PlanOptions},
 };
 use program::{Kinds, Program, StepShape};
-use rustai_abi::Batch;
+use rustai_abi::{Batch, PAGE_TOKENS};
 use rustai_kernels_cpu::{BatchLimits, External, Outside};
 use rustai_kernels_cuda::{
-    Device, DeviceError, DeviceInfo, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer,
-    ops::BatchInputs,
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
 };
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+pub use rustai_kernels_cuda::{DeviceError, DeviceInfo};
+
+pub use rustai_kernels_cuda::embedded_target;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Steps of more tokens are launched kernel by kernel: their kernels run longer than a launch takes, and prompts have many
 /// lengths.
@@ -34,6 +40,14 @@ const MAX_RECORDINGS: usize = 128;
 /// The shortest reach that steps are told apart by.
 const MIN_REACH: usize = 256;
 
+/// The GPUs of this host.
+///
+/// # Errors
+/// [`DeviceError`] if there is no driver, or none that serves, or no device.
+pub fn devices() -> Result<Vec<DeviceInfo>, DeviceError> {
+    probe()
+}
+
 /// A device with its kernels loaded.
 #[derive(Clone, Debug)]
 pub struct Cuda {
@@ -42,16 +56,17 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a device, counted from 0, and loads the kernels for its architecture: from the folder that the environment variable
-    /// `RUSTAI_CUDA_KERNELS` names if it does, else from the program, else compiled on this host and kept in the cache folder.
+    /// Opens a device, counted from 0, and loads the kernels for its architecture: from `folder` or the folder that the environment
+    /// variable `RUSTAI_CUDA_KERNELS` names, else from the program, else compiled on this host and kept in the cache folder.
     ///
     /// # Errors
     /// [`DeviceError`] if there is no driver, no such device, or no kernels for it.
-    pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
+    pub fn open(ordinal: usize, folder: Option<&Path>) -> Result<Self, DeviceError> {
         let device = Device::open(ordinal)?;
-        let folder = std::env::var_os("RUSTAI_CUDA_KERNELS").filter(|folder| !folder.is_empty());
+        let named = || std::env::var_os("RUSTAI_CUDA_KERNELS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        let folder = folder.map(Path::to_owned).or_else(named);
         let cache = crate::hub::cache_dir().ok().map(|folder| folder.join("kernels"));
-        let sources = KernelSources { folder: folder.map(PathBuf::from), cache };
+        let sources = KernelSources { folder, cache };
         let kernels = Arc::new(Kernels::load(&device, &sources)?);
         Ok(Self { device, kernels })
     }
@@ -192,7 +207,8 @@ impl CudaModel {
         self.inputs.send(&self.stream, batch)?;
         let end = batch.sequences.iter().map(|sequence| sequence.start.saturating_add(sequence.len) as usize).max();
         // Reaches are few, so that recordings are: powers of two.
-        let reach = end.unwrap_or(0).next_power_of_two().clamp(MIN_REACH, usize::MAX / 2);
+        let longest = self.limits.pages.saturating_mul(PAGE_TOKENS);
+        let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
         let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, recordings, .. } = self;
         if shape.tokens > MAX_RECORDED_TOKENS || normalized {
@@ -312,6 +328,11 @@ impl Executable for CudaModel {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn device(&self) -> String {
+        let own = format!("cuda:{}", self.cuda.info().ordinal);
+        if self.head.is_some() { format!("cpu + {own}") } else { own }
     }
 
     fn describe(&self) -> String {

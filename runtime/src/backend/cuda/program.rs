@@ -353,11 +353,10 @@ fn states_bytes(plan: &Plan, multiprocessors: usize) -> usize {
     let positions = kv.pages.saturating_mul(PAGE_TOKENS);
     let mut most = 0;
     for tokens in 1..=plan.options.max_tokens {
-        let split = Split::new(positions, kv.kv_heads.saturating_mul(tokens), multiprocessors);
+        let split = Split::at_most(positions, kv.kv_heads.saturating_mul(tokens), multiprocessors);
         if split.runs == 1 {
             break;
         }
-        // Shorter sequences are cut into no more runs.
         most = most.max(Floats::room(tokens, split.state_width(heads, kv.head_dim)));
     }
     most
