@@ -19,6 +19,8 @@ typedef unsigned long long u64;
 
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
+// The lowest number there is: as a first maximum, no value is below it.
+constexpr float LOWEST = -3.402823466e38f;
 
 // KERNEL(name, Args, threads) { ... } declares a kernel with the parameter block `args` for blocks of at most so many threads.
 // SHARED(T, name, n) declares an array in shared memory, DYNAMIC_SHARED(T, name) the one whose size the launch gives.

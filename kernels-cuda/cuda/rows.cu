@@ -209,7 +209,7 @@ KERNEL(softmax, SoftmaxArgs, ROW_THREADS) {
     ptx::wait_for_previous_kernel();
     const float* x = args.x + size_t(blockIdx.x) * args.width;
     float* out = args.out + size_t(blockIdx.x) * args.width;
-    float top = -INFINITY;
+    float top = LOWEST;
     for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) top = fmaxf(top, x[i]);
     top = block_max(top, tops);
     // A thread reads and writes the same columns, so the row may be changed in place.

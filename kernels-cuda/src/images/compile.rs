@@ -270,6 +270,16 @@ mod tests {
         assert_eq!(found, listed);
     }
 
+    /// The run-time compiler brings no headers of the C library.
+    #[test]
+    fn sources_need_no_toolkit() {
+        for (name, source) in FAMILIES.iter().chain(&HEADERS) {
+            for word in ["#include <", "INFINITY", "FLT_MAX", "UINT_MAX", "INT_MAX", "uint32_t"] {
+                assert!(!source.contains(word), "{word} in {name}");
+            }
+        }
+    }
+
     #[test]
     fn a_host_without_the_compiler_is_told_its_names() {
         // A driver of version 0 has no compiler that is not newer than it.
