@@ -69,6 +69,14 @@ impl Standin {
         unsafe { get(name.as_ptr()) }
     }
 
+    /// Bytes of a kernel's parameters; `None` if there is no such kernel.
+    pub fn parameter_bytes(&self, kernel: &str) -> Option<usize> {
+        let name = CString::new(kernel).ok()?;
+        let get = self.symbol::<unsafe extern "C" fn(*const c_char) -> c_int>(c"standin_args_bytes");
+        // SAFETY: the name ends with a zero.
+        usize::try_from(unsafe { get(name.as_ptr()) }).ok()
+    }
+
     /// Why a kernel failed.
     pub fn failure(&self) -> String {
         let failure = self.symbol::<unsafe extern "C" fn() -> *const c_char>(c"standin_failure");

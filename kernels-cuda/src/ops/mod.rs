@@ -175,3 +175,11 @@ fn small(what: &str, value: usize) -> Result<u32, DeviceError> {
         .filter(|value| *value <= u32::MAX / 2)
         .ok_or_else(|| DeviceError::Invalid(format!("{what}: {value} is more than kernels can count")))
 }
+
+/// A kernel of each kind and the bytes of its parameters as this crate lays them out, for the test that compares them with
+/// the kernels' own.
+#[doc(hidden)]
+pub fn parameter_sizes() -> Vec<(&'static str, usize)> {
+    [attention::parameter_sizes(), matmul::parameter_sizes(), rows::parameter_sizes(), sample::parameter_sizes()]
+        .concat()
+}
