@@ -73,8 +73,11 @@ RULES = (
     Rule(r"attend_.*_q8_0", must=(LDG_64, r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     Rule(r"norm_rows", must=(LDG_128, r"STG\.E\.128")),
     Rule(r"gemm_", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"roof_read", must=(LDG_128,)),
+    Rule(r"roof_mma_s8", must=(r"IMMA",)),
+    Rule(r"roof_fma", must=(r"FFMA",)),
     # Programmatic dependent launch: kernels wait for the one before them.
-    Rule(r".*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
+    Rule(r"(?!roof_).*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
 )
 
 

@@ -3,12 +3,14 @@
 mod support;
 
 use rustai_abi::DType;
+use rustai_kernels_cpu::bench::{Residence, Shape};
 use rustai_kernels_cpu::{
     formats::{self, q8a},
     reference,
 };
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
+    bench::{Product, Roofs},
     weights::is_quantized,
 };
 use support::{Numbers, error, open, standin};
@@ -384,4 +386,30 @@ fn what_does_not_fit_is_refused() {
     invalid(kernels.matmul(&stream, x.input(), &[], 1), "0 matrices");
     launch(&out, 2, x.input()).unwrap();
     stream.synchronize().unwrap();
+}
+
+#[test]
+fn benchmarks_measure_real_products_and_roofs() {
+    let standin = standin();
+    let (_device, kernels, stream) = open(&standin);
+    let roofs = Roofs::measure(&kernels, &stream).unwrap();
+    for value in [roofs.memory, roofs.cache, roofs.integer, roofs.float] {
+        assert!(value.is_finite() && value > 0.0, "{roofs:?}");
+    }
+    let kernels = std::sync::Arc::new(kernels);
+    let shape = Shape { role: "test", rows: 48, cols: 256 };
+    for dtype in [DType::Q4_0, DType::F16] {
+        let mut hot = Product::new(&kernels, dtype, shape, 12, Residence::Cache).unwrap();
+        let mut cold = Product::new(&kernels, dtype, shape, 12, Residence::Memory(50_000)).unwrap();
+        for tokens in [1, 12] {
+            assert!(hot.time(tokens).unwrap() > 0.0 && cold.time(tokens).unwrap() > 0.0);
+            let values = hot.result(tokens).unwrap();
+            assert!(values.iter().all(|value| value.is_finite()) && values.iter().any(|value| *value != 0.0));
+            assert_eq!(cold.result(tokens).unwrap(), values, "{dtype}");
+        }
+        assert!(cold.working_set() >= 50_000 && cold.products() > 1, "{dtype}");
+        assert!(hot.time(13).is_err() && hot.time(0).is_err());
+    }
+    let narrow = Shape { cols: 40, ..shape };
+    assert!(Product::new(&kernels, DType::Q4_0, narrow, 1, Residence::Cache).is_err());
 }

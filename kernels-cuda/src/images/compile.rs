@@ -16,10 +16,11 @@ use std::{
 };
 
 /// The sources: families of kernels, each an image of its own, and the headers that they include.
-const FAMILIES: [(&str, &str); 5] = [
+const FAMILIES: [(&str, &str); 6] = [
     ("attention", include_str!("../../cuda/attention.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
+    ("roof", include_str!("../../cuda/roof.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
 ];

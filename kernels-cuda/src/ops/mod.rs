@@ -6,12 +6,14 @@
 mod attention;
 mod inputs;
 mod matmul;
+mod roof;
 mod rows;
 mod sample;
 
 pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split};
 pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, Input, Projection};
+pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, Sampling};
 
@@ -180,6 +182,12 @@ fn small(what: &str, value: usize) -> Result<u32, DeviceError> {
 /// the kernels' own.
 #[doc(hidden)]
 pub fn parameter_sizes() -> Vec<(&'static str, usize)> {
-    [attention::parameter_sizes(), matmul::parameter_sizes(), rows::parameter_sizes(), sample::parameter_sizes()]
-        .concat()
+    [
+        attention::parameter_sizes(),
+        matmul::parameter_sizes(),
+        roof::parameter_sizes(),
+        rows::parameter_sizes(),
+        sample::parameter_sizes(),
+    ]
+    .concat()
 }
