@@ -10,20 +10,28 @@ mod program;
 pub(super) use load::device_bytes;
 pub(super) use program::Memory;
 
+pub use rustai_kernels_cuda::{
+    DeviceError, DeviceInfo,
+    bench::{Product, Roofs},
+    embedded_target,
+    ops::Peak,
+};
+
 use super::{BuildError, Executable, Limits, StepError, cpu::CpuGraph};
 use crate::{
     graph::{Graph, Rows, WeightSource, rewrite},
     plan::{Plan, PlanOptions},
 };
 use program::{Kinds, Program, StepShape};
-use rustai_abi::{Batch, PAGE_TOKENS};
-use rustai_kernels_cpu::{BatchLimits, External, Outside};
+use rustai_abi::{Batch, DType, PAGE_TOKENS};
+use rustai_kernels_cpu::{
+    BatchLimits, External, Outside,
+    bench::{Residence, Shape},
+};
 use rustai_kernels_cuda::{
     Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
+    weights,
 };
-pub use rustai_kernels_cuda::{DeviceError, DeviceInfo};
-
-pub use rustai_kernels_cuda::embedded_target;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -39,6 +47,11 @@ const MAX_RECORDINGS: usize = 128;
 
 /// The shortest reach that steps are told apart by.
 const MIN_REACH: usize = 256;
+
+/// Whether there is a kernel for such a matrix.
+pub fn has_kernel(dtype: DType, rows: usize, cols: usize) -> bool {
+    weights::device_bytes(dtype, rows, cols).is_some()
+}
 
 /// The GPUs of this host.
 ///
@@ -74,6 +87,28 @@ impl Cuda {
     /// What the device is.
     pub fn info(&self) -> &DeviceInfo {
         self.device.info()
+    }
+
+    /// Its ceilings, measured now: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn roofs(&self) -> Result<Roofs, DeviceError> {
+        Roofs::measure(&self.kernels, &Stream::new(&self.device)?)
+    }
+
+    /// A matrix product that is ready to be timed: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no kernel reads the type in this shape, or memory does not suffice.
+    pub fn product(
+        &self,
+        dtype: DType,
+        shape: Shape,
+        max_tokens: usize,
+        residence: Residence,
+    ) -> Result<Product, DeviceError> {
+        Product::new(&self.kernels, dtype, shape, max_tokens, residence)
     }
 
     /// Bytes of its memory that are free now.
