@@ -71,6 +71,10 @@ RULES = (
     Rule(r"gemv_(f16|bf16|f32)", must=(LDG_128, r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
     Rule(r"attend_.*_f16", must=(LDG_128, r"MUFU\.EX2")),
     Rule(r"attend_.*_q8_0", must=(LDG_64, r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    # Keys and values of an f16 cache go to shared memory without a detour; those of an 8-bit one come in wide loads.
+    Rule(r"prefill_", must=(r"HMMA\.16816\.F32", r"LDSM\.16\.M", r"LDSM\.16\.MT", r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"prefill_.*_f16", must=(r"LDGSTS",), must_not=(LDG_128,)),
+    Rule(r"prefill_.*_q8_0", must=(LDG_128, r"STS\.128", r"HMUL2")),
     Rule(r"norm_rows", must=(LDG_128, r"STG\.E\.128")),
     Rule(r"gemm_", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     Rule(r"roof_read", must=(LDG_128,)),

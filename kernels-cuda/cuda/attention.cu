@@ -103,10 +103,11 @@ struct AttentionArgs {
     float* partial;  // per token, query head and run: head_dim sums, maximum, total
     Cache cache;
     Places places;
-    u32 heads;      // of queries
-    u32 runs;       // into which a sequence's pages are cut
-    u32 run_pages;  // pages of a run
-    u32 window;     // only the last so many positions are seen
+    const u32* rows;  // the tokens; none: all of the batch
+    u32 heads;        // of queries
+    u32 runs;         // into which a sequence's pages are cut
+    u32 run_pages;    // pages of a run
+    u32 window;       // only the last so many positions are seen
     float scale;
 };
 
@@ -124,7 +125,7 @@ DEVICE void attend(const AttentionArgs& args) {
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
 
-    const u32 kv_head = blockIdx.x, run = blockIdx.y, token = blockIdx.z;
+    const u32 kv_head = blockIdx.x, run = blockIdx.y, token = args.rows ? args.rows[blockIdx.z] : blockIdx.z;
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const u32 group = args.heads / args.cache.kv_heads;
     const u32 position = args.places.positions[token];
@@ -265,6 +266,7 @@ DEVICE void attend(const AttentionArgs& args) {
 struct MergeArgs {
     const float* partial;
     float* out;
+    const u32* rows;  // as above
     u32 head_dim;
     u32 runs;
 };
@@ -273,7 +275,8 @@ struct MergeArgs {
 KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
-    const size_t row = size_t(blockIdx.y) * gridDim.x + blockIdx.x;
+    const u32 token = args.rows ? args.rows[blockIdx.y] : blockIdx.y;
+    const size_t row = size_t(token) * gridDim.x + blockIdx.x;
     const u32 dim = args.head_dim, state = dim + 2;
     const float* partial = args.partial + row * args.runs * state;
     float top = LOWEST;

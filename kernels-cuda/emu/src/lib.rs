@@ -16,7 +16,7 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-/// Forwards, backwards, and three random orders.
+/// Forwards, backwards, and three random orders, one of which lets a warp run ahead.
 pub const SCHEDULES: [u32; 5] = [0, 1, 2, 7, 12];
 
 /// The stand-in, for one test at a time: its settings and its device are the process's.

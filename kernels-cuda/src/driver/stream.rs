@@ -71,6 +71,11 @@ impl Stream {
         Ok(Graph { graph, _spans: spans })
     }
 
+    /// Whether what is launched now is recorded.
+    pub fn is_captured(&self) -> bool {
+        self.capturing.get()
+    }
+
     /// Notes spans that a captured launch points into.
     pub(super) fn keep(&self, spans: &[&Span]) {
         if self.capturing.get() {

@@ -18,16 +18,18 @@ use std::{
 /// The sources: families of kernels, each an image of its own, and the headers that they include.
 const FAMILIES: [(&str, &str); 6] = [
     ("attention", include_str!("../../cuda/attention.cu")),
+    ("attention_prefill", include_str!("../../cuda/attention_prefill.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
     ("roof", include_str!("../../cuda/roof.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
 ];
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 5] = [
     ("attention.cuh", include_str!("../../cuda/attention.cuh")),
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("formats.cuh", include_str!("../../cuda/formats.cuh")),
+    ("fragments.cuh", include_str!("../../cuda/fragments.cuh")),
     ("matmul.cuh", include_str!("../../cuda/matmul.cuh")),
 ];
 

@@ -10,7 +10,7 @@ mod roof;
 mod rows;
 mod sample;
 
-pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split};
+pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split, TILED_TOKENS};
 pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, Input, Projection};
 pub use roof::Peak;
