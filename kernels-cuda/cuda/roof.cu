@@ -1,5 +1,5 @@
 // Ceilings of a device: what reading, multiplying and matrix instructions reach where nothing else is to be done.
-#include "common.cuh"
+#include "fragments.cuh"
 
 constexpr u32 ROOF_THREADS = 256;
 
