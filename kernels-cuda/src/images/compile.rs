@@ -53,15 +53,9 @@ impl Nvrtc {
         for name in LIBRARIES {
             // SAFETY: the library's initialisers are what its installer expects to run.
             let Ok(library) = (unsafe { Library::new(name) }) else { continue };
-            let mut nvrtc = Self { library, name, version: 0 };
-            let (mut major, mut minor) = (0, 0);
-            let version = nvrtc.function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(c"nvrtcVersion")?;
-            // SAFETY: both pointers are to locals.
-            if unsafe { version(&raw mut major, &raw mut minor) } != 0 {
-                continue;
-            }
-            drop(version);
-            nvrtc.version = 1000 * major + 10 * minor;
+            let nvrtc = Self { library, name, version: 0 };
+            let Some((major, minor)) = nvrtc.numbers()? else { continue };
+            let nvrtc = Self { version: 1000 * major + 10 * minor, ..nvrtc };
             // Code of a newer major version is refused by a driver.
             if nvrtc.version / 1000 <= driver / 1000 {
                 return Ok(nvrtc);
@@ -69,6 +63,15 @@ impl Nvrtc {
             too_new = Some(format!("{name} is of CUDA {major}.{minor}, newer than the driver's {}", driver / 1000));
         }
         Err(too_new.unwrap_or_else(|| format!("none of the libraries {} was found", LIBRARIES.join(", "))))
+    }
+
+    /// Major and minor version.
+    fn numbers(&self) -> Result<Option<(i32, i32)>, String> {
+        let (mut major, mut minor) = (0, 0);
+        let version = self.function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(c"nvrtcVersion")?;
+        // SAFETY: both pointers are to locals.
+        let result = unsafe { version(&raw mut major, &raw mut minor) };
+        Ok((result == 0).then_some((major, minor)))
     }
 
     fn function<T>(&self, name: &CStr) -> Result<Symbol<'_, T>, String> {
