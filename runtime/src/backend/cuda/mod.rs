@@ -29,8 +29,9 @@ use rustai_kernels_cpu::{
     bench::{Residence, Shape},
 };
 use rustai_kernels_cuda::{
-    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
-    weights,
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer,
+    ops::{BatchInputs, TILED_TOKENS},
+    probe, weights,
 };
 use std::{
     collections::HashMap,
@@ -246,7 +247,9 @@ impl CudaModel {
         let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
         let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, recordings, .. } = self;
-        if shape.tokens > MAX_RECORDED_TOKENS || normalized {
+        // Tokens of a prompt are attended to in tiles, which a recording could not know of.
+        let prompt = batch.sequences.iter().any(|sequence| sequence.len as usize >= TILED_TOKENS);
+        if prompt || shape.tokens > MAX_RECORDED_TOKENS || normalized {
             return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
         }
         if let Some(recording) = recordings.get(&shape) {
