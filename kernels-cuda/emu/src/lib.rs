@@ -160,6 +160,9 @@ impl Standin {
 /// # Panics
 /// If there is no C++ compiler.
 pub fn build(folder: &Path) -> PathBuf {
+    // One at a time: all of a process work in one folder.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the kernels");
     let mut sources: Vec<PathBuf> = ["emu", "cuda"]
         .iter()
