@@ -64,6 +64,7 @@ mod client;
 mod clock;
 mod engine_side;
 mod error;
+mod lane;
 mod listener;
 mod message;
 mod monitor;
