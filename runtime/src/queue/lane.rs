@@ -19,12 +19,12 @@
 //!
 //! This file knows bytes, not what they mean, and makes no system call but to map the memory.
 
+use super::memory::Memory;
 use crate::sys::memfd::{self, BufferFile, Shared};
 use rustai_abi::queue::Errno;
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
-    sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
 
@@ -39,42 +39,6 @@ const ASLEEP: usize = 64;
 const MESSAGE: usize = 128;
 
 const _: () = assert!(super::message::LONGEST <= REQUESTS.room());
-
-/// Shared memory, as the two sides use it.
-pub(super) trait Memory {
-    /// The word at `at`, with what was written before it.
-    fn load(&self, at: usize) -> u32;
-    /// Publishes a word, and what was written before it.
-    fn store(&self, at: usize, value: u32);
-    /// Copies bytes out.
-    fn read(&self, at: usize, out: &mut [u8]);
-    /// Copies bytes in.
-    fn write(&self, at: usize, bytes: &[u8]);
-    /// Orders stores before it and loads behind it.
-    fn fence(&self);
-}
-
-impl Memory for Shared {
-    fn load(&self, at: usize) -> u32 {
-        Shared::load(self, at)
-    }
-
-    fn store(&self, at: usize, value: u32) {
-        Shared::store(self, at, value);
-    }
-
-    fn read(&self, at: usize, out: &mut [u8]) {
-        Shared::read(self, at, out);
-    }
-
-    fn write(&self, at: usize, bytes: &[u8]) {
-        Shared::write(self, at, bytes);
-    }
-
-    fn fence(&self) {
-        fence(Ordering::SeqCst);
-    }
-}
 
 #[derive(Clone, Copy)]
 struct Half {
@@ -227,5 +191,116 @@ impl Spin {
     /// Learns how long a wait was that ended in sleep.
     pub(super) fn learn(&mut self, waited: Duration) {
         self.pays = waited <= self.limit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::memory::model::{Socket, Words};
+    use loom::thread;
+    use std::os::fd::AsFd;
+
+    fn pair() -> (Lane, Lane) {
+        let (client, fd) = Lane::new().unwrap();
+        let server = Lane::of(fd.as_fd()).unwrap();
+        (client, server)
+    }
+
+    #[test]
+    fn messages_go_both_ways_once() {
+        let (mut client, mut server) = pair();
+        let mut room = [0; 64];
+        assert_eq!(server.take(&mut room), None);
+        assert_eq!(client.post(&[b"ab", b"", b"cde"]), Some(false));
+        assert_eq!((server.take(&mut room), &room[..5]), (Some(5), &b"abcde"[..]));
+        assert_eq!(server.take(&mut room), None);
+        assert_eq!(server.post(&[b"yes"]), Some(false));
+        assert_eq!((client.take(&mut room[..2]), &room[..2]), (Some(2), &b"ye"[..]), "as far as there is room");
+        assert_eq!(client.post(&[&vec![0; REQUESTS.room() + 1]]), None);
+        assert!(client.post(&[&vec![7; REQUESTS.room()]]).is_some());
+        assert_eq!(server.take(&mut vec![0; LANE_BYTES]), Some(REQUESTS.room()));
+    }
+
+    #[test]
+    fn who_sleeps_says_so() {
+        let (mut client, mut server) = pair();
+        assert!(server.fall_asleep() && client.other_sleeps() && !server.other_sleeps());
+        assert_eq!(client.post(&[b"x"]), Some(true), "wake it");
+        assert!(!server.fall_asleep(), "a message has come");
+        server.awake();
+        assert_eq!(server.take(&mut [0; 8]), Some(1));
+        assert!(!client.other_sleeps());
+    }
+
+    #[test]
+    fn nothing_in_the_memory_is_believed() {
+        let (client, mut server) = pair();
+        for len in [u32::MAX, REQUESTS.room() as u32 + 1] {
+            client.memory.store(REQUESTS.start + LEN, len);
+            client.memory.store(REQUESTS.start + COUNT, server.received.wrapping_sub(1));
+            assert_eq!(server.take(&mut vec![0; LANE_BYTES]), Some(REQUESTS.room()), "{len}");
+        }
+    }
+
+    #[test]
+    fn only_sealed_memory_of_its_size_is_taken() {
+        let make = |len| memfd::memfd("lane", len).unwrap();
+        let refused = |fd: &OwnedFd| Lane::of(fd.as_fd()).map(drop).unwrap_err();
+        assert!(matches!(refused(&tempfile::tempfile().unwrap().into()), Errno::EINVAL | Errno::EPERM));
+        assert_eq!(refused(&make(LANE_BYTES as u64)), Errno::EPERM);
+        let (short, fixed) = (make(4096), make(LANE_BYTES as u64));
+        memfd::seal_size(&short).unwrap();
+        memfd::seal_for_readers(&fixed).unwrap();
+        assert_eq!((refused(&short), refused(&fixed)), (Errno::ERANGE, Errno::EACCES));
+    }
+
+    /// Waits as the two ends of a connection do; what was taken.
+    fn receive(lane: &mut Lane<Words>, socket: &Socket) -> u8 {
+        let mut byte = [0];
+        loop {
+            if lane.take(&mut byte).is_some() {
+                return byte[0];
+            }
+            if lane.fall_asleep() {
+                let message = socket.receive();
+                lane.awake();
+                match message {
+                    Socket::LOOK => {}
+                    message => return message,
+                }
+            } else {
+                lane.awake();
+            }
+        }
+    }
+
+    fn send(lane: &mut Lane<Words>, socket: &Socket, byte: u8) {
+        if lane.other_sleeps() {
+            socket.send(byte);
+        } else if lane.post(&[&[byte]]) == Some(true) {
+            socket.send(Socket::LOOK);
+        }
+    }
+
+    /// Every order of steps, and every value that the memory model lets a load see: no message is lost beside a sleeper, none
+    /// is taken before it is whole.
+    #[test]
+    fn no_order_of_steps_loses_a_message() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let (words, up, down) = (Words::new([REQUESTS.start, REPLIES.start]), Socket::new(), Socket::new());
+            let theirs = (Lane::over(words.clone(), false), up.clone(), down.clone());
+            let server = thread::spawn(move || {
+                let (mut lane, up, down) = theirs;
+                let byte = receive(&mut lane, &up);
+                send(&mut lane, &down, byte + 1);
+            });
+            let mut lane = Lane::over(words, true);
+            send(&mut lane, &up, 7);
+            assert_eq!(receive(&mut lane, &down), 8);
+            server.join().unwrap();
+        });
     }
 }

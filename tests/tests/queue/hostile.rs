@@ -75,6 +75,94 @@ fn connections_are_limited_and_come_back() {
     }
 }
 
+/// A connection that has given the server memory for messages, and that memory.
+fn with_lane(rig: &Rig) -> (std::os::fd::OwnedFd, std::fs::File) {
+    let socket = bare(rig);
+    let memory = sealed(LANE);
+    let request: Vec<u8> = [0x80u32, 8, 8, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    assert_eq!(ask(&socket, &request, Some(&memory)), 0);
+    (socket, memory.into())
+}
+
+const LANE: u64 = 192 << 10;
+
+/// Sends a request by the socket; the answer's result.
+fn ask(socket: &std::os::fd::OwnedFd, request: &[u8], fd: Option<&std::os::fd::OwnedFd>) -> i32 {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
+    use std::os::fd::AsFd;
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(socket, &[std::io::IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    let mut reply = [0; 256];
+    let (_, len) = rustix::net::recv(socket, &mut reply, rustix::net::RecvFlags::empty()).unwrap();
+    assert!(len >= 16, "{len} bytes");
+    i32::from_ne_bytes(reply[8..12].try_into().unwrap())
+}
+
+#[test]
+fn memory_for_messages_is_checked() {
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let request = |size: u32, flags: u32| -> Vec<u8> {
+        [0x80, 8, size, flags].iter().flat_map(|word| word.to_ne_bytes()).collect()
+    };
+    let unsealed = rustix::fs::memfd_create("lane", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&unsealed, LANE).unwrap();
+    let socket = bare(&rig);
+    for (request, fd, errno) in [
+        (request(8, 0), None, Errno::EBADF),
+        (request(16, 0), Some(sealed(LANE)), Errno::EINVAL),
+        (request(8, 1), Some(sealed(LANE)), Errno::EINVAL),
+        (request(8, 0), Some(unsealed), Errno::EPERM),
+        (request(8, 0), Some(sealed(LANE - 4096)), Errno::ERANGE),
+    ] {
+        assert_eq!(ask(&socket, &request, fd.as_ref()), -errno.raw());
+    }
+    assert_eq!(ask(&socket, &request(8, 0), Some(&sealed(LANE))), 0);
+    assert_eq!(ask(&socket, &request(8, 0), Some(&sealed(LANE))), -Errno::EBUSY.raw(), "there is one already");
+}
+
+#[test]
+fn nonsense_in_memory_for_messages_ends_the_connection_and_nothing_else() {
+    use std::os::unix::fs::FileExt;
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    let look: Vec<u8> = [0x81u32, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    for (count, len, message) in [
+        // No message, one that is too long, one whose struct is longer than it, and one of an operation that sends descriptors.
+        (1u32, 0u32, [0u32; 4]),
+        (7, u32::MAX, [0xffff_ffff; 4]),
+        (1, 16, [0, u32::MAX, 0, 0]),
+        (1, 16, [op::EVENTFD, 8, 8, 0]),
+        (1, 16, [0x80, 8, 8, 0]),
+    ] {
+        let (socket, memory) = with_lane(&rig);
+        let write = |at: u64, words: &[u32]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            memory.write_all_at(&bytes, at).unwrap();
+        };
+        write(128, &message);
+        // The server believes that this client sleeps, and answers by the socket.
+        write((176 << 10) + 64, &[1]);
+        write(4, &[len]);
+        write(0, &[count]);
+        send(&socket, &look, SendFlags::NOSIGNAL).unwrap();
+        let mut reply = [0; 64];
+        match rustix::net::recv(&socket, &mut reply, rustix::net::RecvFlags::empty()) {
+            Ok((_, 0)) | Err(_) => {}
+            Ok((_, len)) => assert!(len >= 16 && i32::from_ne_bytes(reply[8..12].try_into().unwrap()) < 0),
+        }
+        // Scribbling goes on while the server answers others.
+        (0..100).for_each(|count| write(0, &[count, count << 20]));
+        assert_eq!(good.run(&Job::nop()).unwrap().result, 0);
+        drop(socket);
+        rig.audit();
+    }
+}
+
 /// p99 of round trips, in nanoseconds.
 fn p99(client: &Client) -> u64 {
     let mut times: Vec<u64> = (0..2000)

@@ -2,16 +2,18 @@
 //!
 //! Completions are read from the ring without a system call. One thread at a time sleeps on the completion eventfd for all
 //! that wait (the leader); it deals out what came. A task that awaits is served by a thread that takes the lead when nobody
-//! else does.
+//! else does. [`Uring`] waits on an io_uring instead.
 
 mod buffer;
 mod job;
 mod pending;
 mod ring;
+mod uring;
 
 pub use buffer::{Buffer, Element, TensorView};
 pub use job::{Class, GenerateParams, Job, Session};
 pub use pending::{Pending, Update};
+pub use uring::{Ended, Uring};
 
 use super::{
     QueueError, clock,

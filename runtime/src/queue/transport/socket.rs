@@ -37,6 +37,8 @@ struct State {
     owed: u32,
     ring: Option<OwnedFd>,
     lane: Option<Lane>,
+    /// The server was awake when the last request was sent: its answer may come at once.
+    expects: bool,
     spin: Spin,
 }
 
@@ -66,6 +68,7 @@ impl Socket {
             owed: 0,
             ring: None,
             lane: None,
+            expects: false,
             spin: Spin::new(Spin::LIMIT),
         };
         Self { socket, state: Mutex::new(state) }
@@ -112,6 +115,7 @@ impl Socket {
             Some(lane) if extra.fd.is_none() && !lane.other_sleeps() => lane.post(&[&head, bytes, &state.out]),
             _ => None,
         };
+        state.expects = posted == Some(false);
         match posted {
             Some(false) => Ok(()),
             Some(true) => self.send_parts(&[IoSlice::new(&message::request(message::LOOK, 0))], None),
@@ -131,8 +135,8 @@ impl Socket {
     /// Receives the reply into `state.reply`, by whichever way it comes; its length.
     fn receive(&self, state: &mut State) -> Result<usize, Fault> {
         let began = Instant::now();
-        // Without a lane each look would be a system call.
-        if state.lane.is_some() {
+        // A server that must be woken first takes so long that sleeping costs no time.
+        if state.expects {
             let spin = state.spin;
             let found = spin.until(began, true, |socket_too| self.look(state, socket_too).transpose());
             if let Some(found) = found {
