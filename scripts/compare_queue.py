@@ -64,7 +64,6 @@ def measure(args):
     """One round: small jobs by name, tensors by (way, size), and tokens."""
     small, tensors = {}, {}
     words = ["--quick"] if args.quick else []
-    words += ["--model", args.model] if args.model else []
     ours = ask(args.before, ROOT / "target/release/rustai", "bench", "queue", "--json", *words)
     for row in ours["rows"]:
         if "bytes" in row:
@@ -75,7 +74,11 @@ def measure(args):
         for size, count in zip(SIZES, trips):
             count = max(3, count // 20) if args.quick else count
             tensors[peer, size] = ask(args.before, PEERS / "queue/release/queue-peers", peer, size, count)
-    return small, tensors, ours
+    tokens = None
+    if args.model:
+        # The model's threads must not keep the server's from running, so this goes without `before`.
+        tokens = ask([], ROOT / "target/release/rustai", "bench", "queue", "--json", "--model", args.model, *words)
+    return small, tensors, ours["server_copied_bytes"], tokens
 
 
 def middle(rounds, key):
@@ -216,7 +219,7 @@ def main():
     for number in range(args.rounds):
         say(f"round {number + 1} of {args.rounds}")
         rounds.append(measure(args))
-    small, tensors, ours = zip(*rounds)
+    small, tensors, copied, tokens = zip(*rounds)
     results = {
         "date": subprocess.run(["date", "-u", "+%Y-%m-%d"], check=True, capture_output=True, text=True).stdout.strip(),
         "processor": processor(),
@@ -225,12 +228,12 @@ def main():
         "rounds": args.rounds,
         "small": {name: middle(small, name) for name in small[0]},
         "tensors": {f"{way} {count}": middle(tensors, (way, count)) for way, count in tensors[0]},
-        "server_copied_bytes": max(report["server_copied_bytes"] for report in ours),
+        "server_copied_bytes": max(copied),
     }
     if args.model:
-        of = lambda field: statistics.median(report["tokens"][field] for report in ours)
-        times = {field: of(field) for field in ("step_ns", "engine_ns", "queue_ns", "queue_adds_ns")}
-        results["tokens"] = {**ours[0]["tokens"], **times}
+        fields = ("step_ns", "engine_ns", "queue_ns", "queue_adds_ns")
+        times = {field: statistics.median(report[field] for report in tokens) for field in fields}
+        results["tokens"] = {**tokens[0], **times}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "tensors.svg").write_text(picture(results))

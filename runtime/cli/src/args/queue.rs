@@ -172,8 +172,8 @@ pub struct BenchQueueArgs {
     /// A queue whose server runs already; without it, servers are started on sockets of their own.
     #[arg(long, value_name = "QUEUE")]
     pub queue: Option<String>,
-    /// Also measures what a token costs that is generated through the queue, beside the model alone.
-    #[arg(short, long, value_name = "MODEL")]
+    /// Measures only what a token costs that is generated through the queue, beside the model alone.
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "queue")]
     pub model: Option<String>,
     /// Threads of the model; 0 means one per core.
     #[arg(short, long, value_name = "N", default_value_t = 0, requires = "model")]

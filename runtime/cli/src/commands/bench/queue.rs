@@ -5,9 +5,9 @@
 //! byte of its input and writes them to its output, where they are checked: proof that both sides see the memory. The plain
 //! socket copies the bytes there and back.
 //!
-//! Tokens through the queue are measured by [`super::tokens`].
+//! Tokens through the queue are measured by [`super::tokens`], if a model is given, instead of all this.
 
-use super::tokens::{self, Tokens};
+use super::tokens;
 use crate::{
     args::BenchQueueArgs,
     failure::Failure,
@@ -44,8 +44,6 @@ struct Report {
     cores: usize,
     rows: Vec<Row>,
     server_copied_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens: Option<Tokens>,
 }
 
 const SIZES: [usize; 3] = [4 << 10, 1 << 20, 64 << 20];
@@ -61,6 +59,10 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     let folder = std::env::temp_dir().join(format!("rustai-bench-queue-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let _folder = Folder(folder.clone());
+    if let Some(model) = &args.model {
+        let tokens = tokens::measure(model, args, &folder, &guard)?;
+        return if args.json { ui::json(&tokens) } else { Printer::default().line(tokens) };
+    }
     let given =
         args.queue.as_deref().map(Choice::parse).transpose().map_err(|error| Failure::from(error).into_usage())?;
 
@@ -101,8 +103,7 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     drop((socket, awake));
     rows.sort_by_key(|row| row.bytes);
 
-    let tokens = args.model.as_ref().map(|model| tokens::measure(model, args, &folder, &guard)).transpose()?;
-    let report = Report { transport, cores: crate::compute::cores(), rows, server_copied_bytes: copied, tokens };
+    let report = Report { transport, cores: crate::compute::cores(), rows, server_copied_bytes: copied };
     if args.json { ui::json(&report) } else { print(&report) }
 }
 
@@ -257,8 +258,7 @@ fn print(report: &Report) -> Result<(), Failure> {
         report.transport,
         report.cores,
         ui::bytes(report.server_copied_bytes)
-    ))?;
-    report.tokens.as_ref().map_or(Ok(()), |tokens| printer.line(format_args!("{tokens}")))
+    ))
 }
 
 /// Another process of this program, ended when this is dropped.
