@@ -76,7 +76,11 @@ RULES = (
     Rule(r"prefill_.*_f16", must=(r"LDGSTS",), must_not=(LDG_128,)),
     Rule(r"prefill_.*_q8_0", must=(LDG_128, r"STS\.128", r"HMUL2")),
     Rule(r"norm_rows", must=(LDG_128, r"STG\.E\.128")),
-    Rule(r"gemm_", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"gemm_(q|iq4|mxfp4)", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    Rule(r"gemm_f16", must=(r"HMMA\.16816\.F32", r"LDSM", r"LDGSTS", LDG_128)),
+    Rule(r"gemm_bf16", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", r"LDGSTS", LDG_128)),
+    Rule(r"gemm_f32", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", LDG_128)),
+    Rule(r"gemm_b?f(16|32)", must_not=(r"LDG\.E(\.\w+)*\.([US](8|16)|64)",)),
     # Programmatic dependent launch: kernels wait for the one before them.
     Rule(r".*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
 )

@@ -320,9 +320,10 @@ fn check_tiles(standin: &Standin, shape: &Shape, cuts: &[(usize, usize)], schedu
     let opened = open(standin);
     let lengths: Vec<_> = cuts.iter().map(|(before, now)| before + now).collect();
     let (sequences, pages) = sequences(shape, &lengths);
-    let positions = sequences.iter().zip(cuts).flat_map(|(sequence, (before, now))| {
-        (*before..before + now).map(move |position| (sequence, position))
-    });
+    let positions = sequences
+        .iter()
+        .zip(cuts)
+        .flat_map(|(sequence, (before, now))| (*before..before + now).map(move |position| (sequence, position)));
     let expected: Vec<f32> = positions.flat_map(|(sequence, at)| expected(shape, sequence, at)).collect();
     let before: Vec<_> = cuts.iter().map(|(before, _)| *before).collect();
     for schedule in schedules {

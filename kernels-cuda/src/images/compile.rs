@@ -16,19 +16,21 @@ use std::{
 };
 
 /// The sources: families of kernels, each an image of its own, and the headers that they include.
-const FAMILIES: [(&str, &str); 6] = [
+const FAMILIES: [(&str, &str); 7] = [
     ("attention", include_str!("../../cuda/attention.cu")),
     ("attention_prefill", include_str!("../../cuda/attention_prefill.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
+    ("gemm_float", include_str!("../../cuda/gemm_float.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
 ];
-const HEADERS: [(&str, &str); 5] = [
+const HEADERS: [(&str, &str); 6] = [
     ("attention.cuh", include_str!("../../cuda/attention.cuh")),
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("formats.cuh", include_str!("../../cuda/formats.cuh")),
     ("fragments.cuh", include_str!("../../cuda/fragments.cuh")),
+    ("gemm.cuh", include_str!("../../cuda/gemm.cuh")),
     ("matmul.cuh", include_str!("../../cuda/matmul.cuh")),
 ];
 

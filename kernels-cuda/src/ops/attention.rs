@@ -225,7 +225,8 @@ fn write_order(batch: &Batch<'_>, order: &mut [u32]) -> Vec<usize> {
         })
     };
     let (tiled, single): (Vec<_>, Vec<_>) = ranges().partition(|tokens| tokens.len() >= TILED_TOKENS);
-    let values = tiled.iter().flat_map(|tokens| [tokens.start, tokens.len() as u32]).chain(single.into_iter().flatten());
+    let values =
+        tiled.iter().flat_map(|tokens| [tokens.start, tokens.len() as u32]).chain(single.into_iter().flatten());
     order.iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
     tiled.iter().map(ExactSizeIterator::len).collect()
 }
