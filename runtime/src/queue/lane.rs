@@ -285,12 +285,12 @@ mod tests {
 
     /// Every order of steps, and every value that the memory model lets a load see: no message is lost beside a sleeper, none
     /// is taken before it is whole.
-    #[test]
-    fn no_order_of_steps_loses_a_message() {
+    fn explore(fences: bool) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
-        model.check(|| {
-            let (words, up, down) = (Words::new([REQUESTS.start, REPLIES.start]), Socket::new(), Socket::new());
+        model.check(move || {
+            let words = Words { fences, ..Words::new([REQUESTS.start, REPLIES.start]) };
+            let (up, down) = (Socket::new(), Socket::new());
             let theirs = (Lane::over(words.clone(), false), up.clone(), down.clone());
             let server = thread::spawn(move || {
                 let (mut lane, up, down) = theirs;
@@ -302,5 +302,16 @@ mod tests {
             assert_eq!(receive(&mut lane, &down), 8);
             server.join().unwrap();
         });
+    }
+
+    #[test]
+    fn no_order_of_steps_loses_a_message() {
+        explore(true);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn without_the_fences_a_message_is_lost() {
+        explore(false);
     }
 }
