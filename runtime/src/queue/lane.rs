@@ -145,12 +145,17 @@ impl<M: Memory> Lane<M> {
 /// Turns between two looks at the socket and the clock, where the lane is looked at in every turn.
 const TURNS: u32 = 256;
 
-/// Whether to spin before sleeping: as long as what is waited for comes soon enough for it.
+/// Whether to spin before sleeping: as long as what is waited for comes soon enough for it. Where it does not, one wait of some
+/// spins all the same, since two sides that both sleep wait for each other's waking, and neither would learn that it could end.
 #[derive(Clone, Copy)]
 pub(super) struct Spin {
     limit: Duration,
-    pays: bool,
+    /// Waits until one spins.
+    skip: u32,
 }
+
+/// Waits that do not spin after one that spun in vain.
+const SKIPPED: u32 = 7;
 
 impl Spin {
     /// About what it costs to sleep and be woken, on a virtual machine: spinning that long at most doubles the cost of a wait.
@@ -160,7 +165,7 @@ impl Spin {
         // On one processor, spinning keeps the other side from running.
         let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
         let limit = if alone { Duration::ZERO } else { limit };
-        Self { limit, pays: !limit.is_zero() }
+        Self { limit, skip: 0 }
     }
 
     /// Calls `look` until it finds something; `None` if it is better to sleep. `look` is told when to look at the socket, too,
@@ -171,7 +176,7 @@ impl Spin {
         is_cheap: bool,
         mut look: impl FnMut(bool) -> Option<R>,
     ) -> Option<R> {
-        if !self.pays {
+        if self.skip > 0 || self.limit.is_zero() {
             return look(false);
         }
         let mut turn = 0u32;
@@ -190,7 +195,11 @@ impl Spin {
 
     /// Learns how long a wait was that ended in sleep.
     pub(super) fn learn(&mut self, waited: Duration) {
-        self.pays = waited <= self.limit;
+        self.skip = match self.skip {
+            _ if waited <= self.limit => 0,
+            0 => SKIPPED,
+            left => left - 1,
+        };
     }
 }
 
