@@ -298,7 +298,7 @@ mod tests {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
-            let words = Words { fences, ..Words::new([REQUESTS.start, REPLIES.start]) };
+            let words = Words::new([REQUESTS.start, REPLIES.start]).with_fences(fences);
             let (up, down) = (Socket::new(), Socket::new());
             let theirs = (Lane::over(words.clone(), false), up.clone(), down.clone());
             let server = thread::spawn(move || {

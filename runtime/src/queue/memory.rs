@@ -87,13 +87,17 @@ pub(super) mod model {
     pub(in crate::queue) struct Words {
         words: Arc<Vec<(usize, AtomicU32)>>,
         /// Unset to see whether the model finds what is wrong without it.
-        pub(in crate::queue) fences: bool,
+        fences: bool,
     }
 
     impl Words {
         /// The two halves of a lane, with messages of one byte.
         pub(in crate::queue) fn new(halves: [usize; 2]) -> Self {
             Self::at(halves.into_iter().flat_map(|start| [0, 4, 64, 128].map(|at| start + at)))
+        }
+
+        pub(in crate::queue) fn with_fences(self, fences: bool) -> Self {
+            Self { fences, ..self }
         }
 
         pub(in crate::queue) fn at(places: impl Iterator<Item = usize>) -> Self {
