@@ -3,6 +3,7 @@
 //! [`check`] proves once, when the executor is made, that no call can leave the arena or write what another thread reads;
 //! for each batch it proves that tokens, pages and rows exist. [`run`] relies on that and checks nothing.
 
+mod batch;
 mod check;
 mod queries;
 mod run;
@@ -15,6 +16,7 @@ use crate::{
     team::{Poisoned, Team},
     tile::{PANEL_BYTES, TILE_ROWS},
 };
+pub use batch::BatchLimits;
 use queries::Queries;
 use rustai_abi::Batch;
 use std::{
@@ -70,6 +72,7 @@ pub enum ExecutorError {
 /// A program with its memory, its key/value cache and its threads.
 pub struct Executor {
     program: Program,
+    limits: BatchLimits,
     ops: Ops,
     team: Team,
     arena: Region,
@@ -186,6 +189,7 @@ impl Executor {
             counters: (0..=program.calls.len()).map(|_| AtomicUsize::new(0)).collect(),
             rows: reserved(program.max_tokens)?,
             queries,
+            limits: check::limits(&program),
             program,
         })
     }
@@ -255,7 +259,7 @@ impl Executor {
         if calls.start > calls.end || calls.end > self.program.calls.len() {
             return Err(ExecutorError::Batch(format!("calls {calls:?} of {}", self.program.calls.len())));
         }
-        check::batch(&self.program, batch)?;
+        self.limits.check(batch)?;
         self.rows.clear();
         self.queries.cut(batch);
         for (index, sequence) in batch.sequences.iter().enumerate() {

@@ -16,7 +16,7 @@ pub struct External {
 
 // SAFETY: the memory stays mapped while the owner lives, has no thread affinity, and is accessed through raw pointers only.
 unsafe impl Send for External {}
-// SAFETY: as above; `&External` gives out the pointer to this crate alone.
+// SAFETY: as above; `&External` gives out no reference to it.
 unsafe impl Sync for External {}
 
 impl External {
@@ -70,7 +70,8 @@ impl External {
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.as_ptr(), values.len().min(self.len)) };
     }
 
-    pub(crate) fn as_ptr(&self) -> *mut f32 {
+    /// The first of the floats, for those who write there by other means than this crate.
+    pub fn as_ptr(&self) -> *mut f32 {
         self.start.as_ptr()
     }
 }

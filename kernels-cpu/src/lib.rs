@@ -40,7 +40,7 @@ pub mod order {
 }
 
 pub use bytes::SharedBytes;
-pub use executor::{Executor, ExecutorError};
+pub use executor::{BatchLimits, Executor, ExecutorError};
 pub use external::{External, Outside};
 pub use isa::{Isa, IsaError, Selection};
 pub use matrix::{ActKind, Matrix, MatrixError};

@@ -103,15 +103,15 @@ struct AttentionArgs {
     float* partial;  // per token, query head and run: head_dim sums, maximum, total
     Cache cache;
     Places places;
-    u32 heads;      // of queries
-    u32 runs;       // into which a sequence's pages are cut
-    u32 run_pages;  // pages of a run
-    u32 window;     // only the last so many positions are seen
+    const u32* rows;  // the tokens; none: all of the batch
+    u32 heads;        // of queries
+    u32 runs;         // into which a sequence's pages are cut
+    u32 run_pages;    // pages of a run
+    u32 window;       // only the last so many positions are seen
     float scale;
 };
 
 constexpr u32 ATTENTION_WARPS = 4;
-constexpr float NEGATIVE_INFINITY = -3.402823466e38f;  // low enough: all scores are larger
 
 // GROUP is how many queries share a head, rounded up.
 template <u32 DIM, u32 GROUP, bool EIGHT_BIT>
@@ -125,7 +125,7 @@ DEVICE void attend(const AttentionArgs& args) {
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
 
-    const u32 kv_head = blockIdx.x, run = blockIdx.y, token = blockIdx.z;
+    const u32 kv_head = blockIdx.x, run = blockIdx.y, token = args.rows ? args.rows[blockIdx.z] : blockIdx.z;
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const u32 group = args.heads / args.cache.kv_heads;
     const u32 position = args.places.positions[token];
@@ -142,7 +142,7 @@ DEVICE void attend(const AttentionArgs& args) {
     float maximum[GROUP], total[GROUP], sums[GROUP][8];
 #pragma unroll
     for (u32 g = 0; g < GROUP; g++) {
-        maximum[g] = NEGATIVE_INFINITY;
+        maximum[g] = LOWEST;
         total[g] = 0.0f;
 #pragma unroll
         for (u32 i = 0; i < 8; i++) sums[g][i] = 0.0f;
@@ -182,7 +182,7 @@ DEVICE void attend(const AttentionArgs& args) {
         const bool seen = at <= position && at >= first_seen;
 #pragma unroll
         for (u32 g = 0; g < GROUP; g++) {
-            const float score = seen ? scores[g] : NEGATIVE_INFINITY;
+            const float score = seen ? scores[g] : LOWEST;
             const float top = fmaxf(maximum[g], warp_max(score));
             const float shrink = ptx::exp2_fast(maximum[g] - top);
             const float weight = seen ? ptx::exp2_fast(score - top) : 0.0f;
@@ -239,7 +239,7 @@ DEVICE void attend(const AttentionArgs& args) {
 
     for (u32 i = threadIdx.x; i < group * DIM; i += blockDim.x) {
         const u32 g = i / DIM, column = i % DIM;
-        float top = NEGATIVE_INFINITY, sum = 0.0f, all = 0.0f;
+        float top = LOWEST, sum = 0.0f, all = 0.0f;
 #pragma unroll
         for (u32 w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, states[(w * GROUP + g) * STATE + DIM]);
 #pragma unroll
@@ -266,6 +266,7 @@ DEVICE void attend(const AttentionArgs& args) {
 struct MergeArgs {
     const float* partial;
     float* out;
+    const u32* rows;  // as above
     u32 head_dim;
     u32 runs;
 };
@@ -274,10 +275,11 @@ struct MergeArgs {
 KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
-    const size_t row = size_t(blockIdx.y) * gridDim.x + blockIdx.x;
+    const u32 token = args.rows ? args.rows[blockIdx.y] : blockIdx.y;
+    const size_t row = size_t(token) * gridDim.x + blockIdx.x;
     const u32 dim = args.head_dim, state = dim + 2;
     const float* partial = args.partial + row * args.runs * state;
-    float top = NEGATIVE_INFINITY;
+    float top = LOWEST;
     for (u32 run = 0; run < args.runs; run++) top = fmaxf(top, partial[run * state + dim]);
     for (u32 column = threadIdx.x; column < dim; column += blockDim.x) {
         float sum = 0.0f, all = 0.0f;

@@ -19,6 +19,8 @@ typedef unsigned long long u64;
 
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
+// The lowest number there is: as a first maximum, no value is below it.
+constexpr float LOWEST = -3.402823466e38f;
 
 // KERNEL(name, Args, threads) { ... } declares a kernel with the parameter block `args` for blocks of at most so many threads.
 // SHARED(T, name, n) declares an array in shared memory, DYNAMIC_SHARED(T, name) the one whose size the launch gives.
@@ -212,13 +214,13 @@ DEVICE i32 round_to_int(float value) {
 #endif
 }
 
-// 2^x with an error of about 2^-22.
+// 2^x with an error of about 2^-22. What is below the normal numbers becomes zero.
 DEVICE float exp2_fast(float x) {
 #ifdef RUSTAI_EMULATOR
     return exp2f(x);
 #else
     float out;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 #endif
 }
@@ -287,87 +289,6 @@ DEVICE void await_copies() {
 #define AWAIT_COPIES(n) ptx::await_copies<n>()
 #endif
 
-// ---- matrix fragments (PTX ISA, ldmatrix and mma.sync.m16n8k16 / m16n8k32)
-
-// Four 8 x 8 matrices of 16-bit elements: lane l brings the address of row l % 8 of matrix l / 8, and gets elements
-// 2 (l % 4) and the next of row l / 4 of each.
-DEVICE void load_matrices(u32 (&out)[4], const void* row) {
-#ifdef RUSTAI_EMULATOR
-    struct Four {
-        u32 v[4];
-    };
-    Four four = emu::collective<const void*, Four>(16, ALL_LANES, row, [](auto& in, auto& out) {
-        for (u32 lane = 0; lane < WARP; lane++)
-            for (u32 m = 0; m < 4; m++) {
-                auto* from = static_cast<const char*>(*in[m * 8 + lane / 4]);
-                if (reinterpret_cast<uintptr_t>(from) % 16) emu::fail("ldmatrix from a row that is not aligned");
-                memcpy(&out[lane]->v[m], from + lane % 4 * 4, 4);
-            }
-    });
-    memcpy(out, four.v, 16);
-#else
-    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(at)
-                 : "memory");
-#endif
-}
-
-#ifdef RUSTAI_EMULATOR
-// c += a b for signed bytes, K columns of 16 rows of a times 8 columns of b. Lane l holds, of c, rows l / 4 and l / 4 + 8 and
-// columns 2 (l % 4) and the next; register i of a holds four columns from 4 (l % 4) on, of row l / 4 (+ 8 if i is odd), of
-// the i / 2-th 16 columns; register i of b the same rows, of column l / 4.
-template <int K>
-inline void emu_mma_s8(i32 (&c)[4], const u32* a, const u32* b) {
-    struct In {
-        i32 c[4];
-        u32 a[4], b[2];
-    } mine{};
-    struct Out {
-        i32 c[4];
-    };
-    memcpy(mine.c, c, 16);
-    memcpy(mine.a, a, K / 8 * 4);
-    memcpy(mine.b, b, K / 16 * 4);
-    Out out = emu::collective<In, Out>(16 + K, ALL_LANES, mine, [](auto& in, auto& out) {
-        for (u32 lane = 0; lane < WARP; lane++)
-            for (u32 i = 0; i < 4; i++) {
-                u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                i32 sum = in[lane]->c[i];
-                for (u32 k = 0; k < K; k++) {
-                    u32 a = in[row % 8 * 4 + k % 16 / 4]->a[row / 8 + k / 16 * 2];
-                    u32 b = in[column * 4 + k % 16 / 4]->b[k / 16];
-                    sum += i32(i8(a >> 8 * (k % 4))) * i32(i8(b >> 8 * (k % 4)));
-                }
-                out[lane]->c[i] = sum;
-            }
-    });
-    memcpy(c, out.c, 16);
-}
-#endif
-
-DEVICE void mma_s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#ifdef RUSTAI_EMULATOR
-    emu_mma_s8<32>(c, a, b);
-#else
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
-DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b) {
-#ifdef RUSTAI_EMULATOR
-    emu_mma_s8<16>(c, a, &b);
-#else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b));
-#endif
-}
-
 }  // namespace ptx
 
 // ---- what many kernels need
@@ -393,6 +314,16 @@ DEVICE float block_sum(float value, float* scratch) {
     float sum = 0.0f;
     for (u32 w = 0; w < blockDim.x / WARP; w++) sum += scratch[w];
     return sum;
+}
+
+// The largest of all threads' values, for all of them; `scratch` has room for a value per warp.
+DEVICE float block_max(float value, float* scratch) {
+    value = warp_max(value);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = value;
+    __syncthreads();
+    float top = scratch[0];
+    for (u32 w = 1; w < blockDim.x / WARP; w++) top = fmaxf(top, scratch[w]);
+    return top;
 }
 
 DEVICE float silu(float x) { return x / (1.0f + ptx::exp2_fast(-1.44269504f * x)); }

@@ -4,6 +4,7 @@
 // activations come by asynchronous copies, weights through registers, where their codes become signed bytes; both are
 // double-buffered, with one barrier per step. Each block of 32 columns is one integer product, whose sums are scaled into
 // `f32`, so results have the numbers of the decode kernels in another order.
+#include "fragments.cuh"
 #include "matmul.cuh"
 
 constexpr u32 THREADS = 256;

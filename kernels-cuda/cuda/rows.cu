@@ -192,3 +192,33 @@ KERNEL(select_rows, SelectArgs, ROW_THREADS) {
         args.out[size_t(blockIdx.x) * args.width + i] = value;
     }
 }
+
+// ---- softmax
+
+struct SoftmaxArgs {
+    const float* x;
+    float* out;  // may be x
+    u32 width;
+};
+
+// A row per block: out = exp(x) / sum(exp(x)), with the largest value taken off first so that nothing overflows.
+KERNEL(softmax, SoftmaxArgs, ROW_THREADS) {
+    SHARED(float, tops, ROW_THREADS / WARP);
+    SHARED(float, sums, ROW_THREADS / WARP);
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+    const float* x = args.x + size_t(blockIdx.x) * args.width;
+    float* out = args.out + size_t(blockIdx.x) * args.width;
+    float top = LOWEST;
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) top = fmaxf(top, x[i]);
+    top = block_max(top, tops);
+    // A thread reads and writes the same columns, so the row may be changed in place.
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) {
+        const float power = ptx::exp2_fast(1.44269504f * (x[i] - top));
+        out[i] = power;
+        sum += power;
+    }
+    const float factor = __fdiv_rn(1.0f, block_sum(sum, sums));
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) out[i] *= factor;
+}

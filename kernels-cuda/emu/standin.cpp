@@ -9,6 +9,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <ctime>
 #include <memory>
 #include <mutex>
 
@@ -39,8 +40,10 @@ struct Stream {
     Graph* capture = nullptr;
 };
 
+// Its time is when the stream's work has come so far.
 struct Event {
     bool recorded = false;
+    double milliseconds = 0.0;
 };
 
 struct Function {
@@ -54,8 +57,10 @@ struct Module {
 
 struct State {
     std::map<std::string, long> settings{
-        {"devices", 1}, {"driver", 13000}, {"capability", 90}, {"memory", 4l << 30}, {"fail_launch", 0}, {"stub", 0}};
+        {"devices", 1}, {"driver", 13000}, {"capability", 90}, {"memory", 4l << 30}, {"fail_launch", 0},
+        {"stub", 0}, {"fail_host_memory", 0}};
     std::map<Address, size_t> allocations;
+    std::map<void*, size_t> host_allocations;
     size_t allocated = 0;
     std::vector<Stream*> streams;
     long launches = 0, graph_launches = 0;
@@ -127,8 +132,8 @@ struct LaunchConfig {
 // ---- for tests
 
 // Settings: devices, driver (its version), capability (10 * major + minor), memory (bytes), fail_launch (the so-many-th launch
-// from now on fails; 0 for none), stub (the library is one to link against), schedule, drop (a synchronisation that is left
-// out).
+// from now on fails; 0 for none), stub (the library is one to link against), fail_host_memory (there is none that can be
+// page-locked), schedule, drop (a synchronisation that is left out).
 DRIVER standin_set(const char* name, long value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -144,7 +149,7 @@ DRIVER standin_set(const char* name, long value) {
     return SUCCESS;
 }
 
-// Counters: launches, graph_launches, allocated (bytes), allocations.
+// Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations.
 extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -152,6 +157,7 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
     if (key == "graph_launches") return state.graph_launches;
     if (key == "allocated") return static_cast<long>(state.allocated);
     if (key == "allocations") return static_cast<long>(state.allocations.size());
+    if (key == "host_allocations") return static_cast<long>(state.host_allocations.size());
     return -1;
 }
 
@@ -159,10 +165,12 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
 DRIVER standin_reset() {
     std::lock_guard<std::recursive_mutex> guard(lock);
     auto allocations = state.allocations;
+    auto host_allocations = state.host_allocations;
     auto allocated = state.allocated;
     auto streams = state.streams;
     state = State();
     state.allocations = allocations;
+    state.host_allocations = host_allocations;
     state.allocated = allocated;
     state.streams = streams;
     for (Stream* stream : state.streams) stream->queue.clear();
@@ -296,6 +304,44 @@ DRIVER cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
     return SUCCESS;
 }
 
+DRIVER cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+    GUARDED;
+    if (!current_context) return 201;
+    if (setting("fail_host_memory") || bytes == 0) return bytes ? OUT_OF_MEMORY : INVALID_VALUE;
+    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!*memory) return OUT_OF_MEMORY;
+    memset(*memory, emu::POISON, bytes);
+    state.host_allocations[*memory] = bytes;
+    return SUCCESS;
+}
+DRIVER cuMemFreeHost(void* memory) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
+    if (!state.host_allocations.erase(memory)) return INVALID_VALUE;
+    free(memory);
+    return SUCCESS;
+}
+// Puts a copy behind a stream's work. It reads and writes when it runs, and not before.
+int copy_later(void* stream, void* to, const void* from, size_t bytes) {
+    auto* one = static_cast<Stream*>(stream);
+    auto& queue = one->capture ? one->capture->work : one->queue;
+    queue.push_back([=]() -> Result {
+        memcpy(to, from, bytes);
+        return SUCCESS;
+    });
+    return SUCCESS;
+}
+DRIVER cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
+    GUARDED;
+    if (!inside(to, bytes)) return INVALID_VALUE;
+    return copy_later(stream, reinterpret_cast<void*>(to), from, bytes);
+}
+DRIVER cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
+    GUARDED;
+    if (!inside(from, bytes)) return INVALID_VALUE;
+    return copy_later(stream, to, reinterpret_cast<const void*>(from), bytes);
+}
+
 DRIVER cuStreamCreate(void** stream, unsigned) {
     GUARDED;
     auto* made = new Stream;
@@ -364,12 +410,21 @@ DRIVER cuEventCreate(void** event, unsigned) {
     return SUCCESS;
 }
 DRIVER cuEventDestroy_v2(void* event) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
     delete static_cast<Event*>(event);
     return SUCCESS;
 }
-DRIVER cuEventRecord(void* event, void*) {
+DRIVER cuEventRecord(void* event, void* stream) {
     GUARDED;
-    static_cast<Event*>(event)->recorded = true;
+    auto* one = static_cast<Event*>(event);
+    one->recorded = true;
+    static_cast<Stream*>(stream)->queue.push_back([=]() -> Result {
+        timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        one->milliseconds = double(now.tv_sec) * 1e3 + double(now.tv_nsec) * 1e-6;
+        return SUCCESS;
+    });
     return SUCCESS;
 }
 DRIVER cuEventQuery(void* event) { return static_cast<Event*>(event)->recorded ? SUCCESS : INVALID_HANDLE; }
@@ -379,7 +434,8 @@ DRIVER cuEventSynchronize(void*) {
 }
 DRIVER cuEventElapsedTime(float* milliseconds, void* start, void* end) {
     if (!static_cast<Event*>(start)->recorded || !static_cast<Event*>(end)->recorded) return INVALID_HANDLE;
-    *milliseconds = 0.001f;
+    run_all();
+    *milliseconds = static_cast<float>(static_cast<Event*>(end)->milliseconds - static_cast<Event*>(start)->milliseconds);
     return SUCCESS;
 }
 

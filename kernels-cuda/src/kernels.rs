@@ -3,7 +3,7 @@
 use crate::{
     Device, DeviceError,
     driver::{Function, check},
-    images,
+    images::{self, KernelSources},
 };
 use cudarc::driver::{
     result,
@@ -28,12 +28,13 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Kernels {
-    /// Loads the kernels that this program carries for the device's architecture.
+    /// Loads the kernels for the device's architecture: those that the program carries, or such as `sources` names. The first
+    /// time on a host without any, they are compiled, which takes a minute of its cores.
     ///
     /// # Errors
     /// [`DeviceError::NoKernels`] if there are none; [`DeviceError::Driver`].
-    pub fn load(device: &Device) -> Result<Self, DeviceError> {
-        let images = images::for_device(device.info())?;
+    pub fn load(device: &Device, sources: &KernelSources) -> Result<Self, DeviceError> {
+        let images = images::for_device(device.info(), sources)?;
         Self::from_images(device, &images)
     }
 

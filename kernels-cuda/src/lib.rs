@@ -4,14 +4,17 @@
 //! files. Nothing here needs a CUDA toolkit to build: the driver library is opened when [`probe`] is called, and a host
 //! without one is a [`DeviceError`], never a panic.
 
+pub mod bench;
 pub mod driver;
 mod images;
 mod kernels;
 pub mod ops;
 pub mod weights;
 
-pub use driver::{Arena, Device, DeviceError, DeviceInfo, Event, Graph, Span, Stream, probe};
-pub use images::embedded_targets;
+pub use driver::{
+    Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader, probe,
+};
+pub use images::{KernelSources, embedded_target};
 pub use kernels::Kernels;
 pub use ops::{Floats, Input, Projection, Quants};
 pub use weights::{Packed, Weights};

@@ -55,6 +55,14 @@ impl Shape {
         })
     }
 
+    /// Bytes of the four planes of a matrix; `None` if its rows are no whole number of blocks, or it is too large.
+    fn of_matrix(&self, dtype: DType, rows: usize, cols: usize) -> Option<[usize; 4]> {
+        let whole = cols > 0 && cols.is_multiple_of(self.columns) && dtype.bytes_for(cols).is_some();
+        // No plane has more bytes than an f32 per value.
+        let fits = rows.checked_mul(cols).and_then(|values| values.checked_mul(4)).is_some();
+        (whole && fits && rows > 0).then(|| self.planes(cols / self.columns).map(|bytes| bytes * rows))
+    }
+
     /// Bytes of the four planes for so many blocks.
     fn planes(&self, blocks: usize) -> [usize; 4] {
         [blocks * self.codes, blocks * self.extra, blocks * self.fine, blocks / SUPER * self.coarse]
@@ -65,6 +73,12 @@ impl Shape {
 /// kernels for it.
 pub fn is_quantized(dtype: DType) -> Option<bool> {
     Shape::of(dtype).map(|shape| matches!(shape.layout, Layout::Blocks(_)))
+}
+
+/// Bytes that a matrix takes on a device; `None` if no kernel reads it.
+pub fn device_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+    let planes = Shape::of(dtype)?.of_matrix(dtype, rows, cols)?;
+    Some(planes.into_iter().map(Arena::room::<u8>).sum())
 }
 
 /// A repacked matrix in host memory.
@@ -118,27 +132,22 @@ impl Packed {
         self.planes.iter().map(|plane| Arena::room::<u8>(plane.len())).sum()
     }
 
-    /// Copies the matrix to a device, into `arena` if one is given.
+    /// The planes' bytes, in the order in which [`Weights::take`] lays them out.
+    pub fn planes(&self) -> [&[u8]; 4] {
+        self.planes.each_ref().map(Vec::as_slice)
+    }
+
+    /// Copies the matrix to memory of its own on a device.
     ///
     /// # Errors
     /// [`DeviceError`] if there is no room, or from the driver.
-    pub fn upload(&self, device: &Device, arena: Option<&mut Arena>) -> Result<Weights, DeviceError> {
-        let mut own;
-        let arena = match arena {
-            Some(arena) => arena,
-            None => {
-                own = Arena::new(device, "a matrix of weights", self.device_bytes())?;
-                &mut own
-            }
-        };
-        let mut planes = Vec::with_capacity(self.planes.len());
-        for plane in &self.planes {
-            let span = arena.take(plane.len())?;
+    pub fn upload(&self, device: &Device) -> Result<Weights, DeviceError> {
+        let mut arena = Arena::new(device, "a matrix of weights", self.device_bytes())?;
+        let weights = Weights::take(&mut arena, self.dtype, self.rows, self.cols)?;
+        for (span, plane) in weights.planes.iter().zip(&self.planes) {
             span.upload(plane)?;
-            planes.push(span);
         }
-        let planes = planes.try_into().expect("as many spans as planes");
-        Ok(Weights { dtype: self.dtype, rows: self.rows, cols: self.cols, planes })
+        Ok(weights)
     }
 }
 
@@ -210,6 +219,18 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Takes memory for a matrix from an arena. Its values come with the planes of [`Packed`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if no kernel reads such a matrix, or the arena is too small.
+    pub fn take(arena: &mut Arena, dtype: DType, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+        let planes = Shape::of(dtype).and_then(|shape| shape.of_matrix(dtype, rows, cols)).ok_or_else(|| {
+            DeviceError::Invalid(format!("no CUDA kernel reads {rows} rows of {cols} {dtype} values"))
+        })?;
+        let [codes, extra, fine, coarse] = planes.map(|bytes| arena.take(bytes));
+        Ok(Self { dtype, rows, cols, planes: [codes?, extra?, fine?, coarse?] })
+    }
+
     /// The type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -247,7 +268,8 @@ impl Weights {
         }
     }
 
-    pub(crate) fn planes(&self) -> &[Span; 4] {
+    /// The memory of the planes.
+    pub fn planes(&self) -> &[Span; 4] {
         &self.planes
     }
 }

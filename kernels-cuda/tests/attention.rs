@@ -1,4 +1,4 @@
-//! Rotation, the paged cache and attention of single tokens, against the scalar references.
+//! Rotation, the paged cache and attention, of single tokens and of many, against the scalar references.
 
 mod support;
 
@@ -6,10 +6,10 @@ use half::f16;
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvType, RopeStyle, formats, reference};
 use rustai_kernels_cuda::{
-    Arena, Device, Floats, Kernels, Stream,
+    Arena, Device, DeviceError, Floats, Kernels, Stream,
     ops::{LayerCache, Places, Rotation, Split},
 };
-use support::{Numbers, Standin, error};
+use support::{Numbers, Standin, error, open, standin};
 
 /// A step's queries, keys and values.
 #[derive(Clone)]
@@ -108,71 +108,116 @@ fn sequences(shape: &Shape, lengths: &[usize]) -> (Vec<Sequence>, usize) {
     (made, count)
 }
 
-/// Runs all positions of all sequences: everything but the last is appended in one batch, the last of each attends.
-fn run(
-    (device, kernels, stream): &(Device, Kernels, Stream),
-    shape: &Shape,
-    sequences: &[Sequence],
-    pages: usize,
-    split: Split,
-) -> Result<Vec<f32>, rustai_kernels_cuda::DeviceError> {
-    let Shape { kv_type, heads, kv_heads, dim, .. } = *shape;
-    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.q.len() / (heads * dim)).collect();
-    let total: usize = lengths.iter().sum();
-    let room = LayerCache::room(kv_type, kv_heads, dim, pages) + Places::room(total, pages);
-    let mut arena = Arena::new(device, "test", room)?;
-    let cache = LayerCache::take(&mut arena, kv_type, kv_heads, dim, pages)?;
-    let places = Places::take(&mut arena, total, pages, pages)?;
-    let inv_freq = Floats::with(device, inv_freq(dim).len(), &inv_freq(dim))?;
-    let rotation = Rotation { style: shape.style, inv_freq: &inv_freq, magnitude: MAGNITUDE };
-    let mut result = None;
-    for (from_end, attends) in [(1, false), (0, true)] {
-        let rows = |values: fn(&Sequence) -> &[f32], width: usize| -> Vec<f32> {
-            let part = |(sequence, len): (&Sequence, &usize)| {
-                let range = if attends { len - 1..*len } else { 0..len - from_end };
-                values(sequence)[range.start * width..range.end * width].to_vec()
-            };
-            sequences.iter().zip(&lengths).flat_map(part).collect()
-        };
-        let batch_sequences: Vec<_> = sequences
-            .iter()
-            .zip(&lengths)
-            .map(|(sequence, len)| {
-                let (start, len) = if attends { (len - 1, 1) } else { (0, len - 1) };
-                BatchSequence { len: len as u32, start: start as u32, pages: &sequence.pages }
-            })
-            .filter(|sequence| sequence.len > 0)
-            .collect();
-        let tokens: u32 = batch_sequences.iter().map(|sequence| sequence.len).sum();
-        if tokens == 0 {
-            continue;
-        }
-        let ids = vec![0; tokens as usize];
-        places.write(&Batch { tokens: &ids, sequences: &batch_sequences, outputs: &[] })?;
-        let q = Floats::with(device, heads * dim, &rows(|s| &s.q, heads * dim))?;
-        let k = Floats::with(device, kv_heads * dim, &rows(|s| &s.k, kv_heads * dim))?;
-        let v = Floats::with(device, kv_heads * dim, &rows(|s| &s.v, kv_heads * dim))?;
-        let count = tokens as usize;
-        kernels.rope_append(stream, [&q, &k, &v], Some(rotation), &cache, &places, count)?;
-        if attends {
-            let out = Floats::with(device, heads * dim, &vec![0.0; count * heads * dim])?;
-            let width = split.state_width(heads, dim);
-            let states = Floats::with(device, width, &vec![0.0; count * width])?;
-            let scale = ((dim as f32).powf(-0.5), shape.window);
-            kernels.attention(stream, &q, &out, Some(&states), &cache, &places, scale, split, count)?;
-            result = Some(out.read(count)?);
+/// The positions of each sequence that a batch has.
+type Part<'a> = (&'a Sequence, std::ops::Range<usize>);
+
+/// Device memory of a test.
+struct Memory {
+    cache: LayerCache,
+    places: Places,
+    inv_freq: Floats,
+    states: Floats,
+}
+
+impl Memory {
+    fn new(device: &Device, shape: &Shape, tokens: usize, pages: usize, split: Split) -> Self {
+        let Shape { kv_type, heads, kv_heads, dim, .. } = *shape;
+        let room = LayerCache::room(kv_type, kv_heads, dim, pages) + Places::room(tokens, pages);
+        let mut arena = Arena::new(device, "test", room).unwrap();
+        let width = split.state_width(heads, dim);
+        Self {
+            cache: LayerCache::take(&mut arena, kv_type, kv_heads, dim, pages).unwrap(),
+            places: Places::take(&mut arena, tokens, pages, pages).unwrap(),
+            inv_freq: Floats::with(device, inv_freq(dim).len(), &inv_freq(dim)).unwrap(),
+            states: Floats::with(device, width, &vec![0.0; tokens * width]).unwrap(),
         }
     }
-    Ok(result.unwrap())
+
+    /// Makes a batch the one whose places are known, and returns how many tokens it has.
+    fn place(&mut self, parts: &[Part<'_>]) -> Result<usize, DeviceError> {
+        let sequences: Vec<_> = parts
+            .iter()
+            .filter(|(_, range)| !range.is_empty())
+            .map(|(sequence, range)| BatchSequence {
+                len: range.len() as u32,
+                start: range.start as u32,
+                pages: &sequence.pages,
+            })
+            .collect();
+        let tokens = parts.iter().map(|(_, range)| range.len()).sum();
+        self.places.write(&Batch { tokens: &vec![0; tokens], sequences: &sequences, outputs: &[] })?;
+        Ok(tokens)
+    }
+}
+
+/// Rows of the positions of a batch.
+fn rows(device: &Device, parts: &[Part<'_>], width: usize, of: fn(&Sequence) -> &[f32]) -> Floats {
+    let values = parts.iter().flat_map(|(sequence, range)| &of(sequence)[range.start * width..range.end * width]);
+    Floats::with(device, width, &values.copied().collect::<Vec<f32>>()).unwrap()
+}
+
+/// Appends a batch that is placed, and returns its rotated queries.
+fn append(
+    (device, kernels, stream): &(Device, Kernels, Stream),
+    shape: &Shape,
+    memory: &Memory,
+    parts: &[Part<'_>],
+) -> Result<Floats, DeviceError> {
+    let Shape { heads, kv_heads, dim, .. } = *shape;
+    let q = rows(device, parts, heads * dim, |s| &s.q);
+    let k = rows(device, parts, kv_heads * dim, |s| &s.k);
+    let v = rows(device, parts, kv_heads * dim, |s| &s.v);
+    let rotation = Rotation { style: shape.style, inv_freq: &memory.inv_freq, magnitude: MAGNITUDE };
+    kernels.rope_append(stream, [&q, &k, &v], Some(rotation), &memory.cache, &memory.places, q.rows())?;
+    Ok(q)
+}
+
+fn attend(
+    (_, kernels, stream): &(Device, Kernels, Stream),
+    shape: &Shape,
+    memory: &Memory,
+    [q, out]: [&Floats; 2],
+    split: Split,
+) -> Result<(), DeviceError> {
+    let scale = ((shape.dim as f32).powf(-0.5), shape.window);
+    let Memory { cache, places, states, .. } = memory;
+    kernels.attention(stream, q, out, Some(states), cache, places, scale, split, q.rows())
+}
+
+/// Runs all positions of all sequences: those before `cuts` are appended in one batch, the others are another and attend.
+fn run(
+    opened: &(Device, Kernels, Stream),
+    shape: &Shape,
+    (sequences, cuts): (&[Sequence], &[usize]),
+    pages: usize,
+    split: Split,
+) -> Result<Vec<f32>, DeviceError> {
+    let device = &opened.0;
+    let lengths = sequences.iter().map(|sequence| sequence.q.len() / (shape.heads * shape.dim));
+    let mut memory = Memory::new(device, shape, lengths.clone().sum(), pages, split);
+    let parts = |range: fn(usize, usize) -> std::ops::Range<usize>| -> Vec<Part<'_>> {
+        let cut = sequences.iter().zip(cuts).zip(lengths.clone());
+        cut.map(|((sequence, cut), len)| (sequence, range(*cut, len))).collect()
+    };
+    let (before, last) = (parts(|cut, _| 0..cut), parts(|cut, len| cut..len));
+    if memory.place(&before).is_ok_and(|tokens| tokens > 0) {
+        append(opened, shape, &memory, &before)?;
+    }
+    let tokens = memory.place(&last)?;
+    let q = append(opened, shape, &memory, &last)?;
+    let out = Floats::with(device, q.width(), &vec![0.0; tokens * q.width()])?;
+    attend(opened, shape, &memory, [&q, &out], split)?;
+    out.read(tokens)
 }
 
 fn check(standin: &Standin, shape: &Shape, lengths: &[usize], split: Split) {
-    let opened = standin.open();
+    let opened = open(standin);
     let (sequences, pages) = sequences(shape, lengths);
     let expected: Vec<f32> =
         sequences.iter().zip(lengths).flat_map(|(sequence, len)| expected(shape, sequence, len - 1)).collect();
     standin.in_every_order(|schedule| {
-        let got = run(&opened, shape, &sequences, pages, split).unwrap();
+        let cuts: Vec<_> = lengths.iter().map(|len| len - 1).collect();
+        let got = run(&opened, shape, (&sequences, &cuts), pages, split).unwrap();
         let error = error(&got, &expected);
         assert!(error < 2e-4, "{} {} of {}, order {schedule}: {error:e}", shape.kv_type, shape.heads, shape.dim);
     });
@@ -183,7 +228,7 @@ const BASE: Shape =
 
 #[test]
 fn attention_agrees_with_the_reference() {
-    let standin = Standin::new();
+    let standin = standin();
     for kv_type in KvType::ALL {
         for (heads, kv_heads, dim) in [(2, 2, 64), (3, 1, 64), (8, 1, 64), (2, 1, 128), (1, 1, 128)] {
             let style = if dim == 64 { RopeStyle::Neox } else { RopeStyle::Interleaved };
@@ -195,7 +240,7 @@ fn attention_agrees_with_the_reference() {
 
 #[test]
 fn runs_are_merged_and_windows_hide_what_is_older() {
-    let standin = Standin::new();
+    let standin = standin();
     for kv_type in KvType::ALL {
         for window in [None, Some(1), Some(40), Some(1000)] {
             let shape = Shape { kv_type, window, ..BASE };
@@ -207,14 +252,14 @@ fn runs_are_merged_and_windows_hide_what_is_older() {
 
 #[test]
 fn far_positions_are_rotated_exactly_enough() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let (dim, position) = (64, 130_000u32);
     let pages = position as usize / PAGE_TOKENS + 1;
     let mut arena =
         Arena::new(&device, "test", LayerCache::room(KvType::F16, 1, dim, 1) + Places::room(1, pages)).unwrap();
     let cache = LayerCache::take(&mut arena, KvType::F16, 1, dim, 1).unwrap();
-    let places = Places::take(&mut arena, 1, pages, 1).unwrap();
+    let mut places = Places::take(&mut arena, 1, pages, 1).unwrap();
     let table = vec![0; pages];
     let sequence = BatchSequence { len: 1, start: position, pages: &table };
     places.write(&Batch { tokens: &[0], sequences: &[sequence], outputs: &[] }).unwrap();
@@ -231,27 +276,26 @@ fn far_positions_are_rotated_exactly_enough() {
 
 #[test]
 fn missing_barriers_are_noticed() {
-    let standin = Standin::new();
+    let standin = standin();
     // As many queries as the kernel is made for, so that the last that a warp writes is one that others read.
     let shape = Shape { kv_type: KvType::Q8_0, heads: 4, kv_heads: 1, ..BASE };
     let (sequences, pages) = sequences(&shape, &[300]);
     let expected = expected(&shape, &sequences[0], 299);
-    let count = standin.expect_every_sync_to_matter(|| {
-        let opened = standin.open();
-        let got = run(&opened, &shape, &sequences, pages, Split { runs: 1, run_pages: 10 });
+    standin.expect_every_sync_to_matter(4, || {
+        let opened = open(&standin);
+        let got = run(&opened, &shape, (&sequences, &[299]), pages, Split { runs: 1, run_pages: 10 });
         got.is_ok_and(|got| error(&got, &expected) < 2e-4)
     });
     // One of the append, two of blocks and one of warps in attention.
-    assert_eq!(count, 4);
 }
 
 #[test]
 fn batches_that_do_not_fit_are_refused() {
-    let standin = Standin::new();
-    let (device, ..) = standin.open();
+    let standin = standin();
+    let (device, ..) = open(&standin);
     let mut arena = Arena::new(&device, "test", Places::room(4, 4)).unwrap();
-    let places = Places::take(&mut arena, 4, 4, 3).unwrap();
-    let refused = |sequence: BatchSequence<'_>, tokens: &[u32]| {
+    let mut places = Places::take(&mut arena, 4, 4, 3).unwrap();
+    let mut refused = |sequence: BatchSequence<'_>, tokens: &[u32]| {
         places.write(&Batch { tokens, sequences: &[sequence], outputs: &[] }).unwrap_err().to_string()
     };
     let pages = [0, 2, 3];
@@ -265,4 +309,99 @@ fn batches_that_do_not_fit_are_refused() {
     assert!(text.contains("2 tokens (1 in sequences)"), "{text}");
     let text = refused(BatchSequence { len: 2, start: u32::MAX, pages: &pages[..1] }, &[0; 2]);
     assert!(text.contains("do not hold"), "{text}");
+}
+
+/// How far tiles may be off: queries and weights are rounded to 11 bits.
+const TILED_CEILING: f32 = 1e-3;
+
+/// Sequences of which so many positions are in the cache and so many come now, whose batch has tiles, in several orders.
+fn check_tiles(standin: &Standin, shape: &Shape, cuts: &[(usize, usize)], schedules: &[u32]) {
+    let opened = open(standin);
+    let lengths: Vec<_> = cuts.iter().map(|(before, now)| before + now).collect();
+    let (sequences, pages) = sequences(shape, &lengths);
+    let positions = sequences
+        .iter()
+        .zip(cuts)
+        .flat_map(|(sequence, (before, now))| (*before..before + now).map(move |position| (sequence, position)));
+    let expected: Vec<f32> = positions.flat_map(|(sequence, at)| expected(shape, sequence, at)).collect();
+    let before: Vec<_> = cuts.iter().map(|(before, _)| *before).collect();
+    for schedule in schedules {
+        standin.set("schedule", i64::from(*schedule));
+        let got = run(&opened, shape, (&sequences, &before), pages, Split { runs: 1, run_pages: pages }).unwrap();
+        let error = error(&got, &expected);
+        let Shape { kv_type, heads, kv_heads, dim, window, .. } = shape;
+        let what = format!("{kv_type} {heads} on {kv_heads} of {dim}, window {window:?}, {cuts:?}, order {schedule}");
+        assert!(error < TILED_CEILING, "{what}: {error:e}");
+    }
+    standin.set("schedule", 0);
+}
+
+#[test]
+fn tiles_agree_with_the_reference() {
+    let standin = standin();
+    for kv_type in KvType::ALL {
+        for (heads, kv_heads, dim) in [(2, 2, 64), (3, 1, 64), (8, 1, 64), (4, 2, 128), (7, 1, 128), (1, 1, 128)] {
+            let shape = Shape { kv_type, heads, kv_heads, dim, ..BASE };
+            // Tiles that are not whole, steps that are not whole, and tokens by themselves before and between them.
+            check_tiles(&standin, &shape, &[(0, 70)], &[0, 7]);
+            check_tiles(&standin, &shape, &[(70, 1), (5, 35), (0, 3), (64, 16), (20, 2)], &[1, 12]);
+        }
+    }
+}
+
+#[test]
+fn tiles_hide_what_is_older_than_the_window() {
+    let standin = standin();
+    for kv_type in KvType::ALL {
+        for window in [1, 2, 40, 64, 1000] {
+            let shape = Shape { kv_type, window: Some(window), ..BASE };
+            check_tiles(&standin, &shape, &[(101, 50), (0, 40)], &[0, 2]);
+        }
+    }
+}
+
+#[test]
+fn missing_barriers_of_tiles_are_noticed() {
+    let standin = standin();
+    // An 8-bit cache goes through registers, an f16 one through copies that have to be awaited. One is of the append.
+    for (kv_type, syncs) in [(KvType::Q8_0, 3), (KvType::F16, 5)] {
+        let shape = Shape { kv_type, heads: 4, kv_heads: 1, ..BASE };
+        let (sequences, pages) = sequences(&shape, &[150]);
+        let expected: Vec<f32> = (134..150).flat_map(|at| expected(&shape, &sequences[0], at)).collect();
+        standin.expect_every_sync_to_matter(syncs, || {
+            let opened = open(&standin);
+            let got = run(&opened, &shape, (&sequences, &[134]), pages, Split { runs: 1, run_pages: 10 });
+            got.is_ok_and(|got| error(&got, &expected) < TILED_CEILING)
+        });
+    }
+}
+
+#[test]
+fn a_recording_holds_for_other_sequences() {
+    let standin = standin();
+    let opened = open(&standin);
+    let (device, _, stream) = &opened;
+    let (sequences, pages) = sequences(&BASE, &[32, 20, 30]);
+    let split = Split { runs: 1, run_pages: pages };
+    let mut memory = Memory::new(device, &BASE, 32, pages, split);
+    let whole = [(&sequences[0], 0..32)];
+    memory.place(&whole).unwrap();
+    let out = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
+    let q = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
+    let launches = standin.get("launches");
+    let recording = stream.capture(|_| attend(&opened, &BASE, &memory, [&q, &out], split)).unwrap();
+
+    let other = [(&sequences[1], 0..20), (&sequences[2], 0..12)];
+    memory.place(&other).unwrap();
+    let rotated = append(&opened, &BASE, &memory, &other).unwrap();
+    q.span().upload(&rotated.read(32).unwrap()).unwrap();
+    recording.launch().unwrap();
+    let got = out.read(32).unwrap();
+    assert_eq!(standin.get("launches") - launches, 2);
+    let expected: Vec<f32> = other
+        .iter()
+        .flat_map(|(sequence, range)| range.clone().map(move |at| (sequence, at)))
+        .flat_map(|(sequence, at)| expected(&BASE, sequence, at))
+        .collect();
+    assert!(error(&got, &expected) < 2e-4);
 }

@@ -2,14 +2,18 @@
 
 mod support;
 
+use rustai_abi::{Batch, BatchSequence};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, Kernels, Span, Stream, driver::OLDEST_DRIVER, ops::Operation, probe,
+    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer,
+    driver::OLDEST_DRIVER,
+    ops::{BatchInputs, Operation, parameter_sizes},
+    probe,
 };
-use support::Standin;
+use support::{open, standin};
 
 #[test]
 fn a_device_is_described() {
-    let standin = Standin::new();
+    let standin = standin();
     standin.set("devices", 2);
     standin.set("capability", 89);
     let devices = probe().unwrap();
@@ -21,7 +25,7 @@ fn a_device_is_described() {
 
 #[test]
 fn what_a_host_lacks_is_told_apart() {
-    let standin = Standin::new();
+    let standin = standin();
     standin.set("devices", 0);
     let error = probe().unwrap_err();
     assert!(matches!(&error, DeviceError::NoDevice(reason) if reason.contains("CUDA_ERROR_NO_DEVICE")), "{error}");
@@ -38,17 +42,17 @@ fn what_a_host_lacks_is_told_apart() {
 
 #[test]
 fn no_kernels_for_an_architecture_is_an_error_that_says_what_to_do() {
-    let standin = Standin::new();
+    let standin = standin();
     standin.set("capability", 30);
     let device = Device::open(0).unwrap();
-    let error = Kernels::load(&device).map(|_| ()).unwrap_err();
+    let error = Kernels::load(&device, &KernelSources::default()).map(|_| ()).unwrap_err();
     assert!(matches!(error, DeviceError::NoKernels { capability: (3, 0), .. }), "{error}");
     assert!(error.to_string().contains("use the CPU"), "{error}");
 }
 
 #[test]
 fn memory_that_is_not_there_is_named_and_what_is_dropped_comes_back() {
-    let standin = Standin::new();
+    let standin = standin();
     let before = standin.get("allocated");
     standin.set("memory", before + (8 << 20));
     let device = Device::open(0).unwrap();
@@ -82,8 +86,8 @@ fn doubling(kernels: &Kernels, stream: &Stream, x: &Floats) -> Result<(), Device
 
 #[test]
 fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     standin.set("fail_launch", 2);
     doubling(&kernels, &stream, &x).unwrap();
@@ -99,7 +103,7 @@ fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
     // Dropping what is left must not panic, and the host goes on.
     drop((x, kernels, stream, device));
     standin.reset();
-    let (device, kernels, stream) = standin.open();
+    let (device, kernels, stream) = open(&standin);
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     doubling(&kernels, &stream, &x).unwrap();
     assert_eq!(x.read(1).unwrap(), [2.0; 4]);
@@ -107,8 +111,8 @@ fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
 
 #[test]
 fn a_kernel_that_is_missing_is_named() {
-    let standin = Standin::new();
-    let (device, ..) = standin.open();
+    let standin = standin();
+    let (device, ..) = open(&standin);
     assert!(Kernels::from_images(&device, &[b""]).is_err());
     assert!(Kernels::from_images(&device, &[b"// PTX without an end"]).is_err());
     let none = Kernels::from_images::<&[u8]>(&device, &[]).unwrap();
@@ -120,8 +124,8 @@ fn a_kernel_that_is_missing_is_named() {
 
 #[test]
 fn a_graph_repeats_its_launches_and_keeps_what_they_use() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let x = Floats::with(&device, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
     let graph = stream
         .capture(|stream| {
@@ -151,8 +155,8 @@ fn a_graph_repeats_its_launches_and_keeps_what_they_use() {
 
 #[test]
 fn a_capture_that_fails_leaves_the_stream_usable() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     let error = stream.capture(|_| Err(DeviceError::Invalid("stop".into()))).map(|_| ()).unwrap_err();
     assert_eq!(error, DeviceError::Invalid("stop".into()));
@@ -164,8 +168,8 @@ fn a_capture_that_fails_leaves_the_stream_usable() {
 
 #[test]
 fn work_waits_until_somebody_asks() {
-    let standin = Standin::new();
-    let (device, kernels, stream) = standin.open();
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
     let launches = standin.get("launches");
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     doubling(&kernels, &stream, &x).unwrap();
@@ -174,4 +178,89 @@ fn work_waits_until_somebody_asks() {
     assert_eq!(standin.get("launches"), launches + 1);
     let span = Span::new(&device, "test", 16).unwrap();
     assert!(!span.is_empty() && span.bytes() == 16);
+}
+
+#[test]
+fn host_memory_is_given_out_only_after_the_copy() {
+    let standin = standin();
+    let held = standin.get("host_allocations");
+    let (device, _kernels, stream) = open(&standin);
+    let span = Span::new(&device, "test", 16).unwrap();
+    let mut up = UploadBuffer::<u32>::new(&device, "test", 4).unwrap();
+    let mut down = ReadbackBuffer::<u32>::new(&device, "test", 4).unwrap();
+    assert_eq!(up.values().unwrap(), [0; 4]);
+    up.values().unwrap().copy_from_slice(&[1, 2, 3, 4]);
+    up.send(&stream, &span, 3).unwrap();
+    // The copy has not run; asking for the values waits for it, so they cannot be changed under it.
+    up.values().unwrap().fill(9);
+    down.fetch(&stream, &span, 3).unwrap();
+    assert_eq!(down.values().unwrap()[..3], [1, 2, 3]);
+    let error = up.send(&stream, &span, 5).unwrap_err();
+    assert!(error.to_string().contains("5 values"), "{error}");
+    assert!(down.fetch(&stream, &span.part(0, 8).unwrap(), 3).is_err());
+    drop((up, down));
+    assert_eq!(standin.get("host_allocations"), held);
+
+    standin.set("fail_host_memory", 1);
+    let error = UploadBuffer::<f32>::new(&device, "the staging of weights", 1 << 20).map(|_| ()).unwrap_err();
+    assert_eq!(error, DeviceError::OutOfHostMemory { what: "the staging of weights", bytes: 4 << 20 });
+}
+
+#[test]
+fn a_batch_goes_over_in_one_copy_and_is_checked_first() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let mut inputs = BatchInputs::new(&device, 4, 2, 3, 8).unwrap();
+    let sequences =
+        [BatchSequence { len: 1, start: 40, pages: &[5, 7, 1] }, BatchSequence { len: 2, start: 0, pages: &[3] }];
+    let batch = Batch { tokens: &[11, 12, 13], sequences: &sequences, outputs: &[0, 2] };
+    inputs.send(&stream, &batch).unwrap();
+    let mut tokens = [0u32; 3];
+    inputs.tokens().download(&mut tokens).unwrap();
+    assert_eq!(tokens, [11, 12, 13]);
+    let mut outputs = [0u32; 2];
+    inputs.outputs().download(&mut outputs).unwrap();
+    assert_eq!(outputs, [0, 2]);
+    drop(kernels);
+
+    let one = |len, start, pages| [BatchSequence { len, start, pages }];
+    for (tokens, sequences, outputs, part) in [
+        (&[1, 2, 3, 4, 5][..], one(5, 0, &[0]), &[][..], "5 tokens and 0 outputs"),
+        (&[1], one(1, 0, &[0]), &[0, 0, 0], "1 tokens and 3 outputs"),
+        (&[1, 2], one(1, 0, &[0]), &[], "a batch of 2 tokens (1 in sequences)"),
+        (&[1], one(1, 31, &[8]), &[], "page 8 of a cache of 8"),
+        (&[1], one(1, 32, &[0]), &[], "1 pages do not hold 33 positions"),
+        (&[1], one(1, 96, &[0, 1, 2, 3]), &[], "3 have room"),
+        (&[1], one(2, u32::MAX, &[0]), &[], "do not hold"),
+    ] {
+        let error = inputs.send(&stream, &Batch { tokens, sequences: &sequences, outputs }).unwrap_err();
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
+    let standin = standin();
+    let device = Device::open(0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
+    let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("holds none") && error.contains("use the CPU"), "{error}");
+    std::fs::write(folder.path().join("rows.sm_80.cubin"), b"code").unwrap();
+    let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("for sm_80 only"), "{error}");
+    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"code").unwrap();
+    Kernels::load(&device, &sources).unwrap();
+    let gone = KernelSources { folder: Some(folder.path().join("gone")), cache: None };
+    let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+    drop(standin);
+}
+
+#[test]
+fn parameters_are_as_large_as_the_kernels_take_them() {
+    let standin = standin();
+    for (kernel, bytes) in parameter_sizes() {
+        assert_eq!(standin.parameter_bytes(kernel), Some(bytes), "{kernel}");
+    }
 }

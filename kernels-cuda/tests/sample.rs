@@ -6,11 +6,11 @@ use rustai_kernels_cuda::{
     DeviceError, Floats, Span,
     ops::{MAX_TOP_K, Sampling},
 };
-use support::{Numbers, Standin};
+use support::{Numbers, Standin, open, standin};
 
 /// The tokens that are chosen for `rows` equal rows of logits, with counters from 0 on.
 fn choose(standin: &Standin, logits: &[f32], rows: usize, sampling: Sampling) -> Result<Vec<u32>, DeviceError> {
-    let (device, kernels, stream) = standin.open();
+    let (device, kernels, stream) = open(standin);
     let all: Vec<f32> = (0..rows).flat_map(|_| logits).copied().collect();
     let logits = Floats::with(&device, logits.len(), &all)?;
     let [counters, tokens] = [0; 2].map(|_| Span::new(&device, "test", rows * 4));
@@ -31,7 +31,7 @@ fn ranked(logits: &[f32]) -> Vec<u32> {
 
 #[test]
 fn the_largest_wins_and_the_first_of_equals() {
-    let standin = Standin::new();
+    let standin = standin();
     let mut logits = Numbers::new(1).values(3000);
     (logits[1200], logits[2900], logits[1100]) = (5.0, 5.0, f32::NAN);
     standin.in_every_order(|_| {
@@ -44,7 +44,7 @@ fn the_largest_wins_and_the_first_of_equals() {
 
 #[test]
 fn only_candidates_are_chosen_and_as_often_as_they_are_likely() {
-    let standin = Standin::new();
+    let standin = standin();
     let logits: Vec<f32> = Numbers::new(2).values(1111).iter().map(|x| x * 3.0).collect();
     let ranked = ranked(&logits);
     let rows = 400;
@@ -70,7 +70,7 @@ fn only_candidates_are_chosen_and_as_often_as_they_are_likely() {
 
 #[test]
 fn ties_at_the_edge_go_to_the_first_tokens() {
-    let standin = Standin::new();
+    let standin = standin();
     let mut logits = vec![1.0; 700];
     logits[650] = 2.0;
     let sampling = Sampling { top_k: 4, temperature: 100.0, top_p: 1.0, seed: 1 };
@@ -82,21 +82,20 @@ fn ties_at_the_edge_go_to_the_first_tokens() {
 
 #[test]
 fn a_missing_barrier_is_noticed() {
-    let standin = Standin::new();
+    let standin = standin();
     let logits: Vec<f32> = Numbers::new(2).values(1500).iter().map(|x| x * 200.0).collect();
     // Neighbours differ enough for their order to matter.
     let sampling = Sampling { top_k: 32, temperature: 1.0, top_p: 0.99, seed: 5 };
     let rows = 24;
     let expected = choose(&standin, &logits, rows, sampling).unwrap();
-    let count = standin.expect_every_sync_to_matter(|| {
+    standin.expect_every_sync_to_matter(7, || {
         choose(&standin, &logits, rows, sampling).is_ok_and(|chosen| chosen == expected)
     });
-    assert_eq!(count, 7);
 }
 
 #[test]
 fn settings_that_make_no_sense_are_refused() {
-    let standin = Standin::new();
+    let standin = standin();
     let base = Sampling { top_k: 5, temperature: 1.0, top_p: 1.0, seed: 0 };
     for wrong in [
         Sampling { top_k: 0, ..base },

@@ -1,7 +1,8 @@
 //! Proofs about programs and batches that make running them sound.
 
+use super::BatchLimits;
 use crate::{Act, ActKind, Buf, Call, ExecutorError, External, Matrix, Outside, Program, QBuf, Rows};
-use rustai_abi::{Batch, PAGE_TOKENS};
+use rustai_abi::Batch;
 use std::ops::Range;
 
 /// What running a program needs to know beyond the program itself.
@@ -227,7 +228,7 @@ pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
     Ok(facts)
 }
 
-/// Examines what lies outside the arena, for a batch that [`batch`] will examine.
+/// Examines what lies outside the arena, for a batch that its [`limits`] are checked with, too.
 pub(super) fn outside(program: &Program, batch: &Batch<'_>, outside: &Outside<'_>) -> Result<(), ExecutorError> {
     let refuse = |reason: String| Err(ExecutorError::Batch(reason));
     if outside.inputs.len() > program.inputs.len() {
@@ -267,61 +268,16 @@ pub(super) fn outside(program: &Program, batch: &Batch<'_>, outside: &Outside<'_
     Ok(())
 }
 
-/// Examines one batch; allocates only to explain a refusal.
-pub(super) fn batch(program: &Program, batch: &Batch<'_>) -> Result<(), ExecutorError> {
-    let refuse = |reason: String| Err(ExecutorError::Batch(reason));
-    let tokens = batch.tokens.len();
-    if tokens == 0 || tokens > program.max_tokens {
-        return refuse(format!("{tokens} tokens; a step takes 1 to {}", program.max_tokens));
+/// What batches may ask of a program.
+pub(super) fn limits(program: &Program) -> BatchLimits {
+    let table_rows = |call: &Call| match call {
+        Call::Embed { table, .. } => Some(table.rows()),
+        _ => None,
+    };
+    BatchLimits {
+        max_tokens: program.max_tokens,
+        max_outputs: program.max_outputs,
+        vocabulary: program.calls.iter().filter_map(table_rows).min(),
+        pages: program.kv.map(|kv| kv.pages),
     }
-    if batch.outputs.len() > program.max_outputs {
-        return refuse(format!("{} outputs; a step gives at most {}", batch.outputs.len(), program.max_outputs));
-    }
-    if let Some(row) = batch.outputs.iter().find(|row| **row as usize >= tokens) {
-        return refuse(format!("output row {row} of {tokens}"));
-    }
-    for call in &program.calls {
-        if let Call::Embed { table, .. } = call {
-            let rows = table.rows();
-            if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= rows) {
-                return refuse(format!("token {token} of a vocabulary of {rows}"));
-            }
-        }
-    }
-    let mut sum = 0usize;
-    for sequence in batch.sequences {
-        sum += sequence.len as usize;
-        if sequence.len == 0 {
-            return refuse("a sequence without tokens".into());
-        }
-        let Some(end) = sequence.start.checked_add(sequence.len) else {
-            return refuse(format!("{} tokens from position {} on", sequence.len, sequence.start));
-        };
-        let needed = (end as usize).div_ceil(PAGE_TOKENS);
-        let Some(kv) = program.kv else { continue };
-        let Some(pages) = sequence.pages.get(..needed) else {
-            return refuse(format!("{} pages for {needed} pages of positions", sequence.pages.len()));
-        };
-        if let Some(page) = pages.iter().find(|page| **page as usize >= kv.pages) {
-            return refuse(format!("page {page} of {}", kv.pages));
-        }
-    }
-    // Positions that share a page they are written to would race; everything before that page may be shared.
-    if program.kv.is_some() {
-        for (i, a) in batch.sequences.iter().enumerate() {
-            let own = written(a);
-            let twice = (1..own.len()).any(|i| own[..i].contains(&own[i]));
-            if twice || batch.sequences[..i].iter().any(|b| own.iter().any(|page| written(b).contains(page))) {
-                return refuse("one page is written for two runs of positions".into());
-            }
-        }
-    }
-    if sum == tokens { Ok(()) } else { refuse(format!("{tokens} tokens in sequences of {sum} together")) }
-}
-
-/// Pages that a sequence appends to.
-fn written<'a>(sequence: &rustai_abi::BatchSequence<'a>) -> &'a [u32] {
-    let first = sequence.start as usize / PAGE_TOKENS;
-    let end = (sequence.start as usize + sequence.len as usize).div_ceil(PAGE_TOKENS);
-    &sequence.pages[first..end]
 }

@@ -57,6 +57,17 @@ pub enum DeviceError {
         /// Bytes that were free.
         free: u64,
     },
+    /// Host memory that cannot be swapped out does not suffice.
+    #[error(
+        "{what} needs {} MiB of page-locked host memory, which the system does not give; close other programs, or use \
+         fewer sequences or a smaller batch", bytes.div_ceil(1 << 20)
+    )]
+    OutOfHostMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+    },
     /// The driver refused a call. Most of these leave the device's context unusable.
     #[error("{call} failed: {name} ({code})")]
     Driver {

@@ -8,12 +8,14 @@ mod device;
 mod error;
 mod launch;
 mod memory;
+mod staging;
 mod stream;
 
 pub use device::{Device, DeviceInfo, OLDEST_DRIVER, probe};
 pub use error::DeviceError;
 pub use launch::{KernelArgs, Launch};
 pub use memory::{ALIGN, Arena, Pod, Span};
+pub use staging::{ReadbackBuffer, UploadBuffer, Uploader};
 pub use stream::{Event, Graph, Stream};
 
 pub(crate) use error::check;

@@ -2,7 +2,7 @@
 
 use super::{Device, DeviceError, Span, check};
 use cudarc::driver::{
-    CudaEvent, CudaGraph, CudaStream,
+    CudaEvent, CudaGraph, CudaStream, DriverError,
     sys::{CUevent_flags, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode},
 };
 use std::{
@@ -71,11 +71,21 @@ impl Stream {
         Ok(Graph { graph, _spans: spans })
     }
 
+    /// Whether what is launched now is recorded.
+    pub fn is_captured(&self) -> bool {
+        self.capturing.get()
+    }
+
     /// Notes spans that a captured launch points into.
     pub(super) fn keep(&self, spans: &[&Span]) {
         if self.capturing.get() {
             self.kept.borrow_mut().extend(spans.iter().map(|span| (*span).clone()));
         }
+    }
+
+    /// Marks the end of what the stream has been given so far.
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), DriverError> {
+        event.record(&self.stream)
     }
 
     pub(super) fn raw(&self) -> CUstream {
@@ -88,6 +98,9 @@ pub struct Graph {
     graph: CudaGraph,
     _spans: Vec<Span>,
 }
+
+// SAFETY: the driver may be given a graph from any thread, though not from two at a time: `Graph` is not `Sync`.
+unsafe impl Send for Graph {}
 
 impl Graph {
     /// Puts the recorded work behind the stream's work.

@@ -1,4 +1,5 @@
-//! The paged key/value cache, and attention over it (`cuda/attention.cu`).
+//! The paged key/value cache, and attention over it: `cuda/attention.cu` for single tokens, `cuda/attention_prefill.cu` for many
+//! of one sequence.
 
 use super::{Floats, small};
 use crate::{
@@ -63,21 +64,48 @@ impl LayerCache {
     }
 }
 
-/// Where the rows of a batch belong, on the device: for each token its position and where its sequence's pages are listed.
+/// So many tokens of one sequence in a batch are attended to in tiles, which read the cache once for 64 queries. A tile does as
+/// much for one token as for all it has room for, so that fewer are cheaper one by one. A guess to be measured.
+pub const TILED_TOKENS: usize = 16;
+
+/// Rows of a tile, as in `cuda/attention_prefill.cu`.
+const TILE_ROWS: usize = 64;
+
+/// Where the rows of a batch belong, on the device: for each token its position and where its sequence's pages are listed, and
+/// which tokens are attended to together.
 #[derive(Clone, Debug)]
 pub struct Places {
     positions: Span,
     tables: Span,
+    /// First token and number of each segment, then the tokens that are in none.
+    order: Span,
     pages: Span,
     max_tokens: usize,
     max_pages: usize,
     cache_pages: usize,
+    listed: Listed,
+}
+
+/// What the host knows of the batch whose places were written last.
+#[derive(Clone, Debug, Default)]
+struct Listed {
+    tokens: usize,
+    /// Tokens of each segment: of one sequence, at least [`TILED_TOKENS`].
+    segments: Vec<usize>,
+}
+
+/// Host memory for places, with room for what there is on the device.
+pub(super) struct Lists<'a> {
+    pub(super) positions: &'a mut [u32],
+    pub(super) tables: &'a mut [u32],
+    pub(super) order: &'a mut [u32],
+    pub(super) pages: &'a mut [u32],
 }
 
 impl Places {
     /// Bytes in an arena.
     pub const fn room(max_tokens: usize, max_pages: usize) -> usize {
-        2 * Arena::room::<u32>(max_tokens) + Arena::room::<u32>(max_pages)
+        3 * Arena::room::<u32>(max_tokens) + Arena::room::<u32>(max_pages)
     }
 
     /// Room for batches of so many tokens whose sequences list so many pages in all, of caches with `cache_pages` pages. Every
@@ -96,8 +124,15 @@ impl Places {
             span.upload(&vec![0u32; count])?;
             Ok::<_, DeviceError>(span)
         };
-        let (positions, tables, pages) = (zeros(max_tokens)?, zeros(max_tokens)?, zeros(max_pages)?);
-        Ok(Self { positions, tables, pages, max_tokens, max_pages, cache_pages })
+        let spans = [zeros(max_tokens)?, zeros(max_tokens)?, zeros(max_tokens)?, zeros(max_pages)?];
+        Ok(Self::at(spans, cache_pages))
+    }
+
+    /// Places in memory that is there: positions, tables, order, pages.
+    pub(super) fn at([positions, tables, order, pages]: [Span; 4], cache_pages: usize) -> Self {
+        let max_tokens = [&positions, &tables, &order].map(Span::bytes).into_iter().min().unwrap_or(0) / 4;
+        let max_pages = pages.bytes() / 4;
+        Self { positions, tables, order, pages, max_tokens, max_pages, cache_pages, listed: Listed::default() }
     }
 
     /// Writes a batch's places, after the device's work.
@@ -105,37 +140,63 @@ impl Places {
     /// # Errors
     /// [`DeviceError::Invalid`] if the batch does not fit, has no page for a position, or names a page that caches do not
     /// have; [`DeviceError::Driver`].
-    pub fn write(&self, batch: &Batch<'_>) -> Result<(), DeviceError> {
-        let (mut positions, mut tables, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+    pub fn write(&mut self, batch: &Batch<'_>) -> Result<(), DeviceError> {
+        let [mut positions, mut tables, mut order] = [0; 3].map(|_| vec![0; self.max_tokens]);
+        let mut pages = vec![0; self.max_pages];
+        let lists = Lists { positions: &mut positions, tables: &mut tables, order: &mut order, pages: &mut pages };
+        let used = self.list(batch, lists)?;
+        self.positions.device().synchronize()?;
+        for (span, list) in [(&self.positions, &positions), (&self.tables, &tables), (&self.order, &order)] {
+            span.upload(&list[..batch.tokens.len()])?;
+        }
+        self.pages.upload(&pages[..used])
+    }
+
+    /// Lists a batch's places; returns how many pages are listed.
+    pub(super) fn list(&mut self, batch: &Batch<'_>, lists: Lists<'_>) -> Result<usize, DeviceError> {
+        let Lists { positions, tables, order, pages } = lists;
+        let (positions, tables) = (&mut positions[..self.max_tokens], &mut tables[..self.max_tokens]);
+        let pages = &mut pages[..self.max_pages];
+        self.listed = Listed::default();
+        let (mut token, mut used) = (0, 0);
         for sequence in batch.sequences {
             let end = u64::from(sequence.start) + u64::from(sequence.len);
-            if end.div_ceil(PAGE_TOKENS as u64) > sequence.pages.len() as u64 || end > u64::from(u32::MAX) {
-                return Err(DeviceError::Invalid(format!(
-                    "{} pages do not hold {end} positions",
-                    sequence.pages.len()
-                )));
-            }
-            if let Some(page) = sequence.pages.iter().find(|page| **page as usize >= self.cache_pages) {
+            let needed = end.div_ceil(PAGE_TOKENS as u64);
+            let own = usize::try_from(needed).ok().and_then(|needed| sequence.pages.get(..needed));
+            let own = own.filter(|_| end <= u64::from(u32::MAX)).ok_or_else(|| {
+                DeviceError::Invalid(format!("{} pages do not hold {end} positions", sequence.pages.len()))
+            })?;
+            if let Some(page) = own.iter().find(|page| **page as usize >= self.cache_pages) {
                 return Err(DeviceError::Invalid(format!("page {page} of a cache of {}", self.cache_pages)));
             }
-            positions.extend(sequence.start..sequence.start + sequence.len);
-            tables.resize(positions.len(), pages.len() as u32);
-            pages.extend_from_slice(sequence.pages);
+            let tokens = token..token + sequence.len as usize;
+            let room = positions.get_mut(tokens.clone()).zip(tables.get_mut(tokens.clone()));
+            let Some(((positions, tables), listed)) = room.zip(pages.get_mut(used..used + own.len())) else {
+                return Err(self.too_large(batch));
+            };
+            positions.iter_mut().zip(sequence.start..).for_each(|(slot, position)| *slot = position);
+            tables.fill(used as u32);
+            listed.copy_from_slice(own);
+            (token, used) = (tokens.end, used + own.len());
         }
-        if positions.len() > self.max_tokens || pages.len() > self.max_pages || positions.len() != batch.tokens.len() {
-            return Err(DeviceError::Invalid(format!(
-                "a batch of {} tokens ({} in sequences) and {} pages, where {} and {} have room",
-                batch.tokens.len(),
-                positions.len(),
-                pages.len(),
-                self.max_tokens,
-                self.max_pages
-            )));
+        if token != batch.tokens.len() {
+            return Err(self.too_large(batch));
         }
-        self.positions.device().synchronize()?;
-        self.positions.upload(&positions)?;
-        self.tables.upload(&tables)?;
-        self.pages.upload(&pages)
+        self.listed = Listed { tokens: token, segments: write_order(batch, order) };
+        Ok(used)
+    }
+
+    fn too_large(&self, batch: &Batch<'_>) -> DeviceError {
+        let counts =
+            |count: fn(&rustai_abi::BatchSequence<'_>) -> usize| batch.sequences.iter().map(count).sum::<usize>();
+        DeviceError::Invalid(format!(
+            "a batch of {} tokens ({} in sequences) and {} pages, where {} and {} have room",
+            batch.tokens.len(),
+            counts(|sequence| sequence.len as usize),
+            counts(|sequence| sequence.pages.len()),
+            self.max_tokens,
+            self.max_pages
+        ))
     }
 
     fn addresses(&self) -> PlacesArgs {
@@ -153,6 +214,23 @@ impl Places {
     }
 }
 
+/// Writes which of a batch's tokens are attended to together, as `order` has it on the device, and returns how many each segment
+/// has. The list is no longer than the batch: a segment takes two values for its tokens.
+fn write_order(batch: &Batch<'_>, order: &mut [u32]) -> Vec<usize> {
+    let ranges = || {
+        batch.sequences.iter().scan(0, |first, sequence| {
+            let tokens = *first..*first + sequence.len;
+            *first = tokens.end;
+            Some(tokens)
+        })
+    };
+    let (tiled, single): (Vec<_>, Vec<_>) = ranges().partition(|tokens| tokens.len() >= TILED_TOKENS);
+    let values =
+        tiled.iter().flat_map(|tokens| [tokens.start, tokens.len() as u32]).chain(single.into_iter().flatten());
+    order.iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
+    tiled.iter().map(ExactSizeIterator::len).collect()
+}
+
 /// A rotary position embedding on the device (Su et al., 2021, arXiv 2104.09864).
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
@@ -163,6 +241,9 @@ pub struct Rotation<'a> {
     /// Factor on the rotated values.
     pub magnitude: f32,
 }
+
+/// Fewest pages of a run: one for each warp of a block.
+const MIN_RUN_PAGES: usize = 4;
 
 /// How a sequence's pages are cut into runs that are attended to at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,8 +260,15 @@ impl Split {
     pub fn new(positions: usize, blocks: usize, multiprocessors: usize) -> Self {
         let pages = positions.div_ceil(PAGE_TOKENS).max(1);
         let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
-        let run_pages = pages.div_ceil(wanted).max(4);
+        let run_pages = pages.div_ceil(wanted).max(MIN_RUN_PAGES);
         Self { runs: pages.div_ceil(run_pages), run_pages }
+    }
+
+    /// As many runs as sequences of up to `positions` are ever cut into.
+    pub fn at_most(positions: usize, blocks: usize, multiprocessors: usize) -> Self {
+        let pages = positions.div_ceil(PAGE_TOKENS).max(1);
+        let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
+        Self { runs: wanted.min(pages.div_ceil(MIN_RUN_PAGES)), run_pages: MIN_RUN_PAGES }
     }
 
     /// Values per token that a buffer for the runs' states needs, for so many query heads.
@@ -231,6 +319,7 @@ struct AttentionArgs {
     partial: u64,
     cache: CacheArgs,
     places: PlacesArgs,
+    rows: u64,
     heads: u32,
     runs: u32,
     run_pages: u32,
@@ -243,9 +332,27 @@ unsafe impl KernelArgs for AttentionArgs {}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
+struct PrefillArgs {
+    q: u64,
+    out: u64,
+    cache: CacheArgs,
+    places: PlacesArgs,
+    segments: u64,
+    count: u32,
+    heads: u32,
+    window: u32,
+    scale: f32,
+}
+
+// SAFETY: fields and order are those of `PrefillArgs` in `cuda/attention_prefill.cu`.
+unsafe impl KernelArgs for PrefillArgs {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct MergeArgs {
     partial: u64,
     out: u64,
+    rows: u64,
     head_dim: u32,
     runs: u32,
 }
@@ -325,6 +432,9 @@ impl Kernels {
 
     /// Causal attention of `tokens` rows of queries over the cache, which must hold their own keys and values already.
     ///
+    /// Sequences with at least [`TILED_TOKENS`] tokens in the batch are attended to in tiles. Not so while `stream` is captured:
+    /// the recording must hold for every batch of as many tokens, so it has the kernel that takes each token by itself.
+    ///
     /// `states` is needed where `split` has more than one run: [`Split::state_width`] values per token. `split` must cover the
     /// largest position. Only the last `window` positions are seen, if given.
     ///
@@ -353,7 +463,8 @@ impl Kernels {
         let width = width.ok_or_else(|| {
             DeviceError::Invalid(format!("no attention kernel for {group} queries per head; at most {MAX_GROUP}"))
         })?;
-        let mut spans = vec![&q.span, &out.span, &cache.span, &places.positions, &places.tables, &places.pages];
+        let mut spans =
+            vec![&q.span, &out.span, &cache.span, &places.positions, &places.tables, &places.order, &places.pages];
         if split.runs > 1 {
             let needed = split.state_width(heads, cache.head_dim);
             let states = states.filter(|states| states.rows() >= tokens && states.width() >= needed);
@@ -362,6 +473,34 @@ impl Kernels {
             })?;
             spans.push(&states.span);
         }
+        let (heads, window) = (small("heads", heads)?, window.unwrap_or(u32::MAX).max(1));
+        let (mut rows, mut single) = (0, tokens);
+        let segments = &places.listed.segments;
+        if !segments.is_empty() && places.listed.tokens == tokens && !stream.is_captured() {
+            let args = PrefillArgs {
+                q: q.span.address(),
+                out: out.span.address(),
+                cache: cache.args(),
+                places: places.addresses(),
+                segments: places.order.address(),
+                count: segments.len() as u32,
+                heads,
+                window,
+                scale,
+            };
+            let tiles = segments.iter().map(|tokens| tokens.div_ceil(TILE_ROWS / group)).sum();
+            let mut shape = Launch::new(small("tiles", tiles)?, THREADS);
+            shape.grid[1] = cache.kv_heads as u32;
+            let function = self.get(&format!("prefill_{}_{}", cache.head_dim, cache.kv_type), 0)?;
+            // SAFETY: rows are checked; `Places` holds positions and pages that the cache has, and segments of the batch.
+            unsafe { stream.launch(function, shape, &args, &spans)? };
+            // Behind the segments are the tokens that are in none.
+            rows = args.segments + 8 * segments.len() as u64;
+            single -= segments.iter().sum::<usize>();
+            if single == 0 {
+                return Ok(());
+            }
+        }
         let partial = states.map_or(0, |states| states.span.address());
         let args = AttentionArgs {
             q: q.span.address(),
@@ -369,26 +508,36 @@ impl Kernels {
             partial,
             cache: cache.args(),
             places: places.addresses(),
-            heads: small("heads", heads)?,
+            rows,
+            heads,
             runs: small("runs", split.runs)?,
             run_pages: small("pages", split.run_pages)?,
-            window: window.unwrap_or(u32::MAX).max(1),
+            window,
             scale,
         };
         let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
         shape.grid[1] = args.runs;
-        shape.grid[2] = small("tokens", tokens)?;
+        shape.grid[2] = small("tokens", single)?;
         let function = self.get(&format!("attend_{}_{width}_{}", cache.head_dim, cache.kv_type), 0)?;
         // SAFETY: rows and states are checked; `Places` holds positions and pages that the cache has.
         unsafe { stream.launch(function, shape, &args, &spans)? };
         if split.runs == 1 {
             return Ok(());
         }
-        let merge = MergeArgs { partial, out: args.out, head_dim: cache.head_dim as u32, runs: args.runs };
-        let mut shape = Launch::new(args.heads, cache.head_dim as u32);
-        shape.grid[1] = small("tokens", tokens)?;
+        let merge = MergeArgs { partial, out: args.out, rows, head_dim: cache.head_dim as u32, runs: args.runs };
+        let mut shape = Launch::new(heads, cache.head_dim as u32);
+        shape.grid[1] = small("tokens", single)?;
         let function = self.get("merge_attention", 0)?;
         // SAFETY: the states were written for as many tokens, heads and runs.
         unsafe { stream.launch(function, shape, &merge, &spans) }
     }
+}
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[
+        ("append_f16", size_of::<AppendArgs>()),
+        ("attend_64_1_f16", size_of::<AttentionArgs>()),
+        ("merge_attention", size_of::<MergeArgs>()),
+    ]
 }

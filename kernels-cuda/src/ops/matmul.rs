@@ -238,3 +238,8 @@ fn stage_bytes(weights: &Weights) -> u32 {
     let factors = STEP * weights.factors_per_block() * TILE_ROWS * size_of::<f32>();
     2 * (quants + scales + factors) as u32
 }
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[("gemv_q4_0_1", size_of::<MatmulArgs>()), ("gemm_q4_0", size_of::<MatmulArgs>())]
+}

@@ -4,12 +4,16 @@
 //! there when the stream is synchronized.
 
 mod attention;
+mod inputs;
 mod matmul;
+mod roof;
 mod rows;
 mod sample;
 
-pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split};
+pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split, TILED_TOKENS};
+pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, Input, Projection};
+pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, Sampling};
 
@@ -34,7 +38,20 @@ impl Floats {
     /// # Errors
     /// [`DeviceError::Invalid`] if the arena is too small.
     pub fn take(arena: &mut Arena, rows: usize, width: usize) -> Result<Self, DeviceError> {
-        Ok(Self { span: arena.take(rows.saturating_mul(width).saturating_mul(4))?, width, rows })
+        Self::at(&arena.take(rows.saturating_mul(width).saturating_mul(4))?, rows, width)
+    }
+
+    /// The rows that lie at the start of a span.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the span is too small.
+    pub fn at(span: &Span, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Ok(Self { span: span.part(0, rows.saturating_mul(width).saturating_mul(4))?, width, rows })
+    }
+
+    /// The memory of the rows.
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 
     /// Rows with these values, in memory of their own.
@@ -109,12 +126,20 @@ impl Quants {
     /// # Errors
     /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the arena is too small.
     pub fn take(arena: &mut Arena, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Self::at(&arena.take(Self::room(rows, width))?, rows, width)
+    }
+
+    /// The rows that lie at the start of a span that is aligned to [`ALIGN`](crate::driver::ALIGN).
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the span is too small.
+    pub fn at(span: &Span, rows: usize, width: usize) -> Result<Self, DeviceError> {
         if !width.is_multiple_of(BLOCK) {
             return Err(DeviceError::Invalid(format!("rows of {width} values are no multiple of {BLOCK}")));
         }
         let values = rows.saturating_mul(width);
-        let quants = arena.take(values)?;
-        let scales = arena.take((values / BLOCK).saturating_mul(SCALE_BYTES))?;
+        let quants = span.part(0, values)?;
+        let scales = span.part(Arena::room::<u8>(values), (values / BLOCK).saturating_mul(SCALE_BYTES))?;
         Ok(Self { quants, scales, width, rows })
     }
 
@@ -151,4 +176,18 @@ fn small(what: &str, value: usize) -> Result<u32, DeviceError> {
         .ok()
         .filter(|value| *value <= u32::MAX / 2)
         .ok_or_else(|| DeviceError::Invalid(format!("{what}: {value} is more than kernels can count")))
+}
+
+/// A kernel of each kind and the bytes of its parameters as this crate lays them out, for the test that compares them with
+/// the kernels' own.
+#[doc(hidden)]
+pub fn parameter_sizes() -> Vec<(&'static str, usize)> {
+    [
+        attention::parameter_sizes(),
+        matmul::parameter_sizes(),
+        roof::parameter_sizes(),
+        rows::parameter_sizes(),
+        sample::parameter_sizes(),
+    ]
+    .concat()
 }

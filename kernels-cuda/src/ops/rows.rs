@@ -68,6 +68,17 @@ struct SelectArgs {
 // SAFETY: fields and order are those of `SelectArgs` in `cuda/rows.cu`.
 unsafe impl KernelArgs for SelectArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SoftmaxArgs {
+    x: u64,
+    out: u64,
+    width: u32,
+}
+
+// SAFETY: fields and order are those of `SoftmaxArgs` in `cuda/rows.cu`.
+unsafe impl KernelArgs for SoftmaxArgs {}
+
 /// An element-wise operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -259,4 +270,32 @@ impl Kernels {
         // SAFETY: numbers and result have room for `count` rows, and the kernel compares each number with the rows of `x`.
         unsafe { stream.launch(function, shape, &args, &[&x.span, rows, &out.span]) }
     }
+
+    /// `exp(x) / sum(exp(x))` over each row; `out` may be `x`. A row with a NaN or an infinity gives NaN.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
+    pub fn softmax(&self, stream: &Stream, x: &Floats, out: &Floats, rows: usize) -> Result<(), DeviceError> {
+        x.check("operand", rows, out.width())?;
+        out.check("result", rows, out.width())?;
+        if rows == 0 || out.width() == 0 {
+            return Err(DeviceError::Invalid(format!("a softmax over {rows} rows of {} values", out.width())));
+        }
+        let args = SoftmaxArgs { x: x.span.address(), out: out.span.address(), width: small("width", out.width())? };
+        let function = self.get("softmax", 0)?;
+        let shape = Launch::new(small("rows", rows)?, THREADS);
+        // SAFETY: both buffers have room for `rows` rows of `width` values.
+        unsafe { stream.launch(function, shape, &args, &[&x.span, &out.span]) }
+    }
+}
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[
+        ("embed_q4_0", size_of::<EmbedArgs>()),
+        ("norm_rows", size_of::<NormArgs>()),
+        ("elements", size_of::<ElementArgs>()),
+        ("softmax", size_of::<SoftmaxArgs>()),
+        ("select_rows", size_of::<SelectArgs>()),
+    ]
 }

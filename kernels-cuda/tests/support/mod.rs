@@ -1,199 +1,26 @@
-//! A device for tests on any host: the stand-in driver library, built from `emu/` and `cuda/`, and what tests want of it.
-//!
-//! The library has the driver's name inside, so that once it is open, the driver layer finds it in place of a real one.
-//! Everything on the Rust side is thus the code that users run.
+//! What the tests of kernels share: the stand-in's device, numbers and how far results are off.
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
-use rustai_kernels_cuda::{Device, Kernels, Stream};
-use std::{
-    collections::hash_map::DefaultHasher,
-    env,
-    ffi::{CStr, CString, c_char, c_int, c_long},
-    fs,
-    hash::{Hash, Hasher},
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-};
+use rustai_kernels_cuda::{Device, KernelSources, Kernels, Stream};
 
-/// Forwards, backwards, and three random orders.
-pub const SCHEDULES: [u32; 5] = [0, 1, 2, 7, 12];
+pub use rustai_cuda_standin::Standin;
 
-/// The stand-in, for one test at a time: its settings and its device are the process's.
-pub struct Standin {
-    library: &'static Library,
-    _turn: MutexGuard<'static, ()>,
+/// The stand-in as it is at first.
+pub fn standin() -> Standin {
+    Standin::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-impl Standin {
-    /// Opens the library, building it first if its sources changed, with all settings as they are at first.
-    pub fn new() -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        static LIBRARY: OnceLock<Library> = OnceLock::new();
-        // A test that failed leaves nothing behind that the reset does not mend.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let library = LIBRARY.get_or_init(|| {
-            let path = build();
-            // SAFETY: the library's initialisers only fill a table of kernels.
-            unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in opens")
-        });
-        let standin = Self { library, _turn: turn };
-        // SAFETY: the function has this type.
-        unsafe { standin.symbol::<unsafe extern "C" fn() -> c_int>(c"standin_reset")() };
-        standin
+/// The stand-in's device with its kernels and a stream.
+pub fn open(standin: &Standin) -> (Device, Kernels, Stream) {
+    let device = Device::open(0).expect("a device");
+    let kernels = if standin.is_real() {
+        Kernels::load(&device, &KernelSources::default())
+    } else {
+        Kernels::from_images(&device, &[b"the stand-in has all kernels in it"])
     }
-
-    fn symbol<T>(&self, name: &CStr) -> Symbol<T> {
-        // SAFETY: callers name the type that `emu/standin.cpp` gives the function.
-        unsafe { self.library.get(name.to_bytes_with_nul()) }.expect("the stand-in has the function")
-    }
-
-    /// A setting; see `standin_set` in `emu/standin.cpp`.
-    pub fn set(&self, name: &str, value: i64) {
-        let name = CString::new(name).unwrap();
-        let set = self.symbol::<unsafe extern "C" fn(*const c_char, c_long) -> c_int>(c"standin_set");
-        // SAFETY: the name ends with a zero.
-        assert_eq!(unsafe { set(name.as_ptr(), value) }, 0, "no setting {name:?}");
-    }
-
-    /// A counter; see `standin_get` in `emu/standin.cpp`.
-    pub fn get(&self, name: &str) -> i64 {
-        let name = CString::new(name).unwrap();
-        let get = self.symbol::<unsafe extern "C" fn(*const c_char) -> c_long>(c"standin_get");
-        // SAFETY: the name ends with a zero.
-        unsafe { get(name.as_ptr()) }
-    }
-
-    /// Why a kernel failed.
-    pub fn failure(&self) -> String {
-        let failure = self.symbol::<unsafe extern "C" fn() -> *const c_char>(c"standin_failure");
-        // SAFETY: the text ends with a zero and stays until the next launch.
-        unsafe { CStr::from_ptr(failure()) }.to_string_lossy().into_owned()
-    }
-
-    /// The synchronisations that kernels met since the last call.
-    pub fn sync_sites(&self) -> Vec<u32> {
-        let mut sites = vec![0; 256];
-        let call = self.symbol::<unsafe extern "C" fn(*mut u32, u32) -> c_int>(c"standin_sync_sites");
-        // SAFETY: there is room for as many.
-        let count = unsafe { call(sites.as_mut_ptr(), 256) };
-        sites.truncate(count as usize);
-        sites
-    }
-
-    /// The device with its kernels and a stream.
-    pub fn open(&self) -> (Device, Kernels, Stream) {
-        let device = Device::open(0).expect("the stand-in has a device");
-        let kernels = Kernels::from_images(&device, &[b"the stand-in has all kernels in it"]).unwrap();
-        let stream = Stream::new(&device).unwrap();
-        (device, kernels, stream)
-    }
-
-    /// Runs `work` under every schedule.
-    pub fn in_every_order(&self, mut work: impl FnMut(u32)) {
-        for schedule in SCHEDULES {
-            self.set("schedule", i64::from(schedule));
-            work(schedule);
-        }
-        self.set("schedule", 0);
-    }
-
-    /// Leaves out each synchronisation that `work` meets, one after the other, and expects it to go wrong in some order: to
-    /// return `false` or to fail. `work` must be right as it is. Returns how many synchronisations there are.
-    pub fn expect_every_sync_to_matter(&self, mut work: impl FnMut() -> bool) -> usize {
-        self.sync_sites();
-        assert!(work(), "wrong with all synchronisations");
-        let sites = self.sync_sites();
-        for site in &sites {
-            let mut noticed = false;
-            for schedule in SCHEDULES {
-                self.reset();
-                self.set("schedule", i64::from(schedule));
-                self.set("drop", i64::from(*site));
-                noticed |= !work();
-            }
-            self.reset();
-            let (kind, line) = (site >> 24, site & 0xff_ffff);
-            assert!(noticed, "nothing notices that the synchronisation of kind {kind} in line {line} is missing");
-        }
-        sites.len()
-    }
-
-    /// Settings as they are at first, and a device that works again.
-    pub fn reset(&self) {
-        // SAFETY: the function has this type.
-        unsafe { self.symbol::<unsafe extern "C" fn() -> c_int>(c"standin_reset")() };
-    }
-}
-
-/// Builds the library if there is none of these sources yet.
-fn build() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut sources: Vec<PathBuf> = ["emu", "cuda"]
-        .iter()
-        .flat_map(|folder| fs::read_dir(root.join(folder)).expect("the folder is there"))
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    sources.sort();
-    let sanitize = env::var("RUSTAI_EMU_SANITIZE").unwrap_or_default();
-    let mut hasher = DefaultHasher::new();
-    sanitize.hash(&mut hasher);
-    for source in &sources {
-        source.file_name().hash(&mut hasher);
-        fs::read(source).expect("a readable source").hash(&mut hasher);
-    }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let library = folder.join(format!("standin-{:016x}.so", hasher.finish()));
-    if library.exists() {
-        return library;
-    }
-
-    let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let work = folder.join(format!("standin-{}", std::process::id()));
-    fs::create_dir_all(&work).expect("a folder for objects");
-    let flags = |command: &mut Command| {
-        // Contracted products would round differently on some processors.
-        command.args(["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off"]);
-        // As nvcc has it: kernels read floats as words and back.
-        command.arg("-fno-strict-aliasing");
-        command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DRUSTAI_EMULATOR"]);
-        command.args(["-I", "emu", "-I", "cuda"]).current_dir(root);
-        if !sanitize.is_empty() {
-            command.arg(format!("-fsanitize={sanitize}"));
-        }
-    };
-    let mut running = Vec::new();
-    for source in &sources {
-        let language = match source.extension().and_then(|extension| extension.to_str()) {
-            Some("cu" | "cpp") => "c++",
-            _ => continue,
-        };
-        let object = work.join(source.with_extension("o").file_name().expect("a name"));
-        let mut command = Command::new(&compiler);
-        flags(&mut command);
-        command.args(["-x", language, "-c"]).arg(source).arg("-o").arg(&object);
-        let child = command.spawn().unwrap_or_else(|error| {
-            panic!(
-                "the tests of the CUDA kernels need a C++ compiler, and {compiler} does not start: {error}; install g++"
-            )
-        });
-        running.push((child, source, object));
-    }
-    let mut objects = Vec::new();
-    for (mut child, source, object) in running {
-        assert!(child.wait().expect("the compiler ends").success(), "{} does not compile", source.display());
-        objects.push(object);
-    }
-    let linked = work.join("libcuda.so");
-    let mut command = Command::new(&compiler);
-    flags(&mut command);
-    command.args(["-shared", "-Wl,-soname,libcuda.so"]).args(&objects).arg("-o").arg(&linked);
-    assert!(command.status().expect("the linker starts").success(), "the stand-in does not link");
-    // Another process may be building the same; either's result serves.
-    fs::rename(&linked, &library).expect("the library can be moved");
-    let _ = fs::remove_dir_all(&work);
-    library
+    .unwrap();
+    let stream = Stream::new(&device).unwrap();
+    (device, kernels, stream)
 }
 
 /// Numbers that look random and are the same everywhere.

@@ -2,11 +2,11 @@
 
 use super::{BuildError, Executable, Limits, StepError, load, memory};
 use crate::{
-    graph::{Graph, Rows, WeightSource, rewrite},
-    plan::{Plan, PlanOptions, Resolved, Step},
+    graph::{Graph, Rows, WeightId, WeightSource, rewrite},
+    plan::{Form, Plan, PlanOptions, Resolved, Step, Target},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{Act, ActKind, Call, Executor, Isa, KvShape, KvType, Outside};
+use rustai_kernels_cpu::{Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Outside, QBuf};
 use std::collections::HashMap;
 
 /// How a graph is made executable.
@@ -28,7 +28,7 @@ pub struct CpuOptions {
 
 impl CpuOptions {
     /// The part that planning needs.
-    fn sizes(&self) -> PlanOptions {
+    pub(super) fn sizes(&self) -> PlanOptions {
         let Self { max_tokens, max_outputs, pages, kv_type, .. } = *self;
         PlanOptions { max_tokens, max_outputs, pages, kv_type }
     }
@@ -68,8 +68,32 @@ pub fn plan(graph: &Graph, options: &CpuOptions) -> Result<Plan, BuildError> {
 
 /// [`plan`] for a graph without unused parts.
 fn plan_used(graph: &Graph, isa: Isa, sizes: PlanOptions) -> Result<Plan, BuildError> {
-    let forms = named(graph, load::forms(graph, isa)?);
-    Ok(Plan::new(graph, sizes, &load::form_of(&forms))?)
+    Ok(Plan::new(graph, sizes, &Forms::new(graph, load::forms(graph, isa)?))?)
+}
+
+/// What planning has to know: the forms that matrices want, by their names, which the graphs of all rewrites share.
+struct Forms(HashMap<String, ActKind>);
+
+impl Forms {
+    fn new(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> Self {
+        Self(graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect())
+    }
+}
+
+impl Target for Forms {
+    fn wants(&self, graph: &Graph, weight: WeightId) -> Form {
+        match self.0.get(&graph.weight(weight).name) {
+            Some(ActKind::Q8) => Form::Q8,
+            Some(ActKind::F32) | None => Form::F32,
+        }
+    }
+
+    fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
+        match form {
+            Form::F32 => Buf::bytes(width, rows),
+            Form::Q8 => QBuf::bytes(width, rows),
+        }
+    }
 }
 
 /// A graph with its weights packed, its memory taken and its threads started.
@@ -98,8 +122,7 @@ fn compile(
 
     let weights = load::load(graph, source, isa, threads, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
-    let forms = named(graph, weights.iter().map(wants));
-    let plan = Plan::new(graph, options.sizes(), &load::form_of(&forms))?;
+    let plan = Plan::new(graph, options.sizes(), &Forms::new(graph, weights.iter().map(wants)))?;
     let mut kernels: Vec<&str> =
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();
@@ -126,8 +149,11 @@ fn compile(
     Ok(Compiled { executor, plan, description })
 }
 
-fn named(graph: &Graph, forms: impl IntoIterator<Item = ActKind>) -> HashMap<String, ActKind> {
-    graph.weights().iter().map(|weight| weight.name.clone()).zip(forms).collect()
+/// Memory that a graph takes on the CPU, in bytes: cache, activations, weights.
+pub(super) fn memory(graph: &Graph, options: &CpuOptions) -> Result<[u64; 3], BuildError> {
+    let (isa, graph) = (chosen_isa(options)?, rewrite::drop_unused(graph));
+    let plan = plan_used(&graph, isa, options.sizes())?;
+    Ok([cache_bytes(isa, &plan), plan.arena_bytes as u64, load::total_bytes(&graph)])
 }
 
 /// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
@@ -266,7 +292,17 @@ impl CpuGraph {
     /// # Errors
     /// [`BuildError`] if a weight is missing, no kernels compute the graph, or memory does not suffice.
     pub fn new(graph: &Graph, source: &dyn WeightSource, options: &CpuOptions) -> Result<Self, BuildError> {
-        let compiled = compile(graph, source, options, &mut |_, _| {})?;
+        Self::load(graph, source, options, &mut |_, _| {})
+    }
+
+    /// As [`new`](Self::new); `progress` takes the bytes of weights that are done and their total.
+    pub(super) fn load(
+        graph: &Graph,
+        source: &dyn WeightSource,
+        options: &CpuOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, BuildError> {
+        let compiled = compile(graph, source, options, progress)?;
         let plan = &compiled.plan;
         Ok(Self {
             inputs: plan.inputs.iter().map(|id| plan.buffer(*id).name.clone()).collect(),

@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use crate::{
-    graph::{Graph, Op, Weight, WeightId, WeightInfo, WeightSource, read_floats},
+    graph::{Graph, Op, Weight, WeightInfo, WeightSource, read_floats},
     plan::Resolved,
 };
 use rustai_abi::DType;
@@ -19,13 +19,13 @@ use std::{
 
 /// What the readers of a weight need.
 #[derive(Clone, Copy, Debug, Default)]
-struct Needs {
-    matrix: bool,
-    vector: bool,
-    table: bool,
+pub(super) struct Needs {
+    pub(super) matrix: bool,
+    pub(super) vector: bool,
+    pub(super) table: bool,
 }
 
-fn needs(graph: &Graph) -> Vec<Needs> {
+pub(super) fn needs(graph: &Graph) -> Vec<Needs> {
     let mut needs = vec![Needs::default(); graph.weights().len()];
     for node in graph.nodes() {
         match node.op {
@@ -170,9 +170,4 @@ fn matrix(make: MakeMatrix, isa: Isa, weight: &Weight, rows: usize, bytes: Share
         MatrixError::Unsupported(dtype) => BuildError::UnsupportedType { tensor: weight.name.clone(), dtype },
         source => BuildError::Matrix { tensor: weight.name.clone(), source },
     })
-}
-
-/// Looks up the form that a weight of `graph` wants in a table made from another graph with the same weights.
-pub(super) fn form_of<'a>(forms: &'a HashMap<String, ActKind>) -> impl Fn(&Graph, WeightId) -> ActKind + 'a {
-    |graph, id| forms.get(&graph.weight(id).name).copied().unwrap_or(ActKind::F32)
 }

@@ -1,16 +1,23 @@
-//! What runs a planned graph: the CPU now, GPUs later.
+//! What runs a planned graph: the CPU, an NVIDIA GPU, or both, one after the other.
 //!
 //! A backend packs the weights of a graph, binds them to its plan and computes steps. It owns the memory and the threads
-//! of a model and says before it takes them whether they can be had. It must never know an architecture.
+//! of a model and says before it takes them whether they can be had; [`fit`] decides what runs where. It must never know an
+//! architecture.
 #![forbid(unsafe_code)]
 
 pub mod cpu;
+pub mod cuda;
+mod device;
+pub mod fit;
 mod load;
 mod memory;
+
+pub use device::{DeviceChoice, DeviceChoiceError};
 
 use crate::plan::PlanError;
 use rustai_abi::{Batch, DType};
 use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
+use rustai_kernels_cuda::DeviceError;
 
 pub use rustai_kernels_cpu::{External, Outside};
 
@@ -21,6 +28,9 @@ pub enum StepError {
     /// The kernels refused the batch.
     #[error(transparent)]
     Cpu(#[from] ExecutorError),
+    /// A GPU or its driver failed, or refused the batch.
+    #[error(transparent)]
+    Device(DeviceError),
     /// The executable computes in its own memory only.
     #[error("this backend writes no results into a caller's memory; copy them from what a step returns")]
     OwnMemoryOnly,
@@ -73,6 +83,43 @@ pub enum BuildError {
     /// The executor refused the program or could not get its memory.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
+    /// There is no GPU that serves, or it failed.
+    #[error(transparent)]
+    Device(DeviceError),
+    /// The environment asks for a device that there is no word for.
+    #[error("RUSTAI_DEVICE: {0}")]
+    DeviceChoice(#[from] DeviceChoiceError),
+    /// Nowhere between the layers does a single value go from one to the next.
+    #[error(
+        "the model cannot be cut so that {layers} of its {all} layers run on the GPU; give --gpu-layers {all} or 0"
+    )]
+    NoCut {
+        /// Layers that were to run on the GPU.
+        layers: usize,
+        /// All layers.
+        all: usize,
+    },
+    /// The device's memory would not suffice. Nothing was loaded.
+    #[error(
+        "{} of device memory are needed for {layers} layers ({} key/value cache, {} activations, {} weights), and {} are free; \
+         put fewer layers there (--gpu-layers), or use a shorter context (--ctx), an 8-bit cache (--kv-type q8_0), fewer \
+         sequences or a smaller batch",
+        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.free)
+    )]
+    OutOfDeviceMemory {
+        /// Layers that were to run on the device.
+        layers: usize,
+        /// Sum of the three below and what the driver keeps for itself, in bytes.
+        needed: u64,
+        /// Bytes of the key/value cache.
+        cache: u64,
+        /// Bytes of activations and inputs.
+        activations: u64,
+        /// Bytes of the weights.
+        weights: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The result of a model's graph has no row per output.
     #[error("the graph's result has a row per token; a model's logits need a row per output (select_outputs)")]
     NotLogits,
@@ -140,6 +187,10 @@ pub trait Executable: Send {
     }
     /// The limits.
     fn limits(&self) -> Limits;
+    /// Where it computes: `cpu`, a GPU such as `cuda:0`, or both, the first one first.
+    fn device(&self) -> String {
+        "cpu".to_owned()
+    }
     /// One line for people: device, kernels, threads.
     fn describe(&self) -> String;
 }

@@ -3,6 +3,7 @@
 use super::{Engine, EngineError, Info};
 use crate::{
     Error,
+    backend::DeviceChoice,
     gguf::GgufFile,
     model::{self, LoadOptions, LoadProgress},
     text::{ChatTemplate, TextError, Tokenizer},
@@ -86,6 +87,27 @@ impl EngineBuilder {
     /// Forces an instruction set. By default the environment variable `RUSTAI_CPU` or else detection chooses.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.options.isa = Some(isa);
+        self
+    }
+
+    /// What the model runs on. By default the environment variable `RUSTAI_DEVICE` decides, or else a GPU is taken if there is
+    /// one that serves.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.options.device = device;
+        self
+    }
+
+    /// Layers that run on a GPU, counted from the last; the CPU computes those before them. `None`, the default, takes as many
+    /// as fit into the GPU's memory.
+    pub fn gpu_layers(mut self, layers: Option<usize>) -> Self {
+        self.options.gpu_layers = layers;
+        self
+    }
+
+    /// A folder of compiled CUDA kernels that goes before those in the program. By default the environment variable
+    /// `RUSTAI_CUDA_KERNELS` may name one.
+    pub fn cuda_kernels(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.options.cuda_kernels = Some(folder.into());
         self
     }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::StepError;
 use rustai_kernels_cpu::ExecutorError;
+use rustai_kernels_cuda::DeviceError;
 use std::sync::Arc;
 
 /// Why the engine cannot be built, refuses a request, or ends one early.
@@ -80,6 +81,12 @@ pub enum EngineError {
         /// The panic's message.
         message: Arc<str>,
     },
+    /// A GPU failed while it computed. The engine ends all requests and takes no more.
+    #[error("the engine stopped because the device failed ({message}); build a new engine, or one on the CPU")]
+    Device {
+        /// What the driver said.
+        message: Arc<str>,
+    },
     /// The model has no embedding to give.
     #[error("the model does not end with a normalization and a product, so it has no embedding; use another model")]
     NoEmbedding,
@@ -120,10 +127,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// What a failed step means to the engine: after a panic in a kernel, nothing can run anymore.
+    /// What a failed step means to the engine: after a panic in a kernel or a failure of a device, nothing can run anymore.
     pub(super) fn of_step(error: StepError) -> Self {
         match error {
             StepError::Cpu(ExecutorError::Panicked) => Self::Panicked { message: error.to_string().into() },
+            StepError::Device(DeviceError::Driver { .. }) => Self::Device { message: error.to_string().into() },
             error => Self::Step(Arc::new(error)),
         }
     }

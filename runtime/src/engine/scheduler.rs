@@ -398,7 +398,7 @@ impl<D: Driver> Scheduler<D> {
 
     /// Marks the sequences of a step that did not run.
     fn refuse(&mut self, error: EngineError) -> Result<(), EngineError> {
-        if matches!(error, EngineError::Panicked { .. }) {
+        if matches!(error, EngineError::Panicked { .. } | EngineError::Device { .. }) {
             return Err(error);
         }
         for share in &self.shares {

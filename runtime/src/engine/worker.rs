@@ -76,7 +76,7 @@ fn main<D: Driver>(mut executable: Box<dyn Executable>, jobs: &Receiver<Job<D>>,
         Ok(error) => error,
         Err(panic) => EngineError::Panicked { message: message(&*panic).into() },
     };
-    if matches!(error, EngineError::Panicked { .. }) {
+    if matches!(error, EngineError::Panicked { .. } | EngineError::Device { .. }) {
         tracing::error!(%error, "the scheduler ended");
     }
     // First the reason, then the ends: whoever finds a closed channel must find the reason too.

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod cut;
 mod dot;
 mod error;
 mod fold;
@@ -35,6 +36,7 @@ mod text;
 mod weights;
 
 pub use builder::GraphBuilder;
+pub use cut::{Cut, cut, cuts};
 pub use dot::dot;
 pub use error::GraphError;
 pub use ir::{Attention, Graph, Node, Op, Rope, RopeStyle, Rows, Shape, ValueId, Weight, WeightId};

@@ -16,8 +16,9 @@ pub use source::ModelFile;
 
 use crate::{
     backend::{
-        Executable,
+        DeviceChoice, Executable,
         cpu::{self, CpuModel, CpuOptions},
+        fit::{self, Fit, FitOptions},
     },
     gguf::GgufFile,
     graph::Graph,
@@ -26,6 +27,7 @@ use crate::{
 use reader::Reader;
 use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::{Isa, KvType};
+use std::path::PathBuf;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -44,6 +46,12 @@ pub struct LoadOptions {
     pub isa: Option<Isa>,
     /// How the key/value cache keeps its entries.
     pub kv_type: KvType,
+    /// What the model runs on.
+    pub device: DeviceChoice,
+    /// Layers that run on a GPU, counted from the last; `None` takes as many as fit into its memory.
+    pub gpu_layers: Option<usize>,
+    /// A folder of compiled CUDA kernels that goes before those in the program; `None` lets `RUSTAI_CUDA_KERNELS` name one.
+    pub cuda_kernels: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -56,7 +64,16 @@ impl Default for LoadOptions {
             max_outputs: 8,
             isa: None,
             kv_type: KvType::F16,
+            device: DeviceChoice::Auto,
+            gpu_layers: None,
+            cuda_kernels: None,
         }
+    }
+}
+
+impl LoadOptions {
+    fn fit(&self, cpu: CpuOptions) -> FitOptions {
+        FitOptions { cpu, device: self.device, gpu_layers: self.gpu_layers, cuda_kernels: self.cuda_kernels.clone() }
     }
 }
 
@@ -122,7 +139,21 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executable>, LoadError> {
-    Ok(Box::new(load_cpu(file, options, progress)?))
+    let model = graph(file)?;
+    let (cpu, context) = model.sizes(options);
+    let fit = fit::fit(&model.graph, &options.fit(cpu))?;
+    let mut report = |done, total| progress(LoadProgress { done, total });
+    Ok(fit.load(&model.graph, file.weights(), &cpu, context, &mut report)?)
+}
+
+/// Decides what of a model would run where, and what memory that takes, without its weights.
+///
+/// # Errors
+/// [`LoadError`] as of [`load`], but for what only the weights tell.
+pub fn fit(file: &dyn ModelFile, options: &LoadOptions) -> Result<Fit, LoadError> {
+    let model = graph(file)?;
+    let (cpu, _) = model.sizes(options);
+    Ok(fit::fit(&model.graph, &options.fit(cpu))?)
 }
 
 /// [`load`] for any file, to a model on the CPU.
@@ -132,30 +163,30 @@ pub(crate) fn load_cpu(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<CpuModel, LoadError> {
     let model = graph(file)?;
-    let (cpu, context) = model.cpu_options(options);
-    if context > model.context {
-        tracing::warn!(context, trained = model.context, "the context is longer than the model was made for");
-    }
+    let (cpu, context) = model.sizes(options);
     let mut report = |done, total| progress(LoadProgress { done, total });
     Ok(CpuModel::new(&model.graph, file.weights(), &cpu, context, &mut report)?)
 }
 
-/// The plan that [`load`] would make of a model with these options, without its weights.
+/// The plan that [`load`] would make of a model with these options on a CPU, without its weights.
 ///
 /// # Errors
 /// [`LoadError`] as of [`load`], but for what only the weights or the memory tell.
 pub fn plan(file: &dyn ModelFile, options: &LoadOptions) -> Result<Plan, LoadError> {
     let model = graph(file)?;
-    Ok(cpu::plan(&model.graph, &model.cpu_options(options).0)?)
+    Ok(cpu::plan(&model.graph, &model.sizes(options).0)?)
 }
 
 impl ModelGraph {
-    /// What the options mean for this model on a CPU, and the longest sequence.
-    fn cpu_options(&self, options: &LoadOptions) -> (CpuOptions, usize) {
+    /// What the options mean for this model, and the longest sequence.
+    fn sizes(&self, options: &LoadOptions) -> (CpuOptions, usize) {
         let context = match options.context {
             0 => self.context.min(DEFAULT_CONTEXT),
             context => context,
         };
+        if context > self.context {
+            tracing::warn!(context, trained = self.context, "the context is longer than the model was made for");
+        }
         let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
         let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
         let max_outputs = options.max_outputs.clamp(1, max_tokens);

@@ -1,8 +1,7 @@
 //! From nodes to steps: which nodes become one kernel call, and in which form activations are handed on.
 
-use super::{Buffer, BufferId, Form, PlanError, PlannedProjection, Step};
+use super::{Buffer, BufferId, Form, PlanError, PlannedProjection, Step, Target};
 use crate::graph::{Graph, Op, Rope, ValueId, WeightId};
-use rustai_kernels_cpu::ActKind;
 use std::sync::Arc;
 
 /// Steps whose buffers have no place yet.
@@ -18,14 +17,10 @@ pub(super) struct Draft {
 const Q8_BLOCK: usize = 32;
 
 /// Lowers a graph node by node, in its own order. A node that another one absorbs makes no step of its own.
-pub(super) fn lower(graph: &Graph, wants: &dyn Fn(&Graph, WeightId) -> ActKind) -> Result<Draft, PlanError> {
-    let wants = |weight| match wants(graph, weight) {
-        ActKind::F32 => Form::F32,
-        ActKind::Q8 => Form::Q8,
-    };
+pub(super) fn lower(graph: &Graph, target: &dyn Target) -> Result<Draft, PlanError> {
     let mut lowering = Lowering {
         graph,
-        wants: &wants,
+        target,
         users: graph.users(),
         absorbed: vec![false; graph.nodes().len()],
         plain: vec![None; graph.nodes().len()],
@@ -62,7 +57,7 @@ struct Gate {
 
 struct Lowering<'a> {
     graph: &'a Graph,
-    wants: &'a dyn Fn(WeightId) -> Form,
+    target: &'a dyn Target,
     users: Vec<Vec<ValueId>>,
     /// Nodes that a step of another node computes.
     absorbed: Vec<bool>,
@@ -74,6 +69,10 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
+    fn wants(&self, weight: WeightId) -> Form {
+        self.target.wants(self.graph, weight)
+    }
+
     fn op(&self, id: ValueId) -> &Op {
         &self.graph.node(id).op
     }
@@ -100,7 +99,8 @@ impl Lowering<'_> {
         let &Op::MatMul { x, weight: gate_weight, bias: None } = self.op(gate) else { return None };
         let &Op::MatMul { x: up_x, weight: up_weight, bias: None } = self.op(up) else { return None };
         let fits = x == up_x
-            && (self.wants)(gate_weight) == (self.wants)(up_weight)
+            && self.wants(gate_weight) == self.wants(up_weight)
+            && self.target.gates(self.graph, gate_weight, up_weight)
             && self.is_only_for(gate, silu)
             && self.is_only_for(silu, product)
             && self.is_only_for(up, product);
@@ -129,7 +129,7 @@ impl Lowering<'_> {
         let step = match node.op {
             // Inputs are buffers without a step, rotations belong to attentions.
             Op::Input | Op::Rope { .. } => return Ok(()),
-            Op::MatMul { x, weight, .. } => return self.emit_projections(x, (self.wants)(weight)),
+            Op::MatMul { x, weight, .. } => return self.emit_projections(x, self.wants(weight)),
             Op::Attention { .. } => return self.emit_attention(id),
             Op::RmsNorm { x, weight, eps } => {
                 let x = self.value(x);
@@ -165,7 +165,7 @@ impl Lowering<'_> {
         let mut projections = Vec::new();
         for user in users {
             let &Op::MatMul { weight, bias, .. } = self.op(user) else { continue };
-            if !self.absorbed[user.0] && (self.wants)(weight) == form {
+            if !self.absorbed[user.0] && self.wants(weight) == form {
                 let out = self.buffer(user, Form::F32);
                 projections.push(PlannedProjection { weight, bias, residual: None, out });
                 self.absorbed[user.0] = true;
@@ -176,7 +176,7 @@ impl Lowering<'_> {
     }
 
     fn emit_gate(&mut self, gate: &Gate) -> Result<(), PlanError> {
-        let x = self.activation(gate.x, (self.wants)(gate.gate))?;
+        let x = self.activation(gate.x, self.wants(gate.gate))?;
         let out = self.buffer(gate.product, Form::F32);
         self.steps.push(Step::GatedMatMul { x, gate: gate.gate, up: gate.up, out });
         Ok(())
@@ -222,7 +222,7 @@ impl Lowering<'_> {
     /// Whether some reader of `id` takes it in `form`.
     fn is_read_as(&self, id: ValueId, form: Form) -> bool {
         let reads = |user: &ValueId| match self.op(*user) {
-            Op::MatMul { weight, .. } => (self.wants)(*weight) == form,
+            Op::MatMul { weight, .. } => self.wants(*weight) == form,
             _ => form == Form::F32,
         };
         (self.graph.output() == id && form == Form::F32) || self.users[id.0].iter().any(reads)

@@ -4,9 +4,8 @@
 //! changed in place) form one storage. Storages are placed greedily, the largest first, each in the smallest gap that
 //! is free during its whole life (greedy by size, Pisarchyk and Lee, 2020, arXiv 2001.03288).
 
-use super::{Buffer, Form, Step, fuse::Draft};
+use super::{Buffer, Step, Target, fuse::Draft};
 use crate::graph::Rows;
-use rustai_kernels_cpu::{Buf, QBuf};
 
 /// Memory that one buffer or a line of buffers in one place takes.
 #[derive(Clone, Copy, Debug)]
@@ -25,15 +24,12 @@ impl Storage {
 
 /// Fills in sizes, lifetimes and offsets. Returns the bytes of the arena and the bytes without any sharing; `None` on
 /// overflow.
-pub(super) fn place(draft: &mut Draft, rows: impl Fn(Rows) -> usize) -> Option<(usize, usize)> {
+pub(super) fn place(draft: &mut Draft, target: &dyn Target, rows: impl Fn(Rows) -> usize) -> Option<(usize, usize)> {
     for buffer in &mut draft.buffers {
         let rows = rows(buffer.rows);
-        // Both forms take less than 8 bytes a value and 64 a row more.
-        buffer.width.checked_add(64)?.checked_mul(8)?.checked_mul(rows)?.checked_add(64)?;
-        buffer.bytes = match buffer.form {
-            Form::F32 => Buf::bytes(buffer.width, rows),
-            Form::Q8 => QBuf::bytes(buffer.width, rows),
-        };
+        // Both forms take less than 8 bytes a value, 64 a row and 512 in all more.
+        buffer.width.checked_add(64)?.checked_mul(8)?.checked_mul(rows)?.checked_add(512)?;
+        buffer.bytes = target.bytes(buffer.form, buffer.width, rows);
     }
     set_lives(draft);
     let storage_of = share_places(draft);

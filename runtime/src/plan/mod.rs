@@ -20,7 +20,7 @@ pub use memory::overlap;
 pub use step::{Buffer, BufferId, Form, PlannedProjection, Step};
 
 use crate::graph::{Graph, Rows, WeightId, rewrite};
-use rustai_kernels_cpu::{ActKind, KvShape, KvType};
+use rustai_kernels_cpu::{KvShape, KvType};
 
 /// Sizes that a plan is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,21 @@ pub struct PlanOptions {
     pub pages: usize,
     /// How keys and values are kept.
     pub kv_type: KvType,
+}
+
+/// What planning has to know of a backend.
+pub trait Target {
+    /// The form in which a matrix takes its input.
+    fn wants(&self, graph: &Graph, weight: WeightId) -> Form;
+
+    /// Bytes that a buffer takes at an offset where the backend may put one; `usize::MAX` if they cannot be counted.
+    fn bytes(&self, form: Form, width: usize, rows: usize) -> usize;
+
+    /// Whether one call computes `silu(x · Gateᵀ) * (x · Upᵀ)` with these two matrices, which take `x` in the same form.
+    fn gates(&self, graph: &Graph, gate: WeightId, up: WeightId) -> bool {
+        let _ = (graph, gate, up);
+        true
+    }
 }
 
 /// Why a graph cannot be planned.
@@ -113,25 +128,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a graph. `wants` says in which form a weight matrix of the graph takes its input.
+    /// Plans a graph for a backend.
     ///
     /// # Errors
     /// [`PlanError`] if no kernels compute the graph.
-    pub fn new(
-        graph: &Graph,
-        options: PlanOptions,
-        wants: &dyn Fn(&Graph, WeightId) -> ActKind,
-    ) -> Result<Self, PlanError> {
+    pub fn new(graph: &Graph, options: PlanOptions, target: &dyn Target) -> Result<Self, PlanError> {
         let graph = rewrite::drop_unused(&rewrite::hoist_select_outputs(graph));
         let kv = cache_shape(&graph, options.pages, options.kv_type)?;
-        let mut draft = fuse::lower(&graph, wants)?;
+        let mut draft = fuse::lower(&graph, target)?;
         residual::fold(&mut draft);
         let rows = |rows| match rows {
             Rows::Tokens => options.max_tokens,
             Rows::Outputs => options.max_outputs,
         };
         let too_large = PlanError::TooLarge { max_tokens: options.max_tokens, max_outputs: options.max_outputs };
-        let (arena_bytes, unshared_bytes) = memory::place(&mut draft, rows).ok_or(too_large)?;
+        let (arena_bytes, unshared_bytes) = memory::place(&mut draft, target, rows).ok_or(too_large)?;
         let fuse::Draft { steps, buffers, inputs, output } = draft;
         Ok(Self { graph, steps, buffers, inputs, output, arena_bytes, unshared_bytes, kv, options })
     }

@@ -35,7 +35,7 @@ pub struct Buffer {
     pub rows: Rows,
     /// Values per row.
     pub width: usize,
-    /// First byte in the arena; a multiple of 64.
+    /// First byte in the arena; a multiple of what the backend's sizes are multiples of.
     pub offset: usize,
     /// Bytes at the plan's most rows.
     pub bytes: usize,

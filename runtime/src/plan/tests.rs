@@ -2,18 +2,33 @@
 
 use super::*;
 use crate::graph::{Attention, GraphBuilder, Op, Rope, RopeStyle, ValueId};
-use rustai_kernels_cpu::KvType;
+use rustai_kernels_cpu::{Buf, KvType, QBuf};
 use std::{collections::HashMap, sync::Arc};
 
 const OPTIONS: PlanOptions = PlanOptions { max_tokens: 7, max_outputs: 2, pages: 3, kv_type: KvType::F16 };
 
-/// Weights whose name starts with `q8` want quantized input.
-fn by_name(graph: &Graph, weight: WeightId) -> ActKind {
-    if graph.weight(weight).name.starts_with("q8") { ActKind::Q8 } else { ActKind::F32 }
+/// Weights whose name starts with `q8` want quantized input; those whose name ends with `alone` are no gates.
+struct ByName;
+
+impl Target for ByName {
+    fn wants(&self, graph: &Graph, weight: WeightId) -> Form {
+        if graph.weight(weight).name.starts_with("q8") { Form::Q8 } else { Form::F32 }
+    }
+
+    fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
+        match form {
+            Form::F32 => Buf::bytes(width, rows),
+            Form::Q8 => QBuf::bytes(width, rows),
+        }
+    }
+
+    fn gates(&self, graph: &Graph, gate: WeightId, _up: WeightId) -> bool {
+        !graph.weight(gate).name.ends_with("alone")
+    }
 }
 
 fn plan(b: GraphBuilder, output: ValueId) -> Plan {
-    let plan = Plan::new(&b.finish(output).unwrap(), OPTIONS, &by_name).unwrap();
+    let plan = Plan::new(&b.finish(output).unwrap(), OPTIONS, &ByName).unwrap();
     check(&plan);
     plan
 }
@@ -94,13 +109,14 @@ fn gate_and_up_are_one_call_in_either_order() {
 }
 
 #[test]
-fn a_gate_that_is_read_elsewhere_or_biased_is_not_fused() {
-    for biased in [false, true] {
+fn a_gate_that_is_read_elsewhere_or_biased_or_that_the_backend_refuses_is_not_fused() {
+    for (biased, name) in [(false, "gate"), (true, "gate"), (true, "gate.alone")] {
         let mut b = GraphBuilder::new();
-        let (gate, up) = (square(&mut b, "gate"), square(&mut b, "up"));
+        let (gate, up) = (square(&mut b, name), square(&mut b, "up"));
         let bias = b.inline("bias", &[32], vec![0.0; 32]).unwrap();
         let x = input(&mut b);
-        let gate = b.matmul("gate", x, gate, biased.then_some(bias)).unwrap();
+        let refused = name.ends_with("alone");
+        let gate = b.matmul("gate", x, gate, (biased && !refused).then_some(bias)).unwrap();
         let up = b.matmul("up", x, up, None).unwrap();
         let silu = b.silu("silu", gate).unwrap();
         let mut y = b.mul("y", silu, up).unwrap();
@@ -173,7 +189,7 @@ fn rotations_that_no_kernel_does_are_refused() {
         let x = input(&mut b);
         let q = b.matmul("q", x, w, None).unwrap();
         let y = build(&mut b, q);
-        let error = Plan::new(&b.finish(y).unwrap(), OPTIONS, &by_name).unwrap_err();
+        let error = Plan::new(&b.finish(y).unwrap(), OPTIONS, &ByName).unwrap_err();
         assert!(matches!(error, PlanError::Rope { .. }), "{error}");
     };
     fails(&|b, q| b.rope("alone", q, 16, one_rope()).unwrap());
@@ -194,13 +210,13 @@ fn cache_layers_must_be_gapless_and_alike() {
     let mut b = GraphBuilder::new();
     let x = input(&mut b);
     let a = b.attention("a", x, x, x, attention(1)).unwrap();
-    let error = Plan::new(&b.finish(a).unwrap(), OPTIONS, &by_name).unwrap_err();
+    let error = Plan::new(&b.finish(a).unwrap(), OPTIONS, &ByName).unwrap_err();
     assert!(matches!(error, PlanError::Cache { layer: 1, .. }), "{error}");
     let mut b = GraphBuilder::new();
     let x = input(&mut b);
     let a = b.attention("a", x, x, x, attention(0)).unwrap();
     let a = b.attention("b", a, a, a, Attention { heads: 1, kv_heads: 1, head_dim: 32, ..attention(1) }).unwrap();
-    let error = Plan::new(&b.finish(a).unwrap(), OPTIONS, &by_name).unwrap_err();
+    let error = Plan::new(&b.finish(a).unwrap(), OPTIONS, &ByName).unwrap_err();
     assert!(matches!(error, PlanError::Cache { layer: 1, .. }), "{error}");
 }
 
@@ -210,7 +226,7 @@ fn absurd_batches_are_refused() {
     let x = input(&mut b);
     let y = b.silu("y", x).unwrap();
     let options = PlanOptions { max_tokens: usize::MAX / 64, ..OPTIONS };
-    let error = Plan::new(&b.finish(y).unwrap(), options, &by_name).unwrap_err();
+    let error = Plan::new(&b.finish(y).unwrap(), options, &ByName).unwrap_err();
     assert!(matches!(error, PlanError::TooLarge { .. }), "{error}");
 }
 
@@ -219,7 +235,7 @@ fn random_graphs_compute_in_their_arena_what_they_say() {
     let (mut shared, mut unshared, mut folded) = (0, 0, 0);
     for seed in 0..400 {
         let graph = random_graph(seed);
-        let plan = Plan::new(&graph, OPTIONS, &by_name).unwrap();
+        let plan = Plan::new(&graph, OPTIONS, &ByName).unwrap();
         check(&plan);
         shared += plan.arena_bytes;
         unshared += plan.unshared_bytes;

@@ -1,7 +1,8 @@
 //! Flags of `bench`; names and meanings follow llama-bench.
 
-use super::KvTypeArg;
+use super::{DeviceArgs, KvTypeArg};
 use clap::{Args, Subcommand, ValueEnum};
+use rustai::backend::DeviceChoice;
 use std::path::PathBuf;
 
 /// Flags of `bench`. Several values, separated by commas, give a row for each combination.
@@ -35,6 +36,8 @@ pub struct BenchArgs {
     /// How keys and values are kept.
     #[arg(long, value_name = "TYPE", value_enum, value_delimiter = ',', default_value = "f16")]
     pub kv_type: Vec<KvTypeArg>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Measurements per row.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
@@ -92,6 +95,9 @@ pub struct KernelsArgs {
     /// 135m in a cache.
     #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
     pub models: Vec<String>,
+    /// What multiplies: cpu, cuda, or cuda:N with the GPU's number.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
     /// Every instruction set, type, model and shape that runs here. Takes long.
     #[arg(long, conflicts_with_all = ["types", "isas", "models", "quick"])]
     pub all: bool,

@@ -16,15 +16,15 @@ pub use queue::{
     BenchQueueArgs, LogitsArgs, MatmulArgs, QueueArgs, QueueTool, QueueToolArgs, ServeArgs, StatArgs, SubmitArgs,
     SubmitGenerateArgs, SubmitJob, TopArgs,
 };
-pub use shared::{ComputeArgs, KvTypeArg, ModelArgs, TextArgs};
+pub use shared::{ComputeArgs, DeviceArgs, KvTypeArg, ModelArgs, TextArgs};
 pub use tools::{
-    CompletionsArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
+    CompletionsArgs, FitArgs, GraphArgs, GraphFormat, InfoArgs, InspectArgs, PerplexityArgs, PullArgs, TokenizeArgs,
 };
 
 use crate::ui::style;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-/// Runs quantized language models on this computer's processor.
+/// Runs quantized language models on this computer's processor or GPU.
 #[derive(Debug, Parser)]
 #[command(name = "rustai", version, styles = style::CLAP, propagate_version = true, after_help = AFTER)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -40,7 +40,8 @@ pub struct Cli {
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
 Environment: RUSTAI_CPU (reference, avx2, avx-vnni, avx512bw, avx512, neon, neon-dotprod, neon-i8mm),
-RUSTAI_CACHE (folder for models), RUSTAI_TRANSPORT (device, socket or socket:PATH), RUSTAI_LOG (log filter), NO_COLOR.";
+RUSTAI_DEVICE (auto, cpu, cuda or cuda:N), RUSTAI_CUDA_KERNELS (folder of compiled kernels),
+RUSTAI_CACHE (folder for models and kernels), RUSTAI_TRANSPORT (device, socket or socket:PATH), RUSTAI_LOG (log filter), NO_COLOR.";
 
 /// Flags of every subcommand.
 #[derive(Clone, Copy, Debug, Args)]
@@ -71,6 +72,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Shows the processor, the kernels chosen and why, memory and folders.
     Info(InfoArgs),
+    /// Shows what of a model would run on which device, and the memory that takes, without loading it.
+    Fit(FitArgs),
     /// Fetches a model into the cache.
     Pull(PullArgs),
     /// Prints a model's computation graph.
@@ -133,6 +136,9 @@ mod tests {
             &["rustai", "submit", "matmul", "--m", "0"],
             &["rustai", "submit", "nop", "--deadline", "-1"],
             &["rustai", "queue", "top", "--interval", "0"],
+            &["rustai", "generate", "--device", "gpu", "x"],
+            &["rustai", "generate", "--gpu-layers", "some", "x"],
+            &["rustai", "fit", "--gpu-layers", "-1"],
             &["rustai", "fly"],
         ] {
             assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2, "{line:?}");

@@ -1,8 +1,8 @@
 //! Flags that several subcommands take.
 
 use clap::{Args, ValueEnum};
-use rustai::KvType;
-use std::path::PathBuf;
+use rustai::{KvType, backend::DeviceChoice};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 /// Which model.
 #[derive(Clone, Debug, Args)]
@@ -24,6 +24,45 @@ pub struct ComputeArgs {
     /// How keys and values are kept.
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
     pub kv_type: KvTypeArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// What a model runs on.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DeviceArgs {
+    /// auto (a GPU if there is one that serves, else the CPU), cpu, cuda, or cuda:N with the GPU's number.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Layers that run on the GPU, counted from the last: a number, or auto for as many as fit into its memory.
+    #[arg(long, value_name = "N", default_value_t = GpuLayers(None))]
+    pub gpu_layers: GpuLayers,
+}
+
+/// A number of layers, or as many as fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuLayers(pub Option<usize>);
+
+impl FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(None)),
+            _ => {
+                text.parse().map(|layers| Self(Some(layers))).map_err(|_| "give a number of layers, or auto".to_owned())
+            }
+        }
+    }
+}
+
+impl fmt::Display for GpuLayers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(layers) => layers.fmt(f),
+            None => f.write_str("auto"),
+        }
+    }
 }
 
 /// Types of the key/value cache; the names are those of [`KvType::name`].

@@ -1,6 +1,6 @@
 //! Flags of the smaller subcommands.
 
-use super::{KvTypeArg, ModelArgs, TextArgs};
+use super::{ComputeArgs, DeviceArgs, KvTypeArg, ModelArgs, TextArgs};
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -25,10 +25,27 @@ pub struct PerplexityArgs {
     /// How keys and values are kept.
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
     pub kv_type: KvTypeArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Threads; 0 means one per core.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Prints one JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `fit`.
+#[derive(Clone, Debug, Args)]
+pub struct FitArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Sequences that the cache holds at their longest.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sequences: usize,
+    /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,
 }

@@ -6,7 +6,7 @@ use crate::{
     failure::Failure,
     ui::{self, Printer, Table},
 };
-use rustai::Isa;
+use rustai::{Isa, backend::cuda};
 use rustai_kernels_cpu::placement::{HugePages, NodePolicy, Placement};
 use serde::Serialize;
 use std::fs;
@@ -26,7 +26,8 @@ struct Report {
     huge_pages_used: bool,
     memory_nodes: Vec<usize>,
     memory_policy: &'static str,
-    devices: Vec<String>,
+    devices: Vec<DeviceReport>,
+    devices_missing: Option<String>,
     cache: Option<String>,
     system: String,
 }
@@ -38,6 +39,50 @@ struct IsaReport {
     missing: Option<&'static str>,
 }
 
+/// A GPU.
+#[derive(Serialize)]
+struct DeviceReport {
+    device: String,
+    name: String,
+    compute_capability: String,
+    multiprocessors: u32,
+    memory_bytes: u64,
+    driver: String,
+    /// Where its kernels come from.
+    kernels: String,
+}
+
+impl DeviceReport {
+    fn new(device: cuda::DeviceInfo) -> Self {
+        let (major, minor) = device.capability;
+        Self {
+            device: format!("cuda:{}", device.ordinal),
+            compute_capability: format!("{major}.{minor}"),
+            multiprocessors: device.multiprocessors,
+            memory_bytes: device.memory,
+            driver: format!("CUDA {}.{}", device.driver / 1000, device.driver % 1000 / 10),
+            kernels: match cuda::embedded_target(&device) {
+                Some(target) => format!("{target} in this program"),
+                None => "none in this program; compiled at first use".to_owned(),
+            },
+            name: device.name,
+        }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "{} {} ({}, {} multiprocessors, compute capability {}, {}, kernels: {})",
+            self.device,
+            self.name,
+            ui::bytes(self.memory_bytes),
+            self.multiprocessors,
+            self.compute_capability,
+            self.driver,
+            self.kernels
+        )
+    }
+}
+
 /// Prints it.
 pub fn run(args: &InfoArgs) -> Result<(), Failure> {
     let selection = Isa::select()?;
@@ -46,6 +91,10 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         IsaReport { name: isa.name(), available: missing.is_none(), missing }
     });
     let placement = Placement::of_this_system();
+    let (devices, devices_missing) = match cuda::devices() {
+        Ok(devices) => (devices.into_iter().map(DeviceReport::new).collect(), None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         processor: processor(),
@@ -60,7 +109,8 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         huge_pages_used: placement.gives_huge_pages(),
         memory_nodes: placement.nodes.clone(),
         memory_policy: policy(placement.policy).0,
-        devices: Vec::new(),
+        devices,
+        devices_missing,
         cache: cache(),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     };
@@ -103,10 +153,9 @@ fn print(report: &Report, placement: &Placement) -> Result<(), Failure> {
         None => format!("{} (available)", isa.name),
         Some(feature) => format!("{} (this processor lacks {feature})", isa.name),
     });
-    let devices = if report.devices.is_empty() {
-        "CPU only (no GPU backend in this build)".to_owned()
-    } else {
-        report.devices.join(", ")
+    let devices = match &report.devices_missing {
+        Some(reason) => format!("CPU only: {reason}"),
+        None => report.devices.iter().map(DeviceReport::line).collect::<Vec<_>>().join("; "),
     };
     let mut table = Table::new(&["", ""]);
     for (name, value) in [

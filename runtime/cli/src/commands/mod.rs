@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod fit;
 mod generate;
 mod graph;
 mod imatrix;
@@ -38,6 +39,7 @@ pub fn run(command: Command, global: GlobalArgs) -> Result<(), Failure> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Fit(args) => fit::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Graph(args) => graph::run(&args),
         #[cfg(target_os = "linux")]

@@ -37,6 +37,12 @@ pub fn explain(error: LoadError) -> Failure {
         LoadError::Build(BuildError::Plan(PlanError::KvType { .. })) => {
             return Failure::from(error).help("leave --kv-type at f16 for this model");
         }
+        LoadError::Build(
+            BuildError::Device(_)
+            | BuildError::DeviceChoice(_)
+            | BuildError::NoCut { .. }
+            | BuildError::OutOfDeviceMemory { .. },
+        ) => return Failure::from(error).help("give --device cpu, or see `rustai info` and `rustai fit`"),
         _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
     };
     Failure::from(error).or_help(remedy)

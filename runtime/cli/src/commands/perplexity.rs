@@ -50,6 +50,8 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         max_batch: args.batch_size.min(args.ctx),
         max_outputs: args.batch_size.min(args.ctx),
         kv_type: args.kv_type.into(),
+        device: args.device.device,
+        gpu_layers: args.device.gpu_layers.0,
         ..LoadOptions::default()
     };
     let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;

@@ -88,6 +88,8 @@ fn engine(args: &ServeArgs, threads: usize) -> Result<Engine, Failure> {
         .threads(threads)
         .context(args.compute.ctx)
         .kv_type(args.compute.kv_type.into())
+        .device(args.compute.device.device)
+        .gpu_layers(args.compute.device.gpu_layers.0)
         .max_sequences(args.sequences as usize)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();

@@ -18,6 +18,8 @@ pub fn engine(model: &ModelArgs, compute: &ComputeArgs) -> Result<Engine, Failur
         .threads(compute::threads(compute.threads))
         .context(compute.ctx)
         .kv_type(compute.kv_type.into())
+        .device(compute.device.device)
+        .gpu_layers(compute.device.gpu_layers.0)
         .max_sequences(1)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();

@@ -31,7 +31,15 @@ impl Rustai {
     pub fn new<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rustai"));
         command.args(args);
-        for variable in ["RUSTAI_CPU", "RUSTAI_LOG", "RUSTAI_PIP", "RUSTAI_TRANSPORT", "CLICOLOR_FORCE"] {
+        for variable in [
+            "RUSTAI_CPU",
+            "RUSTAI_CUDA_KERNELS",
+            "RUSTAI_DEVICE",
+            "RUSTAI_LOG",
+            "RUSTAI_PIP",
+            "RUSTAI_TRANSPORT",
+            "CLICOLOR_FORCE",
+        ] {
             command.env_remove(variable);
         }
         Self { command, input: Vec::new() }

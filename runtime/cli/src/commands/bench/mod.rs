@@ -11,6 +11,8 @@ mod measure;
 mod queue;
 mod report;
 mod statistics;
+#[cfg(target_os = "linux")]
+mod tokens;
 
 use super::model;
 use crate::{
@@ -60,11 +62,13 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                     max_batch: batch.max(sequences),
                     max_outputs: sequences,
                     kv_type: kv_type.into(),
+                    device: args.device.device,
+                    gpu_layers: args.device.gpu_layers.0,
                     ..LoadOptions::default()
                 };
                 let started = Instant::now();
                 let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
-                let setup = Setup::new(&path, &file, &options, model.describe(), started.elapsed())?;
+                let setup = Setup::new(&path, &file, &options, &*model, started.elapsed())?;
                 let guard = interrupt::Guard::new();
                 for test in tests {
                     if global.verbose > 0 {

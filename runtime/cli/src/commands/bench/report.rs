@@ -10,7 +10,7 @@ use crate::{
     failure::Failure,
     ui::{self, Printer, Table},
 };
-use rustai::{Isa, gguf::GgufFile, model::LoadOptions};
+use rustai::{Isa, backend::Executable, gguf::GgufFile, model::LoadOptions};
 use serde::Serialize;
 use std::{path::Path, time::Duration};
 
@@ -23,6 +23,8 @@ pub struct Setup {
     cpu_info: String,
     /// Instruction set of the kernels.
     isa: &'static str,
+    /// Where the model ran.
+    device: String,
     /// The backend's own words.
     backend: String,
     /// Path of the file.
@@ -50,7 +52,7 @@ impl Setup {
         path: &Path,
         file: &GgufFile,
         options: &LoadOptions,
-        backend: String,
+        model: &dyn Executable,
         load: Duration,
     ) -> Result<Self, Failure> {
         let summary = model::Summary::of(file)?;
@@ -58,7 +60,8 @@ impl Setup {
             build_version: env!("CARGO_PKG_VERSION"),
             cpu_info: info::processor(),
             isa: Isa::select()?.isa.name(),
-            backend,
+            device: model.device(),
+            backend: model.describe(),
             model_filename: path.display().to_string(),
             model_type: summary.description(),
             model_size: summary.bytes,
@@ -138,7 +141,7 @@ fn markdown(rows: &[Row]) -> String {
             row.setup.model_type.clone(),
             ui::bytes(row.setup.model_size),
             ui::count(row.setup.model_n_params),
-            row.setup.isa.to_owned(),
+            row.setup.device.replace("cpu", row.setup.isa),
             row.setup.type_k.to_owned(),
             row.setup.n_threads.to_string(),
             row.test.clone(),
@@ -159,6 +162,7 @@ fn csv(rows: &[Row]) -> String {
         "model_n_params",
         "n_batch",
         "n_threads",
+        "device",
         "type_k",
         "type_v",
         "n_prompt",
@@ -182,6 +186,7 @@ fn csv(rows: &[Row]) -> String {
             setup.model_n_params.to_string(),
             setup.n_batch.to_string(),
             setup.n_threads.to_string(),
+            setup.device.clone(),
             setup.type_k.to_owned(),
             setup.type_v.to_owned(),
             n_prompt.to_string(),
@@ -206,6 +211,7 @@ mod tests {
             build_version: "0",
             cpu_info: "a, b".into(),
             isa: "avx2",
+            device: "cpu".into(),
             backend: "cpu".into(),
             model_filename: "m.gguf".into(),
             model_type: "llama Q4_1".into(),

@@ -1,0 +1,136 @@
+//! Compiled kernels that the program carries, and which of them run on a device.
+
+mod compile;
+
+use crate::{DeviceError, DeviceInfo};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// The architecture of the kernels in this program that a device would run, as `sm_90a` or `compute_80`; `None` if there are
+/// none for it.
+pub fn embedded_target(device: &DeviceInfo) -> Option<&'static str> {
+    let targets: Vec<_> = EMBEDDED.iter().map(|(target, _)| *target).collect();
+    best_target(&targets, device.capability)
+}
+
+/// Where kernels are taken from beside the program itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelSources {
+    /// A folder of images that goes before those in the program: `FAMILY.sm_ARCH.cubin` or `FAMILY.compute_ARCH.ptx`, as
+    /// `check.py --build` names them.
+    pub folder: Option<PathBuf>,
+    /// A folder where kernels are kept that are compiled on this host.
+    pub cache: Option<PathBuf>,
+}
+
+/// An image and the architecture that it is for.
+type Image = (String, Vec<u8>);
+
+/// The images for a device, of the best architecture that runs there: from the folder if one is given, else from the program,
+/// else compiled here.
+pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result<Vec<Vec<u8>>, DeviceError> {
+    let none = |reason: String| DeviceError::NoKernels {
+        device: device.name.clone(),
+        capability: device.capability,
+        reason: format!("{reason}; or use the CPU"),
+    };
+    let (all, owner) = match &sources.folder {
+        Some(folder) => {
+            let reason = |error| none(format!("the folder {} of kernels cannot be read: {error}", folder.display()));
+            (read_folder(folder).map_err(reason)?, format!("the folder {}", folder.display()))
+        }
+        None => {
+            let embedded = EMBEDDED.iter().map(|(target, bytes)| ((*target).to_owned(), bytes.to_vec()));
+            (embedded.collect(), "this program".to_owned())
+        }
+    };
+    let mut targets: Vec<&str> = all.iter().map(|(target, _)| &target[..]).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    if let Some(best) = best_target(&targets, device.capability).map(str::to_owned) {
+        let best = all.into_iter().filter(|(target, _)| *target == best);
+        return Ok(best.map(|(target, bytes)| ended(&target, bytes)).collect());
+    }
+    let carried = match targets.as_slice() {
+        [] => format!("{owner} holds none"),
+        targets => format!("{owner} holds them for {} only", targets.join(", ")),
+    };
+    if sources.folder.is_some() {
+        return Err(none(carried));
+    }
+    compile::images(device, sources.cache.as_deref()).map_err(|reason| {
+        none(format!(
+            "{carried}, and they cannot be compiled here: {reason}; run kernels-cuda/check.py --build and build the program \
+             again, or install NVRTC (`pip install nvidia-cuda-nvrtc`, with its folder in LD_LIBRARY_PATH)"
+        ))
+    })
+}
+
+/// The images of a folder, by name.
+fn read_folder(folder: &Path) -> io::Result<Vec<Image>> {
+    let mut images = Vec::new();
+    let mut entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let [_, target, "cubin" | "ptx"] = name.split('.').collect::<Vec<_>>()[..] {
+            images.push((target.to_owned(), fs::read(entry.path())?));
+        }
+    }
+    Ok(images)
+}
+
+/// Text ends with a zero, by which the driver finds its end.
+fn ended(target: &str, mut bytes: Vec<u8>) -> Vec<u8> {
+    if target.starts_with("compute_") {
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// Of `targets`, the one to load on a device. Machine code runs on its own major version from its minor version on, and with
+/// the suffix `a` on exactly its own; PTX runs on every later architecture (CUDA C++ Programming Guide, "Binary
+/// Compatibility" and "PTX Compatibility").
+fn best_target<'a>(targets: &[&'a str], (major, minor): (u32, u32)) -> Option<&'a str> {
+    let device = major * 10 + minor;
+    let rank = |target: &str| -> Option<u32> {
+        let (kind, number) = target.split_once('_')?;
+        let exact = number.ends_with('a');
+        let number: u32 = number.trim_end_matches('a').parse().ok()?;
+        match kind {
+            "sm" if exact => (number == device).then_some(3000),
+            "sm" => (number / 10 == major && number <= device).then_some(2000 + number),
+            "compute" => (number <= device).then_some(1000 + number),
+            _ => None,
+        }
+    };
+    targets.iter().filter_map(|target| Some((rank(target)?, *target))).max().map(|(_, target)| target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_image_that_runs_is_chosen() {
+        let all = ["compute_80", "sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"];
+        for (capability, expected) in [
+            ((7, 5), None),
+            ((8, 0), Some("sm_80")),
+            ((8, 6), Some("sm_80")),
+            ((8, 9), Some("sm_89")),
+            ((9, 0), Some("sm_90a")),
+            ((10, 3), Some("sm_100")),
+            ((11, 0), Some("compute_80")),
+            ((12, 1), Some("sm_120")),
+        ] {
+            assert_eq!(best_target(&all, capability), expected, "{capability:?}");
+        }
+        assert_eq!(best_target(&["sm_90a"], (9, 1)), None, "architecture-specific code runs on its own only");
+        assert_eq!(best_target(&[], (9, 0)), None);
+    }
+}

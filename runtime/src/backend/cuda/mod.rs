@@ -1,0 +1,385 @@
+//! Runs graphs on an NVIDIA GPU, or their last layers there and the rest on the CPU.
+//!
+//! A step sends what the batch says in one copy, launches the plan's kernels, and fetches the logits. Steps of a shape that
+//! comes again and again, as in decoding, are recorded once and launched as one graph: positions, pages and tokens are read
+//! on the device, so the record holds for every batch of its shape.
+
+mod load;
+mod program;
+
+pub(super) use load::device_bytes;
+pub(super) use program::Memory;
+
+pub use rustai_kernels_cuda::{
+    DeviceError, DeviceInfo,
+    bench::{Product, Roofs},
+    embedded_target,
+    ops::Peak,
+};
+
+use super::{BuildError, Executable, Limits, StepError, cpu::CpuGraph};
+use crate::{
+    graph::{Graph, Rows, WeightSource, rewrite},
+    plan::{Plan, PlanOptions},
+};
+use program::{Kinds, Program, StepShape};
+use rustai_abi::{Batch, DType, PAGE_TOKENS};
+use rustai_kernels_cpu::{
+    BatchLimits, External, Outside,
+    bench::{Residence, Shape},
+};
+use rustai_kernels_cuda::{
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer,
+    ops::{BatchInputs, TILED_TOKENS},
+    probe, weights,
+};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Steps of more tokens are launched kernel by kernel: their kernels run longer than a launch takes, and prompts have many
+/// lengths.
+const MAX_RECORDED_TOKENS: usize = 64;
+
+/// Most recordings that are kept: more than one run of an engine meets, unless batches change their size all the time.
+const MAX_RECORDINGS: usize = 128;
+
+/// The shortest reach that steps are told apart by.
+const MIN_REACH: usize = 256;
+
+/// Whether there is a kernel for such a matrix.
+pub fn has_kernel(dtype: DType, rows: usize, cols: usize) -> bool {
+    weights::device_bytes(dtype, rows, cols).is_some()
+}
+
+/// The GPUs of this host.
+///
+/// # Errors
+/// [`DeviceError`] if there is no driver, or none that serves, or no device.
+pub fn devices() -> Result<Vec<DeviceInfo>, DeviceError> {
+    probe()
+}
+
+/// A device with its kernels loaded.
+#[derive(Clone, Debug)]
+pub struct Cuda {
+    device: Device,
+    kernels: Arc<Kernels>,
+}
+
+impl Cuda {
+    /// Opens a device, counted from 0, and loads the kernels for its architecture: from `folder` or the folder that the environment
+    /// variable `RUSTAI_CUDA_KERNELS` names, else from the program, else compiled on this host and kept in the cache folder.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no driver, no such device, or no kernels for it.
+    pub fn open(ordinal: usize, folder: Option<&Path>) -> Result<Self, DeviceError> {
+        let device = Device::open(ordinal)?;
+        let named = || std::env::var_os("RUSTAI_CUDA_KERNELS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        let folder = folder.map(Path::to_owned).or_else(named);
+        let cache = crate::hub::cache_dir().ok().map(|folder| folder.join("kernels"));
+        let sources = KernelSources { folder, cache };
+        let kernels = Arc::new(Kernels::load(&device, &sources)?);
+        Ok(Self { device, kernels })
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+
+    /// Its ceilings, measured now: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn roofs(&self) -> Result<Roofs, DeviceError> {
+        Roofs::measure(&self.kernels, &Stream::new(&self.device)?)
+    }
+
+    /// A matrix product that is ready to be timed: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no kernel reads the type in this shape, or memory does not suffice.
+    pub fn product(
+        &self,
+        dtype: DType,
+        shape: Shape,
+        max_tokens: usize,
+        residence: Residence,
+    ) -> Result<Product, DeviceError> {
+        Product::new(&self.kernels, dtype, shape, max_tokens, residence)
+    }
+
+    /// Bytes of its memory that are free now.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn free_memory(&self) -> Result<u64, DeviceError> {
+        self.device.free_memory()
+    }
+}
+
+/// The plan of a graph on a device, made before any weight is read.
+///
+/// # Errors
+/// [`BuildError`] if a tensor's type has no kernel, or no kernels compute the graph.
+pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
+    let graph = rewrite::drop_unused(graph);
+    device_bytes(&graph)?;
+    let plan = Plan::new(&graph, options, &Kinds)?;
+    Program::check(&plan)?;
+    Ok(plan)
+}
+
+/// What a plan takes of a device's memory beside the weights.
+pub(super) fn memory(plan: &Plan, info: &DeviceInfo) -> Memory {
+    let mut memory = Program::memory(plan, info.multiprocessors as usize);
+    let inputs = BatchInputs::room(plan.options.max_tokens, plan.options.max_outputs, most_pages(&plan.options));
+    memory.activations = memory.activations.saturating_add(inputs as u64);
+    memory
+}
+
+/// Pages that the sequences of a batch can list together: prefixes may be shared, so this is more than the cache has.
+fn most_pages(options: &PlanOptions) -> usize {
+    options.max_tokens.saturating_mul(options.pages).min(1 << 22).max(options.pages)
+}
+
+/// The part of a model that the CPU computes first.
+pub(super) struct Head {
+    pub(super) graph: CpuGraph,
+    /// Its result on the way to the device.
+    stream: UploadBuffer<f32>,
+}
+
+/// A language model on a device.
+pub struct CudaModel {
+    // Recordings go before the stream that they were made on.
+    recordings: HashMap<StepShape, Recording>,
+    head: Option<Head>,
+    program: Program,
+    inputs: BatchInputs,
+    logits: ReadbackBuffer<f32>,
+    cuda: Cuda,
+    stream: Stream,
+    limits: Limits,
+    batches: BatchLimits,
+    /// Device, kernels and layers, for people.
+    description: String,
+}
+
+impl CudaModel {
+    /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
+    /// sequence; `progress` takes the bytes of weights that are done and their total.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn new(
+        graph: &Graph,
+        source: &dyn WeightSource,
+        cuda: &Cuda,
+        options: PlanOptions,
+        context: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, BuildError> {
+        Self::with_head(graph, None, source, cuda, options, context, progress)
+    }
+
+    /// As [`new`](Self::new); with a head, whose result is the graph's only input.
+    pub(super) fn with_head(
+        graph: &Graph,
+        head: Option<CpuGraph>,
+        source: &dyn WeightSource,
+        cuda: &Cuda,
+        options: PlanOptions,
+        context: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, BuildError> {
+        if graph.node(graph.output()).shape.rows != Rows::Outputs {
+            return Err(BuildError::NotLogits);
+        }
+        super::load::check(graph, source)?;
+        let plan = plan(graph, options)?;
+        let device = &cuda.device;
+        let loaded = load::load(&plan.graph, source, device, progress)?;
+        let program = Program::new(device, &plan, &loaded)?;
+        let PlanOptions { max_tokens, max_outputs, pages, .. } = options;
+        let vocab = program.output.width();
+        let head = match head {
+            Some(graph) => {
+                let width = program.inputs.first().map_or(0, |input| input.width());
+                let values = max_tokens.saturating_mul(width);
+                Some(Head { graph, stream: UploadBuffer::new(device, "values between processor and device", values)? })
+            }
+            None => None,
+        };
+        let cached = plan.kv.map(|kv| kv.pages);
+        Ok(Self {
+            recordings: HashMap::with_capacity(MAX_RECORDINGS),
+            inputs: BatchInputs::new(device, max_tokens, max_outputs, most_pages(&options), pages)?,
+            logits: ReadbackBuffer::new(device, "logits", max_outputs.saturating_mul(vocab))?,
+            stream: Stream::new(device)?,
+            limits: Limits { max_tokens, max_outputs, pages, context, vocab },
+            batches: BatchLimits { max_tokens, max_outputs, vocabulary: vocabulary(graph), pages: cached },
+            description: describe(cuda, &plan, head.as_ref()),
+            head,
+            program,
+            cuda: cuda.clone(),
+        })
+    }
+
+    /// Puts a step behind the stream's work.
+    fn start(&mut self, batch: &Batch<'_>, normalized: bool) -> Result<(), StepError> {
+        self.batches.check(batch)?;
+        if let Some(head) = &mut self.head {
+            let values = head.graph.run_batch(&Batch { outputs: &[], ..*batch })?;
+            head.stream.values()?[..values.len()].copy_from_slice(values);
+            // A head's values are the program's only input.
+            if let Some(input) = self.program.inputs.first() {
+                head.stream.send(&self.stream, input.span(), values.len())?;
+            }
+        }
+        self.inputs.send(&self.stream, batch)?;
+        let end = batch.sequences.iter().map(|sequence| sequence.start.saturating_add(sequence.len) as usize).max();
+        // Reaches are few, so that recordings are: powers of two.
+        let longest = self.limits.pages.saturating_mul(PAGE_TOKENS);
+        let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
+        let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
+        let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, recordings, .. } = self;
+        // Tokens of a prompt are attended to in tiles, which a recording could not know of.
+        let prompt = batch.sequences.iter().any(|sequence| sequence.len as usize >= TILED_TOKENS);
+        if prompt || shape.tokens > MAX_RECORDED_TOKENS || normalized {
+            return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
+        }
+        if let Some(recording) = recordings.get(&shape) {
+            return Ok(recording.launch()?);
+        }
+        let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
+        recording.launch()?;
+        if recordings.len() >= MAX_RECORDINGS {
+            // A recording must not go while it runs.
+            stream.synchronize()?;
+            recordings.clear();
+        }
+        recordings.insert(shape, recording);
+        Ok(())
+    }
+
+    /// Fetches the rows of the result.
+    fn finish(&mut self, outputs: usize) -> Result<&[f32], StepError> {
+        let values = outputs * self.limits.vocab;
+        self.logits.fetch(&self.stream, self.program.output.span(), values)?;
+        if values == 0 {
+            self.stream.synchronize()?;
+        }
+        Ok(&self.logits.values()?[..values])
+    }
+}
+
+/// Rows of the table that tokens are looked up in.
+fn vocabulary(graph: &Graph) -> Option<usize> {
+    let table = |node: &crate::graph::Node| match node.op {
+        crate::graph::Op::Embedding { table, .. } => Some(graph.weight(table).dims[1]),
+        _ => None,
+    };
+    graph.nodes().iter().filter_map(table).min()
+}
+
+fn describe(cuda: &Cuda, plan: &Plan, head: Option<&Head>) -> String {
+    let info = cuda.info();
+    let (major, minor) = info.capability;
+    let mut types: Vec<&str> = plan
+        .steps
+        .iter()
+        .flat_map(|step| match step {
+            crate::plan::Step::MatMul { projections, .. } => projections.iter().map(|p| p.weight).collect(),
+            crate::plan::Step::GatedMatMul { gate, up, .. } => vec![*gate, *up],
+            _ => Vec::new(),
+        })
+        .map(|weight| plan.graph.weight(weight).dtype.name())
+        .collect();
+    types.sort_unstable();
+    types.dedup();
+    let mut text = format!(
+        "CUDA device {} ({}, compute capability {major}.{minor}), kernels: {}",
+        info.ordinal,
+        info.name,
+        types.join(", ")
+    );
+    if let Some(kv) = plan.kv {
+        text += &format!(", cache: {}", kv.kv_type);
+        if head.is_some() {
+            text += &format!(", {} layers there", kv.layers);
+        }
+    }
+    match head {
+        Some(head) => format!("{text}; before it: {}", head.graph.describe()),
+        None => text,
+    }
+}
+
+impl Executable for CudaModel {
+    fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError> {
+        self.start(batch, false)?;
+        self.finish(batch.outputs.len())
+    }
+
+    fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
+        let given = |rows: &[Option<External>]| rows.iter().any(Option::is_some);
+        if given(outside.inputs) {
+            return Err(StepError::OwnMemoryOnly);
+        }
+        if !given(outside.output) && !given(outside.normalized) {
+            return self.step(batch);
+        }
+        let outputs = batch.outputs.len();
+        let vocab = self.limits.vocab;
+        let fits = |rows: &[Option<External>], width: Option<usize>| {
+            !given(rows) || rows.len() <= outputs && rows.iter().flatten().all(|row| Some(row.len()) == width)
+        };
+        let embedding = self.embedding_width();
+        if !fits(outside.output, Some(vocab)) || !fits(outside.normalized, embedding) {
+            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
+                "rows outside this program's memory are not {outputs} rows of {vocab} logits or {embedding:?} numbers"
+            ))));
+        }
+        self.start(batch, given(outside.normalized))?;
+        // Each row goes from the device to where it is wanted; the first copy waits for the step.
+        let rows =
+            [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
+        for (rows, from) in rows {
+            let Some(from) = from else { continue };
+            let bytes = from.width() * size_of::<f32>();
+            for (index, row) in rows.iter().enumerate() {
+                if let Some(row) = row {
+                    from.span().part(index * bytes, bytes)?.download_to(row)?;
+                }
+            }
+        }
+        self.finish(outputs)
+    }
+
+    fn embedding_width(&self) -> Option<usize> {
+        self.program.normalized.as_ref().map(|rows| rows.width())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn device(&self) -> String {
+        let own = format!("cuda:{}", self.cuda.info().ordinal);
+        if self.head.is_some() { format!("cpu + {own}") } else { own }
+    }
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+}
+
+impl From<DeviceError> for StepError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
+    }
+}

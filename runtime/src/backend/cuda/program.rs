@@ -1,0 +1,504 @@
+//! A plan on a device: which kernels run on which rows, with weights and addresses filled in.
+
+use super::load::DeviceWeight;
+use crate::{
+    backend::BuildError,
+    graph::{self, Graph, Rows, WeightId},
+    plan::{BufferId, Form, Plan, Step, Target},
+};
+use rustai_abi::{DType, PAGE_TOKENS};
+use rustai_kernels_cpu::{KvShape, RopeStyle};
+use rustai_kernels_cuda::{
+    Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
+    ops::{BatchInputs, HEAD_DIMS, LayerCache, MAX_GROUP, Operation, Rotation, Split, Targets},
+    weights,
+};
+use std::sync::Arc;
+
+/// What planning has to know of the kernels.
+pub(super) struct Kinds;
+
+impl Target for Kinds {
+    fn wants(&self, graph: &Graph, weight: WeightId) -> Form {
+        match weights::is_quantized(graph.weight(weight).dtype) {
+            Some(true) => Form::Q8,
+            Some(false) | None => Form::F32,
+        }
+    }
+
+    fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
+        match form {
+            Form::F32 => Floats::room(rows, width),
+            Form::Q8 => Quants::room(rows, width),
+        }
+    }
+
+    fn gates(&self, graph: &Graph, gate: WeightId, up: WeightId) -> bool {
+        graph.weight(gate).dtype == graph.weight(up).dtype
+    }
+}
+
+/// Most matrices of one launch.
+const MAX_MATRICES: usize = 3;
+
+/// Activations of a product.
+#[derive(Clone, Debug)]
+enum Act {
+    Floats(Floats),
+    Quants(Quants),
+}
+
+impl Act {
+    fn input(&self) -> Input<'_> {
+        match self {
+            Self::Floats(floats) => Input::Floats(floats),
+            Self::Quants(quants) => Input::Quantized(quants),
+        }
+    }
+
+    fn targets(&self) -> Targets<'_> {
+        match self {
+            Self::Floats(floats) => Targets { floats: Some(floats), quants: None },
+            Self::Quants(quants) => Targets { floats: None, quants: Some(quants) },
+        }
+    }
+}
+
+/// A matrix and where its product goes.
+#[derive(Clone, Debug)]
+struct Product {
+    weights: Weights,
+    bias: Option<Floats>,
+    out: Floats,
+    accumulate: bool,
+}
+
+impl Product {
+    fn projection(&self) -> Projection<'_> {
+        let Self { weights, bias, out, accumulate } = self;
+        Projection { weights, bias: bias.as_ref(), out, accumulate: *accumulate }
+    }
+}
+
+/// One launch, or a few of one kind.
+#[derive(Clone, Debug)]
+enum Call {
+    Embed {
+        table: Weights,
+        scale: f32,
+        out: Floats,
+    },
+    Norm {
+        x: Floats,
+        weight: Floats,
+        eps: f32,
+        out: Act,
+    },
+    Quantize {
+        x: Floats,
+        out: Quants,
+    },
+    /// Products of one input with matrices of one type.
+    MatMul {
+        x: Act,
+        products: Vec<Product>,
+    },
+    GatedMatMul {
+        x: Act,
+        gate: Weights,
+        up: Weights,
+        out: Floats,
+    },
+    RopeAppend {
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        layer: usize,
+        rope: Option<DeviceRope>,
+    },
+    Attention {
+        q: Floats,
+        out: Floats,
+        layer: usize,
+        scale: f32,
+        window: Option<u32>,
+    },
+    Elements {
+        operation: Operation,
+        a: Floats,
+        b: Option<Floats>,
+        out: Floats,
+    },
+    Softmax {
+        x: Floats,
+        out: Floats,
+    },
+    Select {
+        x: Floats,
+        out: Floats,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct DeviceRope {
+    style: RopeStyle,
+    inv_freq: Floats,
+    magnitude: f32,
+}
+
+/// What one step has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct StepShape {
+    /// Rows of values with a row per token.
+    pub(super) tokens: usize,
+    /// Rows of values with a row per output.
+    pub(super) outputs: usize,
+    /// No sequence is longer than this after the step.
+    pub(super) reach: usize,
+}
+
+impl StepShape {
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
+}
+
+/// The launches of a step and the memory that they work in.
+#[derive(Debug)]
+pub(super) struct Program {
+    /// Each with the rows of its result.
+    calls: Vec<(Call, Rows)>,
+    caches: Vec<LayerCache>,
+    kv: Option<KvShape>,
+    /// States of attention that is cut into runs.
+    states: Span,
+    multiprocessors: usize,
+    /// The caller's values.
+    pub(super) inputs: Vec<Floats>,
+    /// The result.
+    pub(super) output: Floats,
+    /// Room for the normalized rows before the last product, if the program ends so.
+    pub(super) normalized: Option<Floats>,
+}
+
+/// Device memory of a program, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Memory {
+    pub(in super::super) cache: u64,
+    pub(in super::super) activations: u64,
+}
+
+impl Program {
+    /// What a plan takes beside its weights.
+    pub(super) fn memory(plan: &Plan, multiprocessors: usize) -> Memory {
+        let cache = plan.kv.map_or(0, |kv| {
+            (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
+        });
+        let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
+        Memory { cache, activations: (plan.arena_bytes as u64).saturating_add(states as u64) }
+    }
+
+    /// Whether there are kernels for a plan's attentions.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] that names what there is no kernel for.
+    pub(super) fn check(plan: &Plan) -> Result<(), DeviceError> {
+        let Some(kv) = plan.kv else { return Ok(()) };
+        let fail = |reason: String| Err(DeviceError::Invalid(reason));
+        if !HEAD_DIMS.contains(&kv.head_dim) {
+            return fail(format!(
+                "there is no CUDA kernel for attention with heads of {} values, only of {HEAD_DIMS:?}; use --device cpu",
+                kv.head_dim
+            ));
+        }
+        for step in &plan.steps {
+            let Step::Attention { q, .. } = step else { continue };
+            let group = plan.buffer(*q).width / kv.head_dim / kv.kv_heads;
+            if group > MAX_GROUP {
+                return fail(format!(
+                    "there is no CUDA kernel for {group} query heads that share keys, only for up to {MAX_GROUP}; use \
+                     --device cpu"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the memory of a plan and binds it; `loaded` are numbered as the weights of the plan's graph.
+    pub(super) fn new(device: &Device, plan: &Plan, loaded: &[DeviceWeight]) -> Result<Self, BuildError> {
+        let multiprocessors = device.info().multiprocessors as usize;
+        let arena = Span::new(device, "activations", plan.arena_bytes)?;
+        let mut caches = Vec::new();
+        if let Some(kv) = plan.kv {
+            let room = LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages);
+            let mut memory = Arena::new(device, "the key/value cache", room.saturating_mul(kv.layers))?;
+            for _ in 0..kv.layers {
+                caches.push(LayerCache::take(&mut memory, kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages)?);
+            }
+        }
+        let binder = Binder { device, plan, loaded, arena };
+        let mut calls = Vec::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            binder.bind(step, &mut calls)?;
+        }
+        let normalized = match normalized(plan) {
+            Some((width, bytes)) => {
+                let span = Span::new(device, "embeddings", bytes)?;
+                Some(Floats::at(&span, plan.options.max_outputs, width)?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            calls,
+            caches,
+            kv: plan.kv,
+            states: Span::new(device, "states of attention", states_bytes(plan, multiprocessors))?,
+            multiprocessors,
+            inputs: plan.inputs.iter().map(|id| binder.floats(*id)).collect::<Result<_, _>>()?,
+            output: binder.floats(plan.output)?,
+            normalized,
+        })
+    }
+
+    /// Puts the launches of a step behind the stream's work. With `normalized`, the rows that the last product multiplies are
+    /// written as floats, too.
+    pub(super) fn launch(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        inputs: &BatchInputs,
+        shape: StepShape,
+        normalized: bool,
+    ) -> Result<(), DeviceError> {
+        // What is normalized last is what the last product multiplies.
+        let last_norm = self.calls.iter().rposition(|(call, _)| matches!(call, Call::Norm { .. }));
+        for (index, (call, rows)) in self.calls.iter().enumerate() {
+            let rows = shape.rows(*rows);
+            if rows == 0 {
+                continue;
+            }
+            match call {
+                Call::Embed { table, scale, out } => {
+                    kernels.embed(stream, table, inputs.tokens(), out, *scale, rows)?;
+                }
+                Call::Norm { x, weight, eps, out } => {
+                    kernels.rms_norm(stream, x, weight, *eps, out.targets(), rows)?;
+                    if normalized && Some(index) == last_norm {
+                        let floats = self.normalized.as_ref();
+                        kernels.rms_norm(stream, x, weight, *eps, Targets { floats, quants: None }, rows)?;
+                    }
+                }
+                Call::Quantize { x, out } => kernels.quantize(stream, x, out, rows)?,
+                Call::MatMul { x, products } => {
+                    for products in products.chunks(MAX_MATRICES) {
+                        // No more matrices than an array holds, so that a step allocates nothing.
+                        match products {
+                            [a] => kernels.matmul(stream, x.input(), &[a.projection()], rows)?,
+                            [a, b] => kernels.matmul(stream, x.input(), &[a.projection(), b.projection()], rows)?,
+                            [a, b, c] => {
+                                let three = [a.projection(), b.projection(), c.projection()];
+                                kernels.matmul(stream, x.input(), &three, rows)?;
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Call::GatedMatMul { x, gate, up, out } => {
+                    kernels.gated_matmul(stream, x.input(), [gate, up], out, rows)?;
+                }
+                Call::RopeAppend { q, k, v, layer, rope } => {
+                    let rotation = rope.as_ref().map(|rope| Rotation {
+                        style: rope.style,
+                        inv_freq: &rope.inv_freq,
+                        magnitude: rope.magnitude,
+                    });
+                    kernels.rope_append(stream, [q, k, v], rotation, &self.caches[*layer], inputs.places(), rows)?;
+                }
+                Call::Attention { q, out, layer, scale, window } => {
+                    let split = self.split(shape);
+                    let heads = self.kv.map_or(0, |kv| q.width() / kv.head_dim);
+                    let width = split.state_width(heads, self.kv.map_or(0, |kv| kv.head_dim));
+                    let states = (split.runs > 1).then(|| Floats::at(&self.states, rows, width)).transpose()?;
+                    let look = (*scale, *window);
+                    let cache = &self.caches[*layer];
+                    kernels.attention(stream, q, out, states.as_ref(), cache, inputs.places(), look, split, rows)?;
+                }
+                Call::Elements { operation, a, b, out } => {
+                    kernels.elements(stream, *operation, a, b.as_ref(), out, rows)?;
+                }
+                Call::Softmax { x, out } => kernels.softmax(stream, x, out, rows)?,
+                Call::Select { x, out } => kernels.select_rows(stream, x, inputs.outputs(), out, rows)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn split(&self, shape: StepShape) -> Split {
+        let blocks = self.kv.map_or(1, |kv| kv.kv_heads).saturating_mul(shape.tokens);
+        Split::new(shape.reach, blocks, self.multiprocessors)
+    }
+}
+
+/// Bytes for the states of attention in runs, at the worst number of tokens and length of sequences.
+fn states_bytes(plan: &Plan, multiprocessors: usize) -> usize {
+    let Some(kv) = plan.kv else { return 0 };
+    let widest = plan.steps.iter().filter_map(|step| match step {
+        Step::Attention { q, .. } => Some(plan.buffer(*q).width / kv.head_dim),
+        _ => None,
+    });
+    let heads = widest.max().unwrap_or(0);
+    let positions = kv.pages.saturating_mul(PAGE_TOKENS);
+    let mut most = 0;
+    for tokens in 1..=plan.options.max_tokens {
+        let split = Split::at_most(positions, kv.kv_heads.saturating_mul(tokens), multiprocessors);
+        if split.runs == 1 {
+            break;
+        }
+        most = most.max(Floats::room(tokens, split.state_width(heads, kv.head_dim)));
+    }
+    most
+}
+
+/// Width and bytes of the rows before the last product, if a plan ends with a normalization and a product of it.
+fn normalized(plan: &Plan) -> Option<(usize, usize)> {
+    match plan.steps.as_slice() {
+        [.., Step::RmsNorm { x: before, out, .. }, Step::MatMul { x, projections }] if out == x => {
+            let width = plan.buffer(*before).width;
+            let ends = projections.iter().any(|projection| projection.out == plan.output);
+            let per_output = plan.buffer(*out).rows == Rows::Outputs;
+            (ends && per_output).then(|| (width, Floats::room(plan.options.max_outputs, width)))
+        }
+        _ => None,
+    }
+}
+
+struct Binder<'a> {
+    device: &'a Device,
+    plan: &'a Plan,
+    loaded: &'a [DeviceWeight],
+    arena: Span,
+}
+
+impl Binder<'_> {
+    fn bind(&self, step: &Step, calls: &mut Vec<(Call, Rows)>) -> Result<(), BuildError> {
+        let rows = step.writes().first().map_or(Rows::Tokens, |out| self.plan.buffer(*out).rows);
+        let call = match *step {
+            Step::Embed { table, scale, out } => {
+                Call::Embed { table: self.matrix(table)?, scale, out: self.floats(out)? }
+            }
+            Step::RmsNorm { x, weight, eps, out } => {
+                Call::Norm { x: self.floats(x)?, weight: self.vector(weight)?, eps, out: self.act(out)? }
+            }
+            Step::Quantize { x, out } => Call::Quantize { x: self.floats(x)?, out: self.quants(out)? },
+            Step::MatMul { x, ref projections } => {
+                let mut groups: Vec<(DType, Vec<Product>)> = Vec::new();
+                for projection in projections {
+                    let product = Product {
+                        weights: self.matrix(projection.weight)?,
+                        bias: projection.bias.map(|bias| self.vector(bias)).transpose()?,
+                        out: self.floats(projection.out)?,
+                        accumulate: projection.residual.is_some(),
+                    };
+                    let dtype = product.weights.dtype();
+                    match groups.iter_mut().find(|(known, _)| *known == dtype) {
+                        Some((_, group)) => group.push(product),
+                        None => groups.push((dtype, vec![product])),
+                    }
+                }
+                for (_, products) in groups {
+                    calls.push((Call::MatMul { x: self.act(x)?, products }, rows));
+                }
+                return Ok(());
+            }
+            Step::GatedMatMul { x, gate, up, out } => Call::GatedMatMul {
+                x: self.act(x)?,
+                gate: self.matrix(gate)?,
+                up: self.matrix(up)?,
+                out: self.floats(out)?,
+            },
+            Step::RopeAppend { q, k, v, layer, ref rope, .. } => Call::RopeAppend {
+                q: self.floats(q)?,
+                k: self.floats(k)?,
+                v: self.floats(v)?,
+                layer,
+                rope: rope.as_ref().map(|rope| self.rope(rope)).transpose()?,
+            },
+            Step::Attention { q, layer, scale, window, out } => {
+                Call::Attention { q: self.floats(q)?, out: self.floats(out)?, layer, scale, window }
+            }
+            Step::Add { a, b, out } => self.elements(Operation::Add, a, Some(b), out)?,
+            Step::Mul { a, b, out } => self.elements(Operation::Multiply, a, Some(b), out)?,
+            Step::Silu { x, out } => self.elements(Operation::Silu, x, None, out)?,
+            Step::Softmax { x, out } => Call::Softmax { x: self.floats(x)?, out: self.floats(out)? },
+            Step::SelectOutputs { x, out } => Call::Select { x: self.floats(x)?, out: self.floats(out)? },
+        };
+        calls.push((call, rows));
+        Ok(())
+    }
+
+    fn elements(
+        &self,
+        operation: Operation,
+        a: BufferId,
+        b: Option<BufferId>,
+        out: BufferId,
+    ) -> Result<Call, BuildError> {
+        let b = b.map(|b| self.floats(b)).transpose()?;
+        Ok(Call::Elements { operation, a: self.floats(a)?, b, out: self.floats(out)? })
+    }
+
+    /// The place of a buffer, its most rows and its width.
+    fn place(&self, id: BufferId) -> Result<(Span, usize, usize), BuildError> {
+        let buffer = self.plan.buffer(id);
+        let rows = match buffer.rows {
+            Rows::Tokens => self.plan.options.max_tokens,
+            Rows::Outputs => self.plan.options.max_outputs,
+        };
+        Ok((self.arena.part(buffer.offset, buffer.bytes)?, rows, buffer.width))
+    }
+
+    fn floats(&self, id: BufferId) -> Result<Floats, BuildError> {
+        let (span, rows, width) = self.place(id)?;
+        Ok(Floats::at(&span, rows, width)?)
+    }
+
+    fn quants(&self, id: BufferId) -> Result<Quants, BuildError> {
+        let (span, rows, width) = self.place(id)?;
+        Ok(Quants::at(&span, rows, width)?)
+    }
+
+    fn act(&self, id: BufferId) -> Result<Act, BuildError> {
+        Ok(match self.plan.buffer(id).form {
+            Form::F32 => Act::Floats(self.floats(id)?),
+            Form::Q8 => Act::Quants(self.quants(id)?),
+        })
+    }
+
+    fn rope(&self, rope: &Arc<graph::Rope>) -> Result<DeviceRope, BuildError> {
+        let style = match rope.style {
+            graph::RopeStyle::Interleaved => RopeStyle::Interleaved,
+            graph::RopeStyle::Neox => RopeStyle::Neox,
+        };
+        let inv_freq = Floats::with(self.device, rope.inv_freq.len(), &rope.inv_freq)?;
+        Ok(DeviceRope { style, inv_freq, magnitude: rope.magnitude })
+    }
+
+    fn matrix(&self, id: WeightId) -> Result<Weights, BuildError> {
+        self.loaded.get(id.index()).and_then(|weight| weight.matrix.clone()).ok_or_else(|| self.missing(id))
+    }
+
+    fn vector(&self, id: WeightId) -> Result<Floats, BuildError> {
+        self.loaded.get(id.index()).and_then(|weight| weight.vector.clone()).ok_or_else(|| self.missing(id))
+    }
+
+    fn missing(&self, id: WeightId) -> BuildError {
+        BuildError::Weight {
+            tensor: self.plan.graph.weight(id).name.clone(),
+            expected: "a weight".into(),
+            found: "one of another kind".into(),
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The CUDA backend as it runs, down to logits and answers, on the stand-in for the driver library: the same code that drives a
+//! GPU, with the kernels run by the emulator. A program of its own, since a process keeps the library.
+
+use rustai::{
+    Batch, BatchSequence, DType, Error, KvType,
+    backend::{BuildError, DeviceChoice, Executable, StepError, cuda, fit::RESERVE},
+    engine::{Engine, EngineError, Request},
+    gguf::GgufFile,
+    model::{self, LoadError, LoadOptions},
+};
+use rustai_cuda_standin::Standin;
+use rustai_tests::{
+    TinyLlama,
+    divergence::{kl, squares},
+    fixtures,
+};
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// A folder with an image for the stand-in's architecture. What is in it does not matter there. A real device has those of the
+/// program.
+fn kernels() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.sm_90a.cubin"), b"the stand-in has all kernels in it").unwrap();
+    folder
+}
+
+fn standin() -> Standin {
+    Standin::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// A tiny model whose heads have a length that there are kernels for.
+fn tiny(dtype: DType) -> TinyLlama {
+    TinyLlama { width: 256, feed_forward: 256, heads: 4, kv_heads: 2, layers: 3, dtype, ..TinyLlama::default() }
+}
+
+fn file(model: &TinyLlama) -> GgufFile {
+    GgufFile::from_bytes(model.bytes()).unwrap()
+}
+
+fn options(device: DeviceChoice, folder: &TempDir) -> LoadOptions {
+    LoadOptions {
+        threads: 1,
+        context: 128,
+        max_batch: 48,
+        max_outputs: 48,
+        device,
+        cuda_kernels: std::env::var_os("RUSTAI_TEST_DEVICE").is_none().then(|| folder.path().to_owned()),
+        ..LoadOptions::default()
+    }
+}
+
+fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable>, LoadError> {
+    model::load(file, options, &mut |_| {})
+}
+
+const PAGES: [u32; 4] = [2, 0, 3, 1];
+
+/// Logits of all tokens, computed in chunks of so many.
+fn logits(model: &mut dyn Executable, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    let mut start = 0;
+    for tokens in tokens.chunks(chunk) {
+        let sequences = [BatchSequence { len: tokens.len() as u32, start, pages: &PAGES }];
+        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+        all.extend_from_slice(model.step(&Batch { tokens, sequences: &sequences, outputs: &outputs }).unwrap());
+        start += tokens.len() as u32;
+    }
+    all
+}
+
+/// The relative error of logits.
+fn error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let (error, norm) = squares(expected, got);
+    (error / norm).sqrt()
+}
+
+/// How far logits may be from the CPU's: that keeps twice the bits of activations of these widths.
+fn tolerance(dtype: DType) -> f64 {
+    if matches!(dtype, DType::F16 | DType::F32) { 2e-3 } else { 0.05 }
+}
+
+fn tokens(count: u32) -> Vec<u32> {
+    (0..count).map(|i| (i * 7 + 3) % 250).collect()
+}
+
+#[test]
+fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
+    let (_standin, folder) = (standin(), kernels());
+    for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16, DType::F32] {
+        let file = file(&TinyLlama { biases: dtype == DType::Q4_0, ..tiny(dtype) });
+        let tokens = tokens(40);
+        let mut on_cpu = load(&file, &options(DeviceChoice::Cpu, &folder)).unwrap();
+        let expected = logits(&mut *on_cpu, &tokens, 40);
+        // The emulator is slow: every kind of batch once, and the two kernels of a product for every type.
+        let batches: &[_] = match dtype {
+            DType::Q4_0 => &[(40, KvType::F16), (7, KvType::F16), (1, KvType::F16), (13, KvType::Q8_0)],
+            _ => &[(35, KvType::F16)],
+        };
+        for &(chunk, kv_type) in batches {
+            let options = LoadOptions { kv_type, ..options(DeviceChoice::Cuda(0), &folder) };
+            let mut model = load(&file, &options).unwrap();
+            assert!(model.describe().contains("CUDA device 0 (emulated device"), "{}", model.describe());
+            let error = error(&logits(&mut *model, &tokens, chunk), &expected);
+            assert!(error < tolerance(dtype), "{dtype} in chunks of {chunk}, cache {kv_type}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn layers_on_both_devices_compute_what_one_does() {
+    let (_standin, folder) = (standin(), kernels());
+    let file = file(&TinyLlama { tied: false, ..tiny(DType::Q8_0) });
+    let tokens = tokens(20);
+    let mut on_cpu = load(&file, &options(DeviceChoice::Cpu, &folder)).unwrap();
+    let expected = logits(&mut *on_cpu, &tokens, 20);
+    for layers in 0..=4 {
+        let options = LoadOptions { gpu_layers: Some(layers), ..options(DeviceChoice::Cuda(0), &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let words = match layers {
+            0 => "CPU",
+            1 | 2 => "layers there; before it: CPU",
+            _ => "CUDA device 0",
+        };
+        assert!(model.describe().contains(words), "{layers}: {}", model.describe());
+        for chunk in [20, 3] {
+            let error = error(&logits(&mut *model, &tokens, chunk), &expected);
+            assert!(error < tolerance(DType::Q8_0), "{layers} layers in chunks of {chunk}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_disturb_each_other() {
+    let (_standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let options = LoadOptions { max_sequences: 2, ..options(DeviceChoice::Cuda(0), &folder) };
+    let [first, second] = [tokens(33), tokens(9)];
+    let alone = |tokens: &[u32]| {
+        let mut model = load(&file, &options).unwrap();
+        let all = logits(&mut *model, tokens, tokens.len());
+        all[all.len() - model.limits().vocab..].to_vec()
+    };
+    let expected = [alone(&first), alone(&second)].concat();
+    let mut model = load(&file, &options).unwrap();
+    let both = [&first[..], &second[..]].concat();
+    let sequences =
+        [BatchSequence { len: 33, start: 0, pages: &[0, 2] }, BatchSequence { len: 9, start: 0, pages: &[5] }];
+    let got = model.step(&Batch { tokens: &both, sequences: &sequences, outputs: &[32, 41] }).unwrap();
+    assert!(error(got, &expected) < 1e-3, "{:.2e}", error(got, &expected));
+}
+
+#[test]
+fn a_decoding_step_is_one_recorded_graph_and_takes_no_memory() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let mut step = |position: u32| {
+        let sequences = [BatchSequence { len: 1, start: position, pages: &PAGES }];
+        model.step(&Batch { tokens: &[5], sequences: &sequences, outputs: &[0] }).unwrap();
+    };
+    step(0);
+    let before = ["graph_launches", "allocations", "host_allocations"].map(|name| standin.get(name));
+    (1..6).for_each(&mut step);
+    let after = ["graph_launches", "allocations", "host_allocations"].map(|name| standin.get(name));
+    assert_eq!(after, [before[0] + 5, before[1], before[2]]);
+}
+
+#[test]
+fn steps_that_make_no_sense_are_refused_and_the_next_one_runs() {
+    let (_standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::F16));
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let vocab = model.limits().vocab as u32;
+    for (tokens, start, pages, outputs) in [
+        (&[][..], 0, &PAGES[..], &[][..]),
+        (&[vocab], 0, &PAGES, &[0]),
+        (&[1], 0, &PAGES, &[1]),
+        (&[1], 32, &PAGES[..1], &[0]),
+        (&[1], 0, &[4], &[0]),
+    ] {
+        let sequences = [BatchSequence { len: tokens.len() as u32, start, pages }];
+        let refused = model.step(&Batch { tokens, sequences: &sequences, outputs }).unwrap_err();
+        assert!(matches!(refused, StepError::Cpu(_)), "{refused}");
+    }
+    assert!(logits(&mut *model, &[1, 2], 2).iter().all(|logit| logit.is_finite()));
+}
+
+#[test]
+fn memory_decides_how_many_layers_run_on_the_gpu() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&TinyLlama { tied: false, ..tiny(DType::F32) });
+    let plan = |device, layers| model::fit(&file, &LoadOptions { gpu_layers: layers, ..options(device, &folder) });
+    let whole = plan(DeviceChoice::Auto, None).unwrap();
+    let (info, part) = whole.gpu.as_ref().expect("the stand-in has a device");
+    assert_eq!((part.layers, &info.name[..], whole.cpu), (3, "emulated device", None));
+    assert!(whole.reason.contains("fits"), "{}", whole.reason);
+    let (all, memory) = (part.memory.total(), part.memory);
+    assert!(memory.cache > 0 && memory.activations > 0 && memory.weights > 0, "{memory:?}");
+
+    // What is foreseen is what is taken, but for rounding.
+    let held = standin.get("allocated");
+    let loaded = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let taken = (standin.get("allocated") - held) as u64;
+    assert!(taken <= all + 4096 && taken + 4096 >= all, "{taken} of {all}");
+    drop(loaded);
+    assert_eq!(standin.get("allocated"), held);
+
+    standin.set("memory", held + (RESERVE + all - 1) as i64);
+    let most = plan(DeviceChoice::Auto, None).unwrap();
+    let part = most.gpu.as_ref().unwrap().1;
+    assert!(part.layers < 3 && part.layers > 0 && most.cpu.unwrap().layers == 3 - part.layers, "{most}");
+    assert!(most.reason.contains("most layers that fit"), "{}", most.reason);
+    let model = load(&file, &options(DeviceChoice::Auto, &folder)).unwrap();
+    assert!(model.describe().contains("layers there"), "{}", model.describe());
+    drop(model);
+
+    let refused = plan(DeviceChoice::Auto, Some(3));
+    let on_cpu = refused.expect("without a GPU asked for by name, the CPU serves");
+    assert!(
+        on_cpu.gpu.is_none() && on_cpu.reason.contains("device memory are needed for 3 layers"),
+        "{}",
+        on_cpu.reason
+    );
+    let error = plan(DeviceChoice::Cuda(0), Some(3)).unwrap_err();
+    assert!(matches!(error, LoadError::Build(BuildError::OutOfDeviceMemory { layers: 3, .. })), "{error}");
+
+    standin.set("memory", held + RESERVE as i64);
+    let on_cpu = plan(DeviceChoice::Auto, None).unwrap();
+    assert!(on_cpu.gpu.is_none() && on_cpu.cpu.unwrap().layers == 3, "{on_cpu}");
+    assert!(plan(DeviceChoice::Cuda(0), None).is_err());
+}
+
+#[test]
+fn what_has_no_kernel_runs_on_the_cpu_unless_the_gpu_was_asked_for() {
+    let (_standin, folder) = (standin(), kernels());
+    let narrow_heads = TinyLlama::default();
+    let no_kernels = TinyLlama { dtype: DType::IQ2_XXS, embedding_dtype: Some(DType::F16), ..tiny(DType::F16) };
+    for (model, reason) in [(narrow_heads, "heads of 16 values"), (no_kernels, "IQ2_XXS")] {
+        let file = file(&model);
+        let auto = model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap();
+        assert!(auto.gpu.is_none() && auto.reason.contains(reason), "{}", auto.reason);
+        let error = model::fit(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn devices_that_are_not_there_are_named() {
+    let (standin, folder) = (standin(), kernels());
+    assert_eq!(cuda::devices().unwrap().len(), 1);
+    let file = file(&tiny(DType::F16));
+    let error = |device| model::fit(&file, &options(device, &folder)).map(|_| ()).unwrap_err().to_string();
+    assert!(error(DeviceChoice::Cuda(1)).contains("there is no CUDA device 1; the host has 1"));
+    standin.set("devices", 0);
+    assert!(error(DeviceChoice::Cuda(0)).contains("finds no device"));
+    let auto = model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap();
+    assert!(auto.gpu.is_none() && auto.reason.contains("finds no device"), "{}", auto.reason);
+}
+
+fn engine(model: &TinyLlama, folder: &TempDir) -> (Engine, TempDir) {
+    let place = tempfile::tempdir().unwrap();
+    let path: PathBuf = place.path().join("model.gguf");
+    std::fs::write(&path, model.bytes()).unwrap();
+    let built = Engine::builder(&path).threads(1).device(DeviceChoice::Cuda(0)).cuda_kernels(folder.path()).build();
+    (built.unwrap(), place)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer() {
+    let (_standin, folder) = (standin(), kernels());
+    let (engine, _place) = engine(&tiny(DType::Q4_0), &folder);
+    let request = || Request::raw("once").temperature(1.0).seed(11).ignore_end(true).max_tokens(12);
+    let answer = || engine.generate(request()).unwrap().tokens;
+    let first = answer();
+    assert!(!first.is_empty());
+    assert_eq!(answer(), first);
+}
+
+#[test]
+fn embeddings_and_logits_are_written_where_they_are_wanted() {
+    let (_standin, folder) = (standin(), kernels());
+    for dtype in [DType::Q8_0, DType::F16] {
+        let file = file(&tiny(dtype));
+        let mut on_cpu = load(&file, &options(DeviceChoice::Cpu, &folder)).unwrap();
+        let mut on_gpu = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+        let width = on_gpu.embedding_width().unwrap();
+        assert_eq!(on_cpu.embedding_width(), Some(width));
+        let vocab = on_gpu.limits().vocab;
+        let run = |model: &mut dyn Executable| {
+            let [logits, embedding] = [vocab, width].map(rustai::engine::External::zeroed);
+            let sequences = [BatchSequence { len: 3, start: 0, pages: &PAGES }];
+            let batch = Batch { tokens: &[1, 2, 3], sequences: &sequences, outputs: &[1, 2] };
+            let (output, normalized) = ([None, Some(logits.clone())], [Some(embedding.clone())]);
+            let outside = rustai::backend::Outside { inputs: &[], output: &output, normalized: &normalized };
+            let own = model.step_with(&batch, outside).unwrap()[..vocab].to_vec();
+            [own, logits.to_vec(), embedding.to_vec()]
+        };
+        for (got, expected) in run(&mut *on_gpu).iter().zip(run(&mut *on_cpu)) {
+            assert!(error(got, &expected) < tolerance(dtype), "{dtype}: {:.2e}", error(got, &expected));
+        }
+        let wrong = [Some(rustai::engine::External::zeroed(vocab + 1))];
+        let sequences = [BatchSequence { len: 1, start: 0, pages: &PAGES }];
+        let batch = Batch { tokens: &[1], sequences: &sequences, outputs: &[0] };
+        let outside = rustai::backend::Outside { output: &wrong, ..Default::default() };
+        assert!(on_gpu.step_with(&batch, outside).is_err());
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_engine_with_its_reason() {
+    let (standin, folder) = (standin(), kernels());
+    let (broken, _place) = engine(&tiny(DType::Q4_0), &folder);
+    assert!(broken.generate(Request::raw("a").max_tokens(2)).is_ok());
+    standin.set("fail_launch", 3);
+    let error = broken.generate(Request::raw("a").max_tokens(2)).unwrap_err();
+    assert!(matches!(error, Error::Engine(EngineError::Device { .. })), "{error}");
+    assert!(error.to_string().contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+    let again = broken.generate(Request::raw("a").max_tokens(2)).unwrap_err();
+    assert!(matches!(again, Error::Engine(EngineError::Device { .. })), "{again}");
+    drop(broken);
+    // The process goes on: another engine, on a device that works.
+    standin.reset();
+    let (next, _place) = engine(&tiny(DType::Q4_0), &folder);
+    assert!(next.generate(Request::raw("a").max_tokens(2)).is_ok());
+}
+
+#[test]
+fn host_memory_that_cannot_be_locked_is_an_error_and_what_was_taken_comes_back() {
+    let (standin, folder) = (standin(), kernels());
+    let held = standin.get("allocations");
+    standin.set("fail_host_memory", 1);
+    let file = file(&tiny(DType::Q4_0));
+    let error = load(&file, &options(DeviceChoice::Cuda(0), &folder)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("page-locked host memory"), "{error}");
+    assert_eq!(standin.get("allocations"), held);
+}
+
+/// A real model: its first words are those of the CPU, and its distributions are close.
+#[test]
+fn smollm2_continues_a_text_as_the_cpu_does() {
+    let (_standin, folder) = (standin(), kernels());
+    let file = GgufFile::open(&fixtures::smollm2()).unwrap();
+    // "The capital of France is"
+    let prompt = [504, 3575, 282, 4649, 314];
+    let run = |device| {
+        let options = LoadOptions { max_batch: 8, max_outputs: 1, ..options(device, &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let (mut text, mut rows, mut start) = (prompt.to_vec(), Vec::new(), 0);
+        while rows.len() < 3 {
+            let tokens = &text[start..];
+            let sequences = [BatchSequence { len: tokens.len() as u32, start: start as u32, pages: &PAGES }];
+            let batch = Batch { tokens, sequences: &sequences, outputs: &[tokens.len() as u32 - 1] };
+            let row = model.step(&batch).unwrap().to_vec();
+            start = text.len();
+            text.push((0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32);
+            rows.push(row);
+        }
+        (text, rows)
+    };
+    let ((text, expected), (same, got)) = (run(DeviceChoice::Cpu), run(DeviceChoice::Cuda(0)));
+    assert_eq!(same, text);
+    let divergences: Vec<f64> = expected.iter().zip(&got).map(|(p, q)| kl(p, q)).collect();
+    println!("KL from the CPU's distributions: {divergences:.5?}");
+    assert!(divergences.iter().all(|kl| *kl < 0.01), "{divergences:?}");
+}
+
+/// A model of any size, for hosts with a GPU: `RUSTAI_TEST_MODEL` names its file.
+#[test]
+#[ignore = "needs a model and a GPU"]
+fn the_named_model_computes_what_the_cpu_does() {
+    let (_standin, folder) = (standin(), kernels());
+    let path = std::env::var_os("RUSTAI_TEST_MODEL").expect("RUSTAI_TEST_MODEL names a model's file");
+    let file = GgufFile::open(std::path::Path::new(&path)).unwrap();
+    let tokens = tokens(96);
+    let run = |device| {
+        let options = LoadOptions { threads: 0, max_batch: 96, max_outputs: 96, ..options(device, &folder) };
+        logits(&mut *load(&file, &options).unwrap(), &tokens, 80)
+    };
+    let (expected, got) = (run(DeviceChoice::Cpu), run(DeviceChoice::Cuda(0)));
+    let vocab = expected.len() / tokens.len();
+    let rows = expected.chunks_exact(vocab).zip(got.chunks_exact(vocab));
+    let mean = rows.map(|(p, q)| kl(p, q)).sum::<f64>() / tokens.len() as f64;
+    println!(
+        "relative error of logits {:.2e}, mean KL from the CPU's distributions {mean:.2e}",
+        error(&got, &expected)
+    );
+    assert!(error(&got, &expected) < tolerance(DType::Q4_0) && mean < 0.02, "{mean:.2e}");
+}
