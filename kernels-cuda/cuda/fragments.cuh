@@ -192,8 +192,8 @@ DEVICE u32 multiply_halves(u32 a, u32 b) {
 #endif
 }
 
-// Four signed bytes as f16, the first two in `low`. A byte b + 128 in the lowest bits of an f16 with the exponent of `unit`, twice
-// in a word, is unit + (b + 128) of its last places; `offset` is what they subtract from it.
+// Four signed bytes as f16, the first two in `low`. A byte b + 128 in the lowest bits of the f16 `unit` is unit + b + 128 of its
+// last places; `offset` is what is subtracted from it. Both stand twice in their words.
 DEVICE void widen_bytes(u32 bytes, u32 unit, u32 offset, u32& low, u32& high) {
     const u32 shifted = bytes ^ 0x80808080;
     low = subtract_halves(permute(shifted, unit, 0x5150), offset);
