@@ -134,16 +134,18 @@ struct Codes8 {
 template <int N>
 struct Offset {
     static constexpr int OFFSET = N;
-    DEVICE static void map(u32 (&)[8]) {}
+    template <int WORDS>
+    DEVICE static void map(u32 (&)[WORDS]) {}
 };
 
 // Sixteen signed bytes, four to a word.
 template <u32 A, u32 B, u32 C, u32 D>
 struct Table {
     static constexpr int OFFSET = 0;
-    DEVICE static void map(u32 (&words)[8]) {
+    template <int WORDS>
+    DEVICE static void map(u32 (&words)[WORDS]) {
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < WORDS; j++) {
             // Four codes to four nibbles.
             u32 code = ptx::permute(words[j] | words[j] >> 4, 0, 0x4420);
             // Both halves of the table, and then the one that bit 3 of each code names.
@@ -265,6 +267,9 @@ struct Quantized {
     static constexpr int HALVES = Scale::HALVES;
     static constexpr int OFFSET = Value::OFFSET;
     static constexpr bool ADDS = Scale::ADDS;
+    using CodesType = Codes;
+    using ValueType = Value;
+    using ScaleType = Scale;
 
     // A block of weights as it is in memory.
     Codes codes;

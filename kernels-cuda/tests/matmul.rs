@@ -12,6 +12,7 @@ use rustai_kernels_cpu::{
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
     bench::{Product, Roofs},
+    ops::HOPPER_TOKENS,
     weights::is_quantized,
 };
 use support::{Numbers, error, open, standin};
@@ -48,6 +49,9 @@ fn weights(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
 
 /// As [`CEILING`], of F32 weights by many tokens: both sides are rounded to 16 bits.
 const SPLIT_CEILING: f32 = 2e-5;
+
+/// As [`CEILING`], of quantized weights by many tokens on Hopper: weights and activations are rounded to 11 bits.
+const HOPPER_CEILING: f32 = 1e-3;
 
 /// What the product must be: of the weights with the activations as they are quantized, or rounded for many tokens.
 fn expected(dtype: DType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<f32> {
@@ -120,7 +124,11 @@ fn agrees(
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
         kernels.matmul(stream, x.input(), &[projection], tokens).unwrap();
         let error = error(&out.read(tokens).unwrap(), &expected);
-        let ceiling = if dtype == DType::F32 && tokens > 16 { SPLIT_CEILING } else { CEILING };
+        let ceiling = match is_quantized(dtype) {
+            Some(true) if tokens >= HOPPER_TOKENS && device.info().capability == (9, 0) => HOPPER_CEILING,
+            Some(false) if dtype == DType::F32 && tokens > 16 => SPLIT_CEILING,
+            _ => CEILING,
+        };
         assert!(error < ceiling, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
     });
 }
@@ -140,6 +148,8 @@ fn every_type_agrees_with_the_reference_in_every_order() {
 #[test]
 fn many_tokens_agree_with_the_reference_in_several_orders() {
     let standin = standin();
+    // Without Hopper's own kernels.
+    standin.set("capability", 80);
     let opened = open(&standin);
     for (n, dtype) in TYPES.into_iter().enumerate() {
         let long = dtype.block_len() == 256;
@@ -156,6 +166,79 @@ fn many_tokens_agree_with_the_reference_in_several_orders() {
                 }
             });
         }
+    }
+}
+
+#[test]
+fn many_tokens_agree_with_the_reference_on_hopper() {
+    let standin = standin();
+    let opened = open(&standin);
+    for (n, dtype) in TYPES.into_iter().enumerate().filter(|(_, dtype)| is_quantized(*dtype).unwrap()) {
+        let long = dtype.block_len() == 256;
+        // More rows than a tile, more tokens than a tile; more steps than the ring of tiles has, and half a step.
+        for shape in [(133, if long { 256 } else { 160 }, 65), (9, if long { 512 } else { 352 }, 131)] {
+            agrees(&opened, dtype, shape, n as u64, |work| {
+                for schedule in [0, 7] {
+                    standin.set("schedule", schedule);
+                    work(schedule as u32);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn missing_synchronisations_of_the_hopper_kernel_are_noticed() {
+    let standin = standin();
+    let (rows, cols, tokens) = (9, 512, 65);
+    let bytes = weights(DType::Q4_0, rows, cols, 1);
+    let x = Numbers::new(2).values(cols * tokens);
+    let expected = expected(DType::Q4_0, rows, cols, &bytes, &x);
+    standin.expect_every_sync_to_matter(4, || {
+        let (device, kernels, stream) = open(&standin);
+        let on_device = upload(&device, DType::Q4_0, rows, cols, &bytes);
+        let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
+        let out = zeros(&device, tokens, rows);
+        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+        out.read(tokens).is_ok_and(|got| error(&got, &expected) < HOPPER_CEILING)
+    });
+    // A barrier of the block, and waits for a full tile, an empty one and the products.
+}
+
+#[test]
+fn the_hopper_kernel_has_biases_and_gates() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let (rows, cols, tokens) = (75, 64, 70);
+    let x = Numbers::new(3).values(tokens * cols);
+    let bytes = [1, 2].map(|seed| weights(DType::Q4_1, rows, cols, seed));
+    let products = bytes.each_ref().map(|bytes| expected(DType::Q4_1, rows, cols, bytes, &x));
+    let on_device = bytes.map(|bytes| upload(&device, DType::Q4_1, rows, cols, &bytes));
+    let activations = Activations::new(&device, &kernels, &stream, DType::Q4_1, cols, &x);
+    let mut wanted = vec![0.0; tokens * rows];
+    reference::swiglu(&products[0], &products[1], &mut wanted);
+    let out = zeros(&device, tokens, rows);
+    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+    let off = error(&out.read(tokens).unwrap(), &wanted);
+    assert!(off < 2.0 * HOPPER_CEILING, "{off:e}");
+
+    let bias = Numbers::new(9).values(rows);
+    let bias_on_device = Floats::with(&device, rows, &bias).unwrap();
+    let before = Numbers::new(10).values(tokens * rows);
+    let outs = [zeros(&device, tokens, rows), Floats::with(&device, rows, &before).unwrap()];
+    let projections = [0, 1].map(|i| Projection {
+        weights: &on_device[i],
+        bias: (i == 0).then_some(&bias_on_device),
+        out: &outs[i],
+        accumulate: i == 1,
+    });
+    kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+    for i in 0..2 {
+        let wanted = products[i].iter().enumerate();
+        let wanted: Vec<_> = wanted.map(|(at, x)| x + if i == 0 { bias[at % rows] } else { before[at] }).collect();
+        let off = error(&outs[i].read(tokens).unwrap(), &wanted);
+        assert!(off < HOPPER_CEILING, "matrix {i}: {off:e}");
     }
 }
 

@@ -108,6 +108,33 @@ fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
     }
 }
 
+/// Steps of more than 64 tokens: attention in tiles, and beside it tokens that come by themselves.
+#[test]
+fn long_prompts_agree_with_the_cpu_beside_other_sequences() {
+    let (_standin, folder) = (standin(), kernels());
+    for (dtype, kv_type) in [(DType::F16, KvType::F16), (DType::F32, KvType::F16), (DType::Q4_0, KvType::Q8_0)] {
+        let file = file(&tiny(dtype));
+        let [prompt, other] = [tokens(70), tokens(5)];
+        let options = |device| LoadOptions { max_batch: 80, max_sequences: 2, kv_type, ..options(device, &folder) };
+        let run = |device| {
+            let mut model = load(&file, &options(device)).unwrap();
+            let pages = [&[6, 1, 4][..], &[3]];
+            let before = [BatchSequence { len: 4, start: 0, pages: pages[1] }];
+            model.step(&Batch { tokens: &other[..4], sequences: &before, outputs: &[] }).unwrap();
+            let both = [&other[4..], &prompt[..]].concat();
+            let sequences = [
+                BatchSequence { len: 1, start: 4, pages: pages[1] },
+                BatchSequence { len: 70, start: 0, pages: pages[0] },
+            ];
+            let outputs: Vec<u32> = (0..48).map(|output| output * 70 / 47).collect();
+            model.step(&Batch { tokens: &both, sequences: &sequences, outputs: &outputs }).unwrap().to_vec()
+        };
+        let error = error(&run(DeviceChoice::Cuda(0)), &run(DeviceChoice::Cpu));
+        println!("{dtype}, cache {kv_type}: {error:.2e}");
+        assert!(error < tolerance(dtype), "{dtype}, cache {kv_type}: {error:.2e}");
+    }
+}
+
 #[test]
 fn layers_on_both_devices_compute_what_one_does() {
     let (_standin, folder) = (standin(), kernels());

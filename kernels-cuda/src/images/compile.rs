@@ -22,6 +22,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("attention_prefill", include_str!("../../cuda/attention_prefill.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
     ("gemm_float", include_str!("../../cuda/gemm_float.cu")),
+    ("gemm_sm90a", include_str!("../../cuda/gemm_sm90a.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
     ("roof", include_str!("../../cuda/roof.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
@@ -33,6 +34,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("formats.cuh", include_str!("../../cuda/formats.cuh")),
     ("fragments.cuh", include_str!("../../cuda/fragments.cuh")),
     ("gemm.cuh", include_str!("../../cuda/gemm.cuh")),
+    ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("matmul.cuh", include_str!("../../cuda/matmul.cuh")),
 ];
 
@@ -203,6 +205,11 @@ impl Target {
         }
     }
 
+    /// Families that are named for an architecture are for its code only.
+    fn takes(&self, family: &str) -> bool {
+        family.rsplit_once("_sm").is_none_or(|(_, number)| self.name() == format!("sm_{number}"))
+    }
+
     fn options(&self) -> [String; 3] {
         [
             format!("--gpu-architecture={}", self.name()),
@@ -225,6 +232,7 @@ pub(super) fn images(device: &DeviceInfo, cache: Option<&Path>) -> Result<Vec<Ve
     let path = |family: &str| Some(cache?.join(file_name(family, &target, nvrtc.version)));
     FAMILIES
         .par_iter()
+        .filter(|(family, _)| target.takes(family))
         .map(|(family, source)| {
             let path = path(family);
             if let Some(image) = path.as_deref().and_then(kept) {
@@ -288,6 +296,8 @@ mod tests {
         assert_eq!(Target::of((8, 6), &known), Some(Target::Text(80)));
         assert_eq!(Target::of((7, 0), &known), None);
         assert_eq!(Target::Code(90).name(), "sm_90a");
+        assert!(Target::Code(90).takes("gemm_sm90a") && Target::Code(100).takes("gemm"));
+        assert!(!Target::Code(100).takes("gemm_sm90a") && !Target::Text(90).takes("gemm_sm90a"));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for many, `cuda/gemm.cu` for quantized types and
-//! `cuda/gemm_float.cu` for the others.
+//! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for many, `cuda/gemm.cu` for quantized types, or
+//! `cuda/gemm_sm90a.cu` on Hopper, and `cuda/gemm_float.cu` for the others.
 
 use super::{Floats, Quants, SCALE_BYTES, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
-    driver::{KernelArgs, Launch},
+    driver::{Function, KernelArgs, Launch},
     weights::{BLOCK, Weights, is_quantized},
 };
 use rustai_abi::DType;
@@ -16,6 +16,10 @@ pub const DECODE_TOKENS: usize = 8;
 /// As [`DECODE_TOKENS`], for weights of float types: twice through the decode kernels reads their weights twice, but with all
 /// multiprocessors, of which a product of so few tokens in tiles occupies a part. A guess to be measured.
 const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
+
+/// From so many tokens on, devices of compute capability 9.0 multiply quantized weights with their own kernel. With fewer, most of
+/// its tile is idle, and the other kernel gives the numbers of decoding. A guess to be measured.
+pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
 const MAX_MATRICES: usize = 3;
@@ -88,6 +92,10 @@ unsafe impl KernelArgs for MatmulArgs {}
 const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
 const FLOAT_TILE_ROWS: usize = 128;
+/// The same of `cuda/gemm_sm90a.cu`, which has four tiles of 64 columns of f16 in shared memory.
+const HOPPER_TILE_ROWS: usize = 128;
+const HOPPER_THREADS: u32 = 384;
+const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
 impl Kernels {
@@ -167,7 +175,9 @@ impl Kernels {
         }
         let quantized = args.scales != 0;
         let prefill = tokens > if quantized { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS };
+        let hopper = if quantized && tokens >= HOPPER_TOKENS { self.hopper_gemm(dtype)? } else { None };
         let tile_rows = match (prefill, quantized) {
+            (true, true) if hopper.is_some() => HOPPER_TILE_ROWS,
             (true, true) => TILE_ROWS,
             (true, false) => FLOAT_TILE_ROWS,
             (false, _) => 2,
@@ -209,10 +219,15 @@ impl Kernels {
         let grid = small("rows", grid)?;
         let name = dtype.name().to_lowercase();
         if prefill {
-            let shared = stage_bytes(first);
-            let function = self.get(&format!("gemm_{name}"), shared)?;
+            let (function, shared, threads) = match hopper {
+                Some(function) => (function, HOPPER_SHARED, HOPPER_THREADS),
+                None => {
+                    let shared = stage_bytes(first);
+                    (self.get(&format!("gemm_{name}"), shared)?, shared, GEMM_THREADS)
+                }
+            };
             let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
-            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, GEMM_THREADS) };
+            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, threads) };
             // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them.
             return unsafe { stream.launch(function, shape, &args, &spans) };
         }
@@ -234,6 +249,20 @@ impl Kernels {
             unsafe { stream.launch(function, shape, &part, &spans)? };
         }
         Ok(())
+    }
+}
+
+impl Kernels {
+    /// Hopper's kernel for many tokens, if this is such a device. Images that are not for exactly its architecture have none.
+    fn hopper_gemm(&self, dtype: DType) -> Result<Option<Function>, DeviceError> {
+        if self.device().info().capability != (9, 0) {
+            return Ok(None);
+        }
+        match self.get(&format!("gemm_sm90a_{}", dtype.name().to_lowercase()), HOPPER_SHARED) {
+            Ok(function) => Ok(Some(function)),
+            Err(DeviceError::MissingKernel(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
