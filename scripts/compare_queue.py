@@ -154,8 +154,13 @@ def table(results):
             f"engine {time(tokens['engine_ns'])}, through the queue {time(tokens['queue_ns'])}. What the queue adds to the engine, "
             f"taken within each turn: {adds / 1e3:.1f} us = {100 * adds / step:.2f} % of a step (medians of "
             f"{results['rounds']} x {tokens['turns']} turns of {tokens['tokens']} tokens).",
-            "",
         ]
+        if time_used := tokens.get("server_cpu_ns"):
+            lines.append(
+                f"The queue's and the server's threads take {time_used / 1e3:.1f} us of a processor for it = "
+                f"{100 * time_used / step:.2f} % of a step."
+            )
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -231,8 +236,8 @@ def main():
         "server_copied_bytes": max(copied),
     }
     if args.model:
-        fields = ("step_ns", "engine_ns", "queue_ns", "queue_adds_ns")
-        times = {field: statistics.median(report[field] for report in tokens) for field in fields}
+        fields = ("step_ns", "engine_ns", "queue_ns", "queue_adds_ns", "server_cpu_ns")
+        times = {field: statistics.median(report[field] for report in tokens) for field in fields if field in tokens[0]}
         results["tokens"] = {**tokens[0], **times}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")

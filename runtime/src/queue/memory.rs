@@ -84,7 +84,11 @@ pub(super) mod model {
     /// Words at the few addresses that are used, whose plain copies are relaxed: a copy that nothing orders may see anything
     /// that was ever written.
     #[derive(Clone)]
-    pub(in crate::queue) struct Words(Arc<Vec<(usize, AtomicU32)>>);
+    pub(in crate::queue) struct Words {
+        words: Arc<Vec<(usize, AtomicU32)>>,
+        /// Unset to see whether the model finds what is wrong without it.
+        fences: bool,
+    }
 
     impl Words {
         /// The two halves of a lane, with messages of one byte.
@@ -92,12 +96,16 @@ pub(super) mod model {
             Self::at(halves.into_iter().flat_map(|start| [0, 4, 64, 128].map(|at| start + at)))
         }
 
+        pub(in crate::queue) fn with_fences(self, fences: bool) -> Self {
+            Self { fences, ..self }
+        }
+
         pub(in crate::queue) fn at(places: impl Iterator<Item = usize>) -> Self {
-            Self(Arc::new(places.map(|at| (at, AtomicU32::new(0))).collect()))
+            Self { words: Arc::new(places.map(|at| (at, AtomicU32::new(0))).collect()), fences: true }
         }
 
         fn word(&self, at: usize) -> &AtomicU32 {
-            let found = self.0.iter().find(|(place, _)| *place == at);
+            let found = self.words.iter().find(|(place, _)| *place == at);
             &found.unwrap_or_else(|| panic!("nothing is modelled at {at}")).1
         }
     }
@@ -127,7 +135,9 @@ pub(super) mod model {
         }
 
         fn fence(&self) {
-            fence(Ordering::SeqCst);
+            if self.fences {
+                fence(Ordering::SeqCst);
+            }
         }
     }
 
@@ -160,64 +170,57 @@ pub(super) mod model {
 #[cfg(test)]
 mod tests {
     use super::{model::Words, *};
-    use loom::{sync::Mutex, thread};
+    use loom::thread;
     use rustai_abi::queue::{Ring, cqe_flag};
     use std::mem::offset_of;
 
-    /// A streaming job with two steps of progress, and its reader. The writer coalesces progress that it believes to be unread; the
-    /// reader tells how far it has read under the queue's lock, then reads the entry again, as a client does.
+    /// A streaming job with two steps of progress, and its reader. The writer writes newer progress over the older, because
+    /// nobody tells it that this was read; the reader reads entries of progress again each time it looks, as a client does.
     #[test]
     fn no_order_of_steps_loses_progress_or_an_end() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {
-            let entries = RING_ENTRIES_OFFSET..RING_ENTRIES_OFFSET + 4 * Completion::SIZE;
+            let entries = RING_ENTRIES_OFFSET..RING_ENTRIES_OFFSET + 2 * Completion::SIZE;
             let memory = Words::at(std::iter::once(offset_of!(RingHeader, tail)).chain(entries.step_by(4)));
-            let ring = loom::sync::Arc::new(Mutex::new(Ring::new(4).unwrap()));
-            ring.lock().unwrap().reserve(2).unwrap();
-            let theirs = (memory.clone(), ring.clone());
+            let theirs = memory.clone();
             let writer = thread::spawn(move || {
-                let (memory, ring) = theirs;
+                let mut ring = Ring::new(2).unwrap();
+                ring.reserve(2).unwrap();
                 let mut last = None;
                 for count in 1..=3 {
-                    let mut ring = ring.lock().unwrap();
                     let (at, flags) = match count {
                         3 => (ring.post_final(2), 0),
                         _ => (ring.post_progress(last), cqe_flag::MORE),
                     };
                     last = Some(at);
-                    put_entry(&memory, ring.place(at), &Completion { count, flags, seq: 1, ..Completion::new() });
-                    publish_tail(&memory, ring.tail());
+                    put_entry(&theirs, ring.place(at), &Completion { count, flags, seq: 1, ..Completion::new() });
+                    publish_tail(&theirs, ring.tail());
                 }
             });
-            let (mut head, mut newest, mut ends) = (0, 0, 0);
+            let (mut head, mut newest, mut ends, mut progress) = (0, 0, 0, Vec::new());
             let mut look = || {
                 let to = tail(&memory);
-                let mut progress = Vec::new();
+                for at in &progress {
+                    newest = newest.max(entry(&memory, *at).count);
+                }
                 while head != to {
-                    let entry = entry(&memory, head as usize % 4);
-                    assert_eq!(entry.seq, 1, "an entry that was not written yet");
-                    if entry.flags & cqe_flag::MORE == 0 {
-                        assert_eq!(entry.count, 3);
+                    let read = entry(&memory, head as usize);
+                    assert_eq!(read.seq, 1, "an entry that was not written yet");
+                    if read.flags & cqe_flag::MORE == 0 {
+                        assert_eq!(read.count, 3);
                         ends += 1;
                     } else {
-                        progress.push(head);
+                        progress.push(head as usize);
+                        newest = newest.max(read.count);
                     }
-                    newest = newest.max(entry.count);
                     head += 1;
-                }
-                if !progress.is_empty() {
-                    ring.lock().unwrap().advance(head).unwrap();
-                    for at in progress {
-                        let entry = entry(&memory, at as usize % 4);
-                        newest = newest.max(entry.count);
-                    }
                 }
                 (newest, ends)
             };
             look();
             writer.join().unwrap();
-            assert_eq!(look(), (3, 1));
+            assert_eq!(look(), (2, 1));
         });
     }
 }

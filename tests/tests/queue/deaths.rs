@@ -120,6 +120,8 @@ fn clients_die(count: u32, alone: bool) {
     let server = Server::start(broker.clone(), None, ServerOptions::default()).unwrap();
     let listener = Listener::bind(&broker, &socket, ListenerOptions::default()).unwrap();
     let client = Client::over(Arc::new(Socket::connect(&socket).unwrap()), ClientOptions::default()).unwrap();
+    // Its first wait has the server keep an eventfd.
+    work(&client, Instant::now() + Duration::from_millis(20)).unwrap();
     let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (mut rng, before) = (Rng::new(7), fds());
     for round in 0..count {

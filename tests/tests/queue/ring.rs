@@ -1,8 +1,9 @@
 //! The completion ring under every order of events that two sides can bring about, for small numbers of them.
 //!
-//! The writer is the queue's own [`Ring`]; the reader does what `rustai::queue::Client` does: read entries up to the tail, tell
-//! how far it has read, and read entries of progress once more after that, because the writer writes over an entry of
-//! progress that it believes to be unread. Each action is one step, and all interleavings are walked through.
+//! The writer is the queue's own [`Ring`]; the reader does what `rustai::queue::Client` does: it reads entries up to the tail, and
+//! those of progress again and again, because the writer writes over an entry of progress that it believes to be unread. With
+//! some later call it tells how far it has read, reads those entries a last time after that, and forgets them. Each action is
+//! one step, and all interleavings are walked through.
 
 use rustai_abi::queue::{Completion, Ring, cqe_flag};
 use std::collections::HashSet;
@@ -11,13 +12,11 @@ const ENTRIES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Reader {
-    /// Looks at the tail.
+    /// Looks at what it knows and at the tail.
     Idle,
     /// Reads entries up to the tail that it saw.
     Reading { tail: u32 },
-    /// Tells the head.
-    Telling,
-    /// Reads an entry of progress again.
+    /// Reads an entry of progress a last time.
     Again,
 }
 
@@ -31,7 +30,7 @@ struct World {
     last: [Option<u32>; 2],
     reader: Reader,
     head: u32,
-    /// Entries of progress that were read: index and job.
+    /// Entries of progress that were read, and not told to be: index and job.
     again: Vec<(u32, u64)>,
     seen: [u32; 2],
     finals: [u32; 2],
@@ -87,11 +86,26 @@ impl World {
 
     fn read(&mut self) -> bool {
         match self.reader {
-            Reader::Idle if self.ring.tail() == self.head => return false,
-            Reader::Idle => self.reader = Reader::Reading { tail: self.ring.tail() },
-            Reader::Reading { tail } if self.head == tail => {
-                self.reader = if self.again.is_empty() { Reader::Idle } else { Reader::Telling };
+            Reader::Idle => {
+                for at in 0..self.again.len() {
+                    let (index, seq) = self.again[at];
+                    let entry = self.places[self.ring.place(index)];
+                    assert_eq!(
+                        (entry.seq, entry.flags),
+                        (seq, cqe_flag::MORE),
+                        "the place of an unread entry is its own"
+                    );
+                    if entry.count > self.seen[seq as usize] {
+                        self.seen[seq as usize] = entry.count;
+                        return true;
+                    }
+                }
+                if self.ring.tail() == self.head {
+                    return false;
+                }
+                self.reader = Reader::Reading { tail: self.ring.tail() };
             }
+            Reader::Reading { tail } if self.head == tail => self.reader = Reader::Idle,
             Reader::Reading { .. } => {
                 let entry = self.places[self.ring.place(self.head)];
                 if entry.flags & cqe_flag::MORE != 0 {
@@ -99,10 +113,6 @@ impl World {
                 }
                 self.take(entry);
                 self.head = self.head.wrapping_add(1);
-            }
-            Reader::Telling => {
-                self.ring.advance(self.head).expect("the head is between the last one and the tail");
-                self.reader = Reader::Again;
             }
             Reader::Again => match self.again.pop() {
                 None => self.reader = Reader::Idle,
@@ -115,6 +125,16 @@ impl World {
                 }
             },
         }
+        true
+    }
+
+    /// Tells how far it has read, if it has not.
+    fn tell(&mut self) -> bool {
+        if self.reader != Reader::Idle || self.ring.head() == self.head {
+            return false;
+        }
+        self.ring.advance(self.head).expect("the head is between the last one and the tail");
+        self.reader = Reader::Again;
         true
     }
 
@@ -149,6 +169,10 @@ fn walk(start: World) -> (usize, usize) {
             // Nothing is left to read: the reader knows the newest of everything without another event.
             assert_eq!(world.seen, world.told, "progress is stuck: {world:?}");
             assert_eq!(world.finals, world.done.map(u32::from), "one end for each job that has ended");
+        }
+        let mut next = world.clone();
+        if next.tell() {
+            open.push(next);
         }
         let mut wrote = false;
         for job in 0..2 {

@@ -7,7 +7,7 @@ use crate::{
 };
 use rustai_abi::queue::{
     BufRegister, BufRelease, BufferName, Cancel, Errno, EventFd, Limits, MAX_BATCH, MAX_STRUCT, MAX_TENSORS, Query,
-    Setup, Stat, Submit, Tensor, Wait, Wire, check_admission, job_flag, op, op_flag,
+    Ring, Setup, Stat, Submit, Tensor, Wait, Wire, check_admission, job_flag, op, op_flag,
 };
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -106,15 +106,19 @@ impl Member {
 
     fn setup(&self, bytes: &mut [u8]) -> Result<Answer, Errno> {
         let ask: Setup = read(bytes)?;
-        let (answer, fd) = self.broker.with(false, |core, outside| {
-            let answer = core.setup(self.id, &ask)?;
-            let make = || {
+        // Memory is made before the lock is taken, so that nobody waits for it.
+        let made = match Ring::new(ask.entries) {
+            Ok(_) => {
                 let ring = RingMemory::new(ask.entries)?;
                 let fd = ring.fd.try_clone().map_err(|_| Errno::ENOMEM)?;
                 Ok((ring, fd))
-            };
-            // The lock is held over this, so that nobody sees a context without its ring.
-            match make() {
+            }
+            Err(errno) => Err(errno),
+        };
+        let (answer, fd) = self.broker.with(false, |core, outside| {
+            // What else is wrong with the call comes first.
+            let answer = core.setup(self.id, &ask)?;
+            match made {
                 Ok((ring, fd)) => {
                     ring.publish_server(core.server());
                     outside.sides[self.side()].ring = Some(ring);

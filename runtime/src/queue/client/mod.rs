@@ -99,7 +99,7 @@ struct State {
     followers: u32,
     /// The other side is gone, and with it all jobs.
     gone: bool,
-    /// Places of progress entries that were read, but whose reading the queue does not know of yet.
+    /// Entries of progress that were read, but whose reading the queue does not know of yet.
     progress: Vec<Entry>,
 }
 
@@ -190,7 +190,7 @@ impl Client {
         let answer = self.inner.submit(&ask, extra)?;
         drop(order);
         let mut state = self.inner.lock();
-        state.told = head;
+        self.inner.told(&mut state, head);
         let admitted = (answer.admitted as usize).min(jobs.len());
         Ok((0..admitted as u64)
             .zip(&jobs)
@@ -235,10 +235,11 @@ impl Client {
         let head = self.inner.reap_locked(&mut self.inner.lock());
         let ask = Submit { head, count: 1, wait: 1, ..Submit::new() };
         let answer = self.inner.submit(&ask, Extra { jobs: &jobs, tensors: &tensors, fd: None })?;
+        let mut told = head;
         loop {
             let mut state = self.inner.lock();
-            let head = self.inner.reap_locked(&mut state);
-            state.told = ask.head;
+            self.inner.told(&mut state, told);
+            let head = state.head;
             if let Some(done) = state.jobs.get(&answer.first_seq).and_then(|flight| flight.done) {
                 state.jobs.remove(&answer.first_seq);
                 return Ok(done);
@@ -246,7 +247,7 @@ impl Client {
             drop(state);
             let ask = Wait { head, wait: 1, ..Wait::new() };
             self.inner.call(op::WAIT, &ask, Extra::default())?;
-            self.inner.lock().told = head;
+            told = head;
         }
     }
 
@@ -281,7 +282,7 @@ impl Client {
         let extra = Extra { jobs: &jobs, tensors: &tensors, fd: None };
         let answered = self.inner.transport.submit_spinning(&mut bytes, extra, &mut is_done);
         answered.map_err(|fault| self.inner.fault(fault, op::SUBMIT))?;
-        self.inner.lock().told = head;
+        self.inner.told(&mut self.inner.lock(), head);
         drop(order);
         match found {
             Some(entry) => {
@@ -404,9 +405,28 @@ impl Inner {
     }
 
     /// Reads what the ring holds; the new head.
+    ///
+    /// As long as the queue has not been told that an entry of progress was read, it writes newer progress over it. So those
+    /// entries are read again each time, and nobody needs to tell it for the sake of progress.
     fn reap_locked(&self, state: &mut State) -> u32 {
         let tail = self.ring.tail();
         let mut came = false;
+        let State { jobs, progress, .. } = state;
+        progress.retain(|&Entry { index, seq }| {
+            let entry = self.ring.entry(index);
+            let flight = match jobs.get_mut(&seq) {
+                Some(flight) if flight.done.is_none() => flight,
+                _ => return false,
+            };
+            if entry.seq == seq && entry.flags & cqe_flag::MORE != 0 && Some(entry.count) > flight.progress {
+                flight.progress = Some(entry.count);
+                came = true;
+                if let Some(waker) = flight.waker.take() {
+                    waker.wake();
+                }
+            }
+            true
+        });
         while state.head != tail {
             let entry = self.ring.entry(state.head);
             came = true;
@@ -432,35 +452,18 @@ impl Inner {
         state.head
     }
 
-    /// Reads what the ring holds. Where progress was among it, the queue is told, so that newer progress gets a place of its
-    /// own; what was written over an entry until then is read again.
-    fn reap(&self) -> Result<(), QueueError> {
-        let mut state = self.lock();
-        self.reap_locked(&mut state);
-        if state.progress.is_empty() || state.gone {
-            return Ok(());
-        }
-        drop(state);
-        let _order = self.lock_order();
-        let mut state = self.lock();
-        let head = self.reap_locked(&mut state);
-        let read = std::mem::take(&mut state.progress);
-        drop(state);
-        if let Err(error) = self.call(op::WAIT, &Wait { head, ..Wait::new() }, Extra::default()) {
-            return if matches!(error, QueueError::Gone) { Ok(()) } else { Err(error) };
-        }
-        let mut state = self.lock();
+    /// Takes note that the queue has been told `head`. What it wrote over entries of progress until then is read; from now on
+    /// their places may be another job's.
+    fn told(&self, state: &mut State, head: u32) {
+        self.reap_locked(state);
         state.told = head;
-        for Entry { index, seq } in read {
-            let entry = self.ring.entry(index);
-            if entry.seq == seq
-                && entry.flags & cqe_flag::MORE != 0
-                && let Some(flight) = state.jobs.get_mut(&seq)
-            {
-                flight.progress = flight.progress.max(Some(entry.count));
-            }
-        }
-        Ok(())
+        // Indices wrap: an entry is in front of the head if it is less than a ring behind it.
+        state.progress.retain(|entry| head.wrapping_sub(entry.index).wrapping_sub(1) >= u32::MAX / 2);
+    }
+
+    /// Reads what the ring holds.
+    fn reap(&self) {
+        self.reap_locked(&mut self.lock());
     }
 
     /// The other side is gone: what is in flight will never complete, so it fails here.
@@ -489,7 +492,7 @@ impl Inner {
     /// Waits until `done` holds or the time is over.
     fn wait_for(&self, deadline: Option<u64>, done: impl Fn(&State) -> bool) -> Result<(), QueueError> {
         loop {
-            self.reap()?;
+            self.reap();
             let mut state = self.lock();
             if done(&state) {
                 return Ok(());

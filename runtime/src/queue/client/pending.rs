@@ -76,12 +76,12 @@ impl Pending {
         self.wait_until(clock::deadline(time))
     }
 
-    /// The end if it has come; makes no system call unless progress has to be acknowledged.
+    /// The end if it has come; makes no system call.
     ///
     /// # Errors
     /// If the transport fails.
     pub fn try_wait(&mut self) -> Result<Option<Completion>, QueueError> {
-        self.inner.reap()?;
+        self.inner.reap();
         self.take()
     }
 
@@ -100,9 +100,7 @@ impl Pending {
     /// As [`update`](Self::update), for tasks.
     pub fn poll_update(&mut self, context: &mut Context<'_>) -> Poll<Result<Update, QueueError>> {
         self.inner.start_reactor();
-        if let Err(error) = self.inner.reap() {
-            return Poll::Ready(Err(error));
-        }
+        self.inner.reap();
         match self.news() {
             Ok(Some(update)) => return Poll::Ready(Ok(update)),
             Err(error) => return Poll::Ready(Err(error)),

@@ -38,6 +38,10 @@ pub struct Tokens {
     queue_ns: f64,
     /// What the queue adds to the engine.
     queue_adds_ns: f64,
+    /// Processor time of the queue's and the server's threads; on a busy machine it tells more than differences of wall time
+    /// can. Absent where the system does not count it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_cpu_ns: Option<f64>,
 }
 
 /// Measures with a model.
@@ -59,10 +63,13 @@ pub fn measure(spec: &str, args: &BenchQueueArgs, folder: &Path, guard: &Guard) 
     for turn in 0..=turns {
         let step = step(&mut *alone, tokens, guard)?;
         let streamed = streamed(&engine, tokens)?;
+        let before = server_time();
         let queued = queued(&client, tokens)?;
+        let server =
+            server_time().zip(before).map(|(after, before)| per_token(after.saturating_sub(before), tokens + 1));
         // The first turn warms up.
         if turn > 0 {
-            times.push([step, streamed, queued, queued - streamed]);
+            times.push([step, streamed, queued, queued - streamed, server.unwrap_or(f64::NAN)]);
         }
     }
     drop((client, listener, server));
@@ -80,7 +87,21 @@ pub fn measure(spec: &str, args: &BenchQueueArgs, folder: &Path, guard: &Guard) 
         engine_ns: median(1),
         queue_ns: median(2),
         queue_adds_ns: median(3),
+        server_cpu_ns: Some(median(4)).filter(|time| time.is_finite()),
     })
+}
+
+/// Processor time that threads of the queue and the server have used so far.
+fn server_time() -> Option<Duration> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let read = |name| std::fs::read_to_string(thread.path().join(name)).ok();
+        // Both are named so where they are started; the model's threads are not.
+        if read("comm")?.starts_with("rustai-queue") || read("comm")?.starts_with("rustai-client") {
+            sum += read("schedstat")?.split_whitespace().next()?.parse::<u64>().ok()?;
+        }
+    }
+    Some(Duration::from_nanos(sum))
 }
 
 fn per_token(time: Duration, tokens: usize) -> f64 {
@@ -138,7 +159,7 @@ fn since_first(began: Option<(Instant, usize)>, count: usize) -> Result<f64, Fai
 
 impl std::fmt::Display for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { model, threads, step_ns, engine_ns, queue_ns, queue_adds_ns, .. } = self;
+        let Self { model, threads, step_ns, engine_ns, queue_ns, queue_adds_ns, server_cpu_ns, .. } = self;
         write!(
             f,
             "a token of {model}, {threads} threads: {:.1} us the model alone, {:.1} us the engine, {:.1} us through the queue, \
@@ -148,6 +169,12 @@ impl std::fmt::Display for Tokens {
             queue_ns / 1e3,
             queue_adds_ns / 1e3,
             100.0 * queue_adds_ns / step_ns
-        )
+        )?;
+        match server_cpu_ns {
+            Some(time) => {
+                write!(f, "; its threads take {:.1} us of a processor = {:.2} %", time / 1e3, 100.0 * time / step_ns)
+            }
+            None => Ok(()),
+        }
     }
 }
