@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -119,7 +120,7 @@ class Run:
         link = folder / "libcuda.so"
         link.unlink(missing_ok=True)
         link.symlink_to(libraries[-1])
-        (folder / "all.sm_90a.cubin").write_bytes(b"the stand-in has all kernels in it")
+        (folder / "all.sm_90a.cubin").write_bytes(b"// the stand-in has all kernels in it\0")
         self.environment["LD_LIBRARY_PATH"] = str(folder)
         self.environment["RUSTAI_CUDA_KERNELS"] = str(folder)
 
@@ -127,34 +128,56 @@ class Run:
         return self.options.seconds - (time.monotonic() - self.started)
 
     def step(self, name: str, command: list, seconds: float, cwd: Path = ROOT) -> str | None:
-        """Runs a command within a time; returns its output, or None if it failed or there was no time."""
+        """Runs a command within a time; returns its output, or None if it failed or there was no time. Its log has errors, too."""
         seconds = min(seconds, self.left() - 5)
         log = self.out / f"{name}.log"
         began = time.monotonic()
         if seconds < 2:
             outcome, text = "no time left", None
         else:
-            try:
-                done = subprocess.run(
-                    [str(part) for part in command],
-                    cwd=cwd,
-                    env=self.environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    timeout=seconds,
-                    text=True,
-                )
-                text, outcome = done.stdout, "ok" if done.returncode == 0 else f"failed ({done.returncode})"
-            except subprocess.TimeoutExpired as expired:
-                text, outcome = (expired.stdout or b"").decode(errors="replace"), f"stopped after {seconds:.0f} s"
-            except FileNotFoundError:
-                text, outcome = None, "not there"
-            log.write_text(text or "")
+            text, outcome = self.finish([str(part) for part in command], seconds, cwd, log)
         took = time.monotonic() - began
         self.found["steps"][name] = {"outcome": outcome, "seconds": round(took, 1)}
         print(f"{name}: {outcome}, {took:.0f} s", flush=True)
         self.write()
         return text if outcome == "ok" else None
+
+    def finish(self, command: list[str], seconds: float, cwd: Path, log: Path) -> tuple[str | None, str]:
+        """Runs a command to its end, or ends it and what it has started; returns its output and how that went."""
+        try:
+            with log.with_suffix(".errors").open("w") as errors:
+                process = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=self.environment,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,
+                )
+                try:
+                    text, _ = process.communicate(timeout=seconds)
+                    outcome = "ok" if process.returncode == 0 else f"failed ({process.returncode})"
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    text, _ = process.communicate()
+                    outcome = f"stopped after {seconds:.0f} s"
+        except FileNotFoundError:
+            return None, "not there"
+        log.write_text(text + log.with_suffix(".errors").read_text(errors="replace"))
+        log.with_suffix(".errors").unlink()
+        return text, outcome
+
+    def json(self, name: str, text: str | None):
+        """What a step printed, as JSON; a step that printed something else has failed."""
+        if text is None:
+            return None
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            self.found["steps"][name]["outcome"] = f"failed: its output is no JSON ({error})"
+            return None
 
     def write(self) -> None:
         (self.out / "gpu.json").write_text(json.dumps(self.found, indent=2) + "\n")
@@ -163,8 +186,7 @@ class Run:
 
     def host(self) -> None:
         text = self.step("info", [self.bin / "rustai", "info", "--json"], 60)
-        if text:
-            self.found["info"] = json.loads(text)
+        self.found["info"] = self.json("info", text)
         if not self.options.standin:
             query = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem"
             text = self.step("nvidia-smi", ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], 20)
@@ -193,8 +215,7 @@ class Run:
         else:
             command += ["--type", "Q4_0,Q4_K,Q6_K,Q8_0,F16,BF16", "--model", "1b,8b", "--m", "1,2,4,8,16,64,512,2048,4096"]
         text = self.step("bench-kernels", command, 150)
-        if text:
-            self.found["kernels"] = json.loads(text[text.index("{") :])
+        self.found["kernels"] = self.json("bench-kernels", text)
 
     def synthetic(self) -> dict[str, Path]:
         """Models with random weights; on the stand-in a tiny one, if any."""
@@ -223,13 +244,13 @@ class Run:
             for turn in range(1 if self.options.standin else 2):
                 shared = ["-m", path, "-p", prompt, "-n", generate, "-r", "1" if self.options.standin else "3"]
                 ours = [self.bin / "rustai", "bench", *shared, "--sequences", sequences, "-b", "2048", "--device", "cuda"]
-                text = self.step(f"bench-{name}-{turn}", [*ours, "--json"], 120)
-                for row in json.loads(text[text.index("[") :]) if text else []:
+                step = f"bench-{name}-{turn}"
+                for row in self.json(step, self.step(step, [*ours, "--json"], 120)) or []:
                     rows.append({"engine": "rustai", "model": name, "test": row["test"], "tokens_per_s": row["avg_ts"]})
                 if llama:
                     theirs = [llama / "llama-bench", *shared, "-b", "2048", "-ub", "2048", "-fa", "1", "-ngl", "99"]
-                    text = self.step(f"llama-{name}-{turn}", [*theirs, "-o", "json"], 120)
-                    for row in json.loads(text[text.index("[\n") :]) if text else []:
+                    step = f"llama-{name}-{turn}"
+                    for row in self.json(step, self.step(step, [*theirs, "-o", "json"], 120)) or []:
                         test = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
                         rows.append({"engine": "llama.cpp", "model": name, "test": test, "tokens_per_s": row["avg_ts"]})
         self.found["end_to_end"] = rows
@@ -243,7 +264,7 @@ class Run:
     def pytorch(self) -> None:
         if not self.options.standin:
             text = self.step("pytorch", [sys.executable, "-c", PYTORCH], 90)
-            self.found["pytorch"] = json.loads(text.splitlines()[-1]) if text else None
+            self.found["pytorch"] = self.json("pytorch", text)
 
     def ncu(self, paths: dict[str, Path]) -> None:
         if self.options.standin or not paths:
@@ -253,6 +274,15 @@ class Run:
         profile = ["ncu", "--clock-control", "none", "--metrics", metrics, "--kernel-name", "regex:gemv|gemm|attend"]
         bench = [self.bin / "rustai", "bench", "-m", path, "-p", "512", "-n", "4", "-r", "1", "--no-warmup", "--device", "cuda"]
         self.found["ncu"] = self.step("ncu", [*profile, "--launch-count", "60", *bench], 90)
+
+    def failed(self) -> bool:
+        """Whether a step that must pass did not, or a test failed or none ran. Other programs may be absent."""
+        optional = ("sanitizer", "pytorch", "ncu", "llama", "nvidia-smi")
+        for name, step in self.found["steps"].items():
+            absent = step["outcome"] in ("not there", "no time left") and name.startswith(optional)
+            if step["outcome"] != "ok" and not absent:
+                return True
+        return not all(re.fullmatch(r"[1-9]\d* passed, 0 failed", text) for text in self.found["tests"].values())
 
     def table(self) -> None:
         print()
@@ -355,8 +385,7 @@ def main() -> None:
     run.ncu(paths)
     run.write()
     run.table()
-    failed = any(step["outcome"].startswith("failed") for step in run.found["steps"].values())
-    sys.exit(bool(failed))
+    sys.exit(run.failed())
 
 
 if __name__ == "__main__":

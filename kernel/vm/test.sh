@@ -9,7 +9,7 @@ set -eu
 # What must not be in a kernel's log.
 BAD='WARNING:|BUG:|BUG |KASAN|UBSAN|Oops|general protection fault|Call Trace|Kernel panic|unreferenced object|'
 BAD="$BAD"'refcount_t|possible circular locking|possible recursive locking|inconsistent lock|suspicious RCU|'
-BAD="$BAD"'hung_task|blocked for more than|soft lockup|rcu_.*stall|sleeping function|scheduling while atomic|'
+BAD="$BAD"'hung_task|blocked for more than|soft lockup|rcu_[a-z]+ (self-)?detected|sleeping function|scheduling while atomic|'
 BAD="$BAD"'deprecated|list_(add|del) corruption|rust_kernel: panicked|page_owner|Unable to handle|'
 # KUnit's tests, which the debug kernel runs when the module is loaded.
 BAD="$BAD"'not ok [0-9]'

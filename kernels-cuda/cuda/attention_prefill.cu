@@ -6,7 +6,8 @@
 // values of this one are multiplied, and values while the keys are. An 8-bit cache goes through registers, where a quant
 // becomes quant * scale rounded to f16.
 //
-// Queries (times the scale) and weights are rounded to f16; everything else is f32.
+// Queries (times the scale) and weights are rounded to f16; everything else is f32. Weights of positions that a row does not see
+// are zeros, so a value there that is infinite or no number spoils it if other rows of the tile see the position.
 #include "attention.cuh"
 #include "fragments.cuh"
 
@@ -106,10 +107,8 @@ struct Fetch<DIM, false> {
 
 // Four signed bytes times an f16, rounded to f16.
 DEVICE uint2 scale_bytes(u32 bytes, u32 scale) {
-    // A byte b + 128 under the bits of 1024 is the f16 1152 + b.
-    const u32 shifted = bytes ^ 0x80808080, offset = 0x64806480;
-    const u32 low = ptx::subtract_halves(ptx::permute(shifted, 0x64646464, 0x4140), offset);
-    const u32 high = ptx::subtract_halves(ptx::permute(shifted, 0x64646464, 0x4342), offset);
+    u32 low, high;
+    ptx::widen_bytes(bytes, ptx::UNIT_1, ptx::OFFSET_1, low, high);
     return {ptx::multiply_halves(low, scale), ptx::multiply_halves(high, scale)};
 }
 

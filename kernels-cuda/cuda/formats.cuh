@@ -134,16 +134,18 @@ struct Codes8 {
 template <int N>
 struct Offset {
     static constexpr int OFFSET = N;
-    DEVICE static void map(u32 (&)[8]) {}
+    template <int WORDS>
+    DEVICE static void map(u32 (&)[WORDS]) {}
 };
 
 // Sixteen signed bytes, four to a word.
 template <u32 A, u32 B, u32 C, u32 D>
 struct Table {
     static constexpr int OFFSET = 0;
-    DEVICE static void map(u32 (&words)[8]) {
+    template <int WORDS>
+    DEVICE static void map(u32 (&words)[WORDS]) {
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < WORDS; j++) {
             // Four codes to four nibbles.
             u32 code = ptx::permute(words[j] | words[j] >> 4, 0, 0x4420);
             // Both halves of the table, and then the one that bit 3 of each code names.
@@ -265,6 +267,9 @@ struct Quantized {
     static constexpr int HALVES = Scale::HALVES;
     static constexpr int OFFSET = Value::OFFSET;
     static constexpr bool ADDS = Scale::ADDS;
+    using CodesType = Codes;
+    using ValueType = Value;
+    using ScaleType = Scale;
 
     // A block of weights as it is in memory.
     Codes codes;
@@ -427,8 +432,9 @@ using IQ4_NL = Quantized<Codes4, Iq4Table, ScaleHalf>;
 using IQ4_XS = Quantized<Codes4, Iq4Table, ScaleRuns32>;
 using MXFP4 = Quantized<Codes4, Mxfp4Table, ScaleBf16>;
 
-// Calls a macro with every quantized type, and with every type.
+// Calls a macro with every quantized type, every float type, and every type.
 #define QUANTIZED_TYPES(X)                                                                                             \
     X(q4_0, Q4_0) X(q4_1, Q4_1) X(q5_0, Q5_0) X(q5_1, Q5_1) X(q8_0, Q8_0) X(q2_k, Q2_K) X(q3_k, Q3_K) X(q4_k, Q4_K)     \
     X(q5_k, Q5_K) X(q6_k, Q6_K) X(iq4_nl, IQ4_NL) X(iq4_xs, IQ4_XS) X(mxfp4, MXFP4)
-#define ALL_TYPES(X) QUANTIZED_TYPES(X) X(f16, F16) X(bf16, BF16) X(f32, F32)
+#define FLOAT_TYPES(X) X(f16, F16) X(bf16, BF16) X(f32, F32)
+#define ALL_TYPES(X) QUANTIZED_TYPES(X) FLOAT_TYPES(X)

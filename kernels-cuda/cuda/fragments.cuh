@@ -163,6 +163,25 @@ DEVICE u32 subtract_halves(u32 a, u32 b) {
 #endif
 }
 
+// a b + c, rounded once.
+DEVICE u32 multiply_add_halves(u32 a, u32 b, u32 c) {
+#ifdef RUSTAI_EMULATOR
+    auto one = [&](u32 shift) {
+        // A product of two f16 and its sum with a third are exact in double precision, but for what f16 never shows.
+        const double product = double(half_to_float(u16(a >> shift))) * double(half_to_float(u16(b >> shift)));
+        const _Float16 half = static_cast<_Float16>(product + double(half_to_float(u16(c >> shift))));
+        u16 bits;
+        memcpy(&bits, &half, 2);
+        return u32(bits) << shift;
+    };
+    return one(0) | one(16);
+#else
+    u32 out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+#endif
+}
+
 DEVICE u32 multiply_halves(u32 a, u32 b) {
 #ifdef RUSTAI_EMULATOR
     return emu_halves(a, b, [](float a, float b) { return a * b; });
@@ -172,6 +191,17 @@ DEVICE u32 multiply_halves(u32 a, u32 b) {
     return out;
 #endif
 }
+
+// Four signed bytes as f16, the first two in `low`. A byte b + 128 in the lowest bits of the f16 `unit` is unit + b + 128 of its
+// last places; `offset` is what is subtracted from it. Both stand twice in their words.
+DEVICE void widen_bytes(u32 bytes, u32 unit, u32 offset, u32& low, u32& high) {
+    const u32 shifted = bytes ^ 0x80808080;
+    low = subtract_halves(permute(shifted, unit, 0x5150), offset);
+    high = subtract_halves(permute(shifted, unit, 0x5352), offset);
+}
+// The bits of 1024, whose last place is 1, and of 1024 + 128; of 8, whose last place is 1/128, and of 8 + 1.
+constexpr u32 UNIT_1 = 0x64006400, OFFSET_1 = 0x64806480;
+constexpr u32 UNIT_128TH = 0x48004800, OFFSET_128TH = 0x48804880;
 
 // ---- products of 16-bit floats, summed in f32
 

@@ -5,7 +5,7 @@
 // double-buffered, with one barrier per step. Each block of 32 columns is one integer product, whose sums are scaled into
 // `f32`, so results have the numbers of the decode kernels in another order.
 #include "fragments.cuh"
-#include "matmul.cuh"
+#include "gemm.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 TILE_TOKENS = 128;
@@ -32,12 +32,6 @@ struct Stage {
     float factors[STEP][PARTS][TILE_ROWS];
 };
 
-// Row `local` of the tile: rows of one matrix, or 8 rows of gate and 8 of up in turn, so that the thread that has a result of
-// the one has that of the other.
-DEVICE u32 row_of(const MatmulArgs& args, u32 tile, u32 local) {
-    return args.gated ? tile * (TILE_ROWS / 2) + local / 16 * 8 + local % 8 : tile * TILE_ROWS + local;
-}
-
 template <class Type>
 DEVICE void gemm(const MatmulArgs& args) {
     DYNAMIC_SHARED(Stage<Type>, stages);
@@ -52,7 +46,7 @@ DEVICE void gemm(const MatmulArgs& args) {
     const u32 my_row = threadIdx.x / STEP, my_block = threadIdx.x % STEP;
     const u32 mine = args.gated ? my_row / 8 % 2 : which;
     const u32 last_row = args.matrices[mine].rows - 1;
-    const u32 source = min(row_of(args, tile, my_row), last_row);
+    const u32 source = min(row_of<TILE_ROWS>(args, tile, my_row), last_row);
     const Planes planes = args.matrices[mine].planes;
 
     Type next{};
@@ -194,25 +188,7 @@ DEVICE void gemm(const MatmulArgs& args) {
         }
     }
 
-    const MatrixArgs& matrix = args.matrices[which];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const u32 token = first_token + warp_token + i * 16 + e / 2 * 8 + lane / 4;
-                const u32 row = row_of(args, tile, warp_row + j * 8 + lane % 4 * 2 + e % 2);
-                if (token >= args.tokens || row >= matrix.rows || (args.gated && j % 2)) continue;
-                float value = sums[i][j][e];
-                if (args.gated) {
-                    value = silu(value) * sums[i][j | 1][e];
-                } else if (matrix.bias) {
-                    value += matrix.bias[row];
-                }
-                float* out = matrix.out + size_t(token) * matrix.stride + row;
-                *out = matrix.accumulate ? *out + value : value;
-            }
+    store_results<TILE_ROWS>(args, which, tile, first_token + warp_token, warp_row, sums);
 }
 
 #define GEMM(name, Type) KERNEL(gemm_##name, MatmulArgs, THREADS) { gemm<Type>(args); }

@@ -73,6 +73,9 @@ struct Fiber {
     std::vector<std::function<void()>> copies;  // asynchronous copies that were not awaited, oldest first
     std::vector<size_t> groups;                 // how many of them each committed group holds
     size_t ungrouped = 0;
+    std::vector<std::function<void()>> products;  // the same of asynchronous products of a warpgroup
+    std::vector<size_t> product_groups;
+    size_t ungrouped_products = 0;
     char* stack = nullptr;
 #if defined(__x86_64__)
     void* at = nullptr;
@@ -88,6 +91,14 @@ struct Warp {
     unsigned arrived = 0, exited = 0;
 };
 
+// Four warps that compute products together.
+constexpr unsigned TEAM = 128;
+
+struct Team {
+    const void* in[TEAM];
+    unsigned arrived = 0, generation = 0;
+};
+
 struct SharedArray {
     const void* key;
     unsigned char* start;
@@ -98,6 +109,7 @@ struct Block {
     dim3 grid, size, index;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
+    std::vector<Team> teams;
     std::vector<unsigned char> memory;
     std::vector<SharedArray> arrays;
     size_t used = 0, dynamic_bytes = 0, alive = 0;
@@ -170,6 +182,7 @@ inline void fiber_main() {
     block.body();
     Fiber& me = *block.current;
     if (!me.copies.empty()) fail("a thread returned with asynchronous copies under way");
+    if (!me.products.empty()) fail("a thread returned with asynchronous products under way");
     me.state = State::done;
     block.alive--;
     block.warps[me.warp].exited |= 1u << me.lane;
@@ -185,6 +198,9 @@ inline void prepare(Fiber& fiber) {
     fiber.copies.clear();
     fiber.groups.clear();
     fiber.ungrouped = 0;
+    fiber.products.clear();
+    fiber.product_groups.clear();
+    fiber.ungrouped_products = 0;
 #if defined(__x86_64__)
     void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(fiber.stack) + STACK) & ~uintptr_t(15));
     *--top = nullptr;
@@ -304,6 +320,22 @@ inline void poll(std::function<bool()> ready) {
     yield();
 }
 
+// All threads of a warpgroup bring a request; when the last has come, `compute` serves them all.
+template <class In, class Compute>
+void together(const In& in, Compute compute) {
+    const unsigned index = block.current->index;
+    Team& team = block.teams[index / TEAM];
+    team.in[index % TEAM] = &in;
+    if (++team.arrived < TEAM) {
+        const unsigned generation = team.generation;
+        poll([&team, generation] { return team.generation != generation; });
+        return;
+    }
+    compute(reinterpret_cast<const In* const(&)[TEAM]>(team.in));
+    team.arrived = 0;
+    team.generation++;
+}
+
 // ---- running a block
 
 inline uint64_t random_state = 1;
@@ -339,6 +371,7 @@ inline void run_block() {
     block.used = 0;
     block.alive = block.fibers.size();
     for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
+    block.teams.assign((block.fibers.size() + TEAM - 1) / TEAM, Team());
     for (auto& fiber : block.fibers) prepare(fiber);
     std::vector<unsigned> warps(block.warps.size()), lanes(WARP);
     while (block.alive && !block.failed) {

@@ -22,9 +22,11 @@ enum Result {
     OUT_OF_MEMORY = 2,
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
+    INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
+    CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALID = 901,
 };
 
@@ -58,7 +60,7 @@ struct Module {
 struct State {
     std::map<std::string, long> settings{
         {"devices", 1}, {"driver", 13000}, {"capability", 90}, {"memory", 4l << 30}, {"fail_launch", 0},
-        {"stub", 0}, {"fail_host_memory", 0}};
+        {"stub", 0}, {"init", 0}, {"fail_host_memory", 0}};
     std::map<Address, size_t> allocations;
     std::map<void*, size_t> host_allocations;
     size_t allocated = 0;
@@ -106,9 +108,12 @@ const char* name_of(int result) {
         case 34: return "CUDA_ERROR_STUB_LIBRARY";
         case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
         case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
+        case INVALID_CONTEXT: return "CUDA_ERROR_INVALID_CONTEXT";
         case INVALID_HANDLE: return "CUDA_ERROR_INVALID_HANDLE";
         case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
         case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
+        case 802: return "CUDA_ERROR_SYSTEM_NOT_READY";
+        case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
         case CAPTURE_INVALID: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
         default: return nullptr;
     }
@@ -127,12 +132,13 @@ struct LaunchConfig {
 #define DRIVER extern "C" __attribute__((visibility("default"))) int
 #define GUARDED                                        \
     std::lock_guard<std::recursive_mutex> guard(lock); \
+    if (!current_context) return INVALID_CONTEXT;      \
     if (state.lost) return state.lost
 
 // ---- for tests
 
 // Settings: devices, driver (its version), capability (10 * major + minor), memory (bytes), fail_launch (the so-many-th launch
-// from now on fails; 0 for none), stub (the library is one to link against), fail_host_memory (there is none that can be
+// from now on fails; 0 for none), stub (the library is one to link against), init (what cuInit returns), fail_host_memory (there is none that can be
 // page-locked), schedule, drop (a synchronisation that is left out).
 DRIVER standin_set(const char* name, long value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
@@ -204,6 +210,7 @@ DRIVER standin_args_bytes(const char* name) {
 
 DRIVER cuInit(unsigned) {
     if (setting("stub")) return 34;
+    if (setting("init")) return static_cast<int>(setting("init"));
     return setting("devices") > 0 ? SUCCESS : NO_DEVICE;
 }
 DRIVER cuDriverGetVersion(int* version) {
@@ -258,6 +265,8 @@ DRIVER cuCtxGetCurrent(void** context) {
 }
 DRIVER cuCtxSynchronize() {
     GUARDED;
+    for (Stream* stream : state.streams)
+        if (stream->capture) return CAPTURE_UNSUPPORTED;
     return run_all();
 }
 
@@ -269,7 +278,6 @@ DRIVER cuMemGetInfo_v2(size_t* free, size_t* total) {
 }
 DRIVER cuMemAlloc_v2(Address* address, size_t bytes) {
     GUARDED;
-    if (!current_context) return 201;
     if (bytes == 0) return INVALID_VALUE;
     size_t most = static_cast<size_t>(setting("memory"));
     if (bytes > most || state.allocated > most - bytes) return OUT_OF_MEMORY;
@@ -306,7 +314,6 @@ DRIVER cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
 
 DRIVER cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     GUARDED;
-    if (!current_context) return 201;
     if (setting("fail_host_memory") || bytes == 0) return bytes ? OUT_OF_MEMORY : INVALID_VALUE;
     *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!*memory) return OUT_OF_MEMORY;
@@ -360,6 +367,8 @@ DRIVER cuStreamDestroy_v2(void* stream) {
 DRIVER cuStreamSynchronize(void* stream) {
     GUARDED;
     auto* one = static_cast<Stream*>(stream);
+    // The stream that copies without a stream use has nothing to wait for: here they are over when they return.
+    if (!one) return SUCCESS;
     if (one->capture) return CAPTURE_INVALID;
     return run(one->queue);
 }

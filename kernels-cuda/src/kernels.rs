@@ -7,17 +7,33 @@ use crate::{
 };
 use cudarc::driver::{
     result,
-    sys::{CUfunction_attribute, CUmodule, CUresult},
+    sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult},
 };
-use std::{collections::HashMap, ffi::CString, sync::Mutex};
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    sync::{Arc, Mutex},
+};
 
 /// Loaded kernels. What they do is in the methods, which `ops` implements.
 #[derive(Debug)]
 pub struct Kernels {
+    modules: Arc<Modules>,
+    functions: Mutex<HashMap<String, Handle>>,
+}
+
+/// Loaded images, which go when nothing uses their kernels anymore.
+#[derive(Debug)]
+pub(crate) struct Modules {
     device: Device,
     modules: Vec<Module>,
-    functions: Mutex<HashMap<String, Function>>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Handle(CUfunction);
+
+// SAFETY: a function's handle is a name that the driver may be given from any thread; its module is beside it.
+unsafe impl Send for Handle {}
 
 #[derive(Debug)]
 struct Module(CUmodule);
@@ -44,16 +60,16 @@ impl Kernels {
     /// [`DeviceError::NoKernels`] if the driver says that they are not for this device; [`DeviceError::Driver`].
     pub fn from_images<I: AsRef<[u8]>>(device: &Device, images: &[I]) -> Result<Self, DeviceError> {
         device.bind()?;
-        let mut kernels = Self { device: device.clone(), modules: Vec::new(), functions: Mutex::default() };
+        let mut loaded = Modules { device: device.clone(), modules: Vec::new() };
         for image in images {
-            // The driver looks for the end itself, so text must have one, and an empty image would have none at all.
+            // The driver looks for the end itself.
             let image = image.as_ref();
-            if image.is_empty() || (image.starts_with(b"//") && image.last() != Some(&0)) {
-                return Err(DeviceError::Invalid("an image of kernels has no end".into()));
+            if !images::is_whole(image) {
+                return Err(DeviceError::Invalid("an image of kernels is cut off, or is none".into()));
             }
             // SAFETY: the image is whole: binary images hold their length, and text ends with a zero.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
-                Ok(module) => kernels.modules.push(Module(module)),
+                Ok(module) => loaded.modules.push(Module(module)),
                 Err(error)
                     if matches!(
                         error.0,
@@ -71,12 +87,12 @@ impl Kernels {
                 Err(error) => return Err(DeviceError::of("cuModuleLoadData", error)),
             }
         }
-        Ok(kernels)
+        Ok(Self { modules: Arc::new(loaded), functions: Mutex::default() })
     }
 
     /// The device.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.modules.device
     }
 
     /// The kernel of this name; `shared` is the dynamic shared memory that launches ask for.
@@ -92,24 +108,25 @@ impl Kernels {
             }
         };
         drop(functions);
+        let function = Function { handle: function.0, code: Arc::clone(&self.modules) };
         // Above this much, a kernel has to be told (CUDA C++ Programming Guide, "Shared Memory").
         if shared > 48 << 10 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
-            let set = unsafe { result::function::set_function_attribute(function.0, attribute, shared as i32) };
+            let set = unsafe { result::function::set_function_attribute(function.handle, attribute, shared as i32) };
             check("cuFuncSetAttribute", set)?;
         }
         Ok(function)
     }
 
-    fn find(&self, name: &str) -> Result<Function, DeviceError> {
-        self.device.bind()?;
+    fn find(&self, name: &str) -> Result<Handle, DeviceError> {
+        self.modules.device.bind()?;
         let missing = || DeviceError::MissingKernel(name.to_owned());
         let c_name = CString::new(name).map_err(|_| missing())?;
-        for module in &self.modules {
+        for module in &self.modules.modules {
             // SAFETY: the module is loaded.
             match unsafe { result::module::get_function(module.0, c_name.clone()) } {
-                Ok(function) => return Ok(Function(function)),
+                Ok(function) => return Ok(Handle(function)),
                 Err(error) if error.0 == CUresult::CUDA_ERROR_NOT_FOUND => {}
                 Err(error) => return Err(DeviceError::of("cuModuleGetFunction", error)),
             }
@@ -118,7 +135,7 @@ impl Kernels {
     }
 }
 
-impl Drop for Kernels {
+impl Drop for Modules {
     fn drop(&mut self) {
         // Kernels that run must be over; errors have no one to go to.
         let _ = self.device.synchronize();

@@ -246,10 +246,10 @@ fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
     let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
     let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("holds none") && error.contains("use the CPU"), "{error}");
-    std::fs::write(folder.path().join("rows.sm_80.cubin"), b"code").unwrap();
+    std::fs::write(folder.path().join("rows.sm_80.cubin"), b"// code\0").unwrap();
     let error = Kernels::load(&device, &sources).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("for sm_80 only"), "{error}");
-    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"code").unwrap();
+    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"// code\0").unwrap();
     Kernels::load(&device, &sources).unwrap();
     let gone = KernelSources { folder: Some(folder.path().join("gone")), cache: None };
     let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();

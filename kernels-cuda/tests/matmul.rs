@@ -2,6 +2,7 @@
 
 mod support;
 
+use half::{bf16, f16};
 use rustai_abi::DType;
 use rustai_kernels_cpu::bench::{Residence, Shape};
 use rustai_kernels_cpu::{
@@ -11,6 +12,7 @@ use rustai_kernels_cpu::{
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
     bench::{Product, Roofs},
+    ops::HOPPER_TOKENS,
     weights::is_quantized,
 };
 use support::{Numbers, error, open, standin};
@@ -45,9 +47,21 @@ fn weights(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// What the product must be: of the weights with the activations as they are quantized.
+/// As [`CEILING`], of F32 weights by many tokens: both sides are rounded to 16 bits.
+const SPLIT_CEILING: f32 = 2e-5;
+
+/// As [`CEILING`], of quantized weights by many tokens on Hopper: weights and activations are rounded to 11 bits.
+const HOPPER_CEILING: f32 = 1e-3;
+
+/// What the product must be: of the weights with the activations as they are quantized, or rounded for many tokens.
 fn expected(dtype: DType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<f32> {
     let mut x = x.to_vec();
+    let many = x.len() / cols > 16;
+    match dtype {
+        DType::F16 if many => x.iter_mut().for_each(|x| *x = f16::from_f32(*x / 16.0).to_f32() * 16.0),
+        DType::BF16 if many => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        _ => {}
+    }
     if is_quantized(dtype).unwrap() {
         let mut row = vec![0; q8a::row_bytes(cols)];
         for x in x.chunks_exact_mut(cols) {
@@ -110,7 +124,12 @@ fn agrees(
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
         kernels.matmul(stream, x.input(), &[projection], tokens).unwrap();
         let error = error(&out.read(tokens).unwrap(), &expected);
-        assert!(error < CEILING, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
+        let ceiling = match is_quantized(dtype) {
+            Some(true) if tokens >= HOPPER_TOKENS && device.info().capability == (9, 0) => HOPPER_CEILING,
+            Some(false) if dtype == DType::F32 && tokens > 16 => SPLIT_CEILING,
+            _ => CEILING,
+        };
+        assert!(error < ceiling, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
     });
 }
 
@@ -129,11 +148,17 @@ fn every_type_agrees_with_the_reference_in_every_order() {
 #[test]
 fn many_tokens_agree_with_the_reference_in_several_orders() {
     let standin = standin();
+    // Without Hopper's own kernels.
+    standin.set("capability", 80);
     let opened = open(&standin);
     for (n, dtype) in TYPES.into_iter().enumerate() {
         let long = dtype.block_len() == 256;
         // More tokens than a tile and more rows than a tile, neither of them whole; steps that are not whole either.
-        for shape in [(70, if long { 256 } else { 96 }, 9), (3, if long { 512 } else { 160 }, 131)] {
+        let shapes = match is_quantized(dtype).unwrap() {
+            true => [(70, if long { 256 } else { 96 }, 9), (3, if long { 512 } else { 160 }, 131)],
+            false => [(134, 40, 17), (3, 104, 131)],
+        };
+        for shape in shapes {
             agrees(&opened, dtype, shape, n as u64, |work| {
                 for schedule in [0, 1, 7] {
                     standin.set("schedule", schedule);
@@ -145,63 +170,164 @@ fn many_tokens_agree_with_the_reference_in_several_orders() {
 }
 
 #[test]
-fn many_tokens_share_matrices_biases_and_gates() {
+fn many_tokens_agree_with_the_reference_on_hopper() {
     let standin = standin();
-    let (device, kernels, stream) = open(&standin);
-    let (cols, tokens) = (64, 20);
-    let x = Numbers::new(1).values(tokens * cols);
-    let heights = [66, 40];
-    let bytes: Vec<_> = (0..2).map(|i| weights(DType::Q5_1, heights[i], cols, i as u64)).collect();
-    let matrices: Vec<_> = (0..2).map(|i| upload(&device, DType::Q5_1, heights[i], cols, &bytes[i])).collect();
-    let bias = Numbers::new(9).values(heights[0]);
-    let before = Numbers::new(10).values(tokens * heights[1]);
-    let activations = Activations::new(&device, &kernels, &stream, DType::Q5_1, cols, &x);
-    let bias_on_device = Floats::with(&device, heights[0], &bias).unwrap();
-    let outs = [zeros(&device, tokens, heights[0]), Floats::with(&device, heights[1], &before).unwrap()];
-    let projections = [
-        Projection { weights: &matrices[0], bias: Some(&bias_on_device), out: &outs[0], accumulate: false },
-        Projection { weights: &matrices[1], bias: None, out: &outs[1], accumulate: true },
-    ];
-    kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
-    for i in 0..2 {
-        let mut expected = expected(DType::Q5_1, heights[i], cols, &bytes[i], &x);
-        for (at, value) in expected.iter_mut().enumerate() {
-            *value += if i == 0 { bias[at % heights[0]] } else { before[at] };
+    let opened = open(&standin);
+    for (n, dtype) in TYPES.into_iter().enumerate().filter(|(_, dtype)| is_quantized(*dtype).unwrap()) {
+        let long = dtype.block_len() == 256;
+        // More rows than a tile, more tokens than a tile; more steps than the ring of tiles has, and half a step.
+        for shape in [(133, if long { 256 } else { 160 }, 65), (9, if long { 512 } else { 352 }, 131)] {
+            agrees(&opened, dtype, shape, n as u64, |work| {
+                for schedule in [0, 7] {
+                    standin.set("schedule", schedule);
+                    work(schedule as u32);
+                }
+            });
         }
-        let error = error(&outs[i].read(tokens).unwrap(), &expected);
-        assert!(error < CEILING, "matrix {i}: {error:e}");
     }
-
-    let rows = 37;
-    let [gate, up] = [1, 2].map(|seed| weights(DType::Q6_K, rows, 256, seed));
-    let x = Numbers::new(3).values(tokens * 256);
-    let mut wanted = vec![0.0; tokens * rows];
-    let linear = expected(DType::Q6_K, rows, 256, &up, &x);
-    reference::swiglu(&expected(DType::Q6_K, rows, 256, &gate, &x), &linear, &mut wanted);
-    let on_device = [gate, up].map(|bytes| upload(&device, DType::Q6_K, rows, 256, &bytes));
-    let activations = Activations::new(&device, &kernels, &stream, DType::Q6_K, 256, &x);
-    let out = zeros(&device, tokens, rows);
-    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
-    let error = error(&out.read(tokens).unwrap(), &wanted);
-    assert!(error < 2.0 * CEILING, "{error:e}");
 }
 
 #[test]
-fn a_missing_barrier_or_wait_of_the_prefill_kernel_is_noticed() {
+fn missing_synchronisations_of_the_hopper_kernel_are_noticed() {
     let standin = standin();
-    let (rows, cols, tokens) = (3, 512, 9);
-    let bytes = weights(DType::Q4_K, rows, cols, 1);
+    let (rows, cols, tokens) = (9, 512, 65);
+    let bytes = weights(DType::Q4_0, rows, cols, 1);
     let x = Numbers::new(2).values(cols * tokens);
-    let expected = expected(DType::Q4_K, rows, cols, &bytes, &x);
-    standin.expect_every_sync_to_matter(2, || {
+    let expected = expected(DType::Q4_0, rows, cols, &bytes, &x);
+    standin.expect_every_sync_to_matter(4, || {
         let (device, kernels, stream) = open(&standin);
-        let on_device = upload(&device, DType::Q4_K, rows, cols, &bytes);
-        let x = Activations::new(&device, &kernels, &stream, DType::Q4_K, cols, &x);
+        let on_device = upload(&device, DType::Q4_0, rows, cols, &bytes);
+        let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
         let out = zeros(&device, tokens, rows);
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
         kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
-        out.read(tokens).is_ok_and(|got| error(&got, &expected) < CEILING)
+        out.read(tokens).is_ok_and(|got| error(&got, &expected) < HOPPER_CEILING)
     });
+    // A barrier of the block, and waits for a full tile, an empty one and the products.
+}
+
+#[test]
+fn the_hopper_kernel_has_biases_and_gates() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let (rows, cols, tokens) = (75, 64, 70);
+    let x = Numbers::new(3).values(tokens * cols);
+    let bytes = [1, 2].map(|seed| weights(DType::Q4_1, rows, cols, seed));
+    let products = bytes.each_ref().map(|bytes| expected(DType::Q4_1, rows, cols, bytes, &x));
+    let on_device = bytes.map(|bytes| upload(&device, DType::Q4_1, rows, cols, &bytes));
+    let activations = Activations::new(&device, &kernels, &stream, DType::Q4_1, cols, &x);
+    let mut wanted = vec![0.0; tokens * rows];
+    reference::swiglu(&products[0], &products[1], &mut wanted);
+    let out = zeros(&device, tokens, rows);
+    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+    let off = error(&out.read(tokens).unwrap(), &wanted);
+    assert!(off < 2.0 * HOPPER_CEILING, "{off:e}");
+
+    let bias = Numbers::new(9).values(rows);
+    let bias_on_device = Floats::with(&device, rows, &bias).unwrap();
+    let before = Numbers::new(10).values(tokens * rows);
+    let outs = [zeros(&device, tokens, rows), Floats::with(&device, rows, &before).unwrap()];
+    let projections = [0, 1].map(|i| Projection {
+        weights: &on_device[i],
+        bias: (i == 0).then_some(&bias_on_device),
+        out: &outs[i],
+        accumulate: i == 1,
+    });
+    kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+    for i in 0..2 {
+        let wanted = products[i].iter().enumerate();
+        let wanted: Vec<_> = wanted.map(|(at, x)| x + if i == 0 { bias[at % rows] } else { before[at] }).collect();
+        let off = error(&outs[i].read(tokens).unwrap(), &wanted);
+        assert!(off < HOPPER_CEILING, "matrix {i}: {off:e}");
+    }
+}
+
+#[test]
+fn many_tokens_share_matrices_biases_and_gates() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    // One with halves of blocks and one with whole ones, and floats.
+    for (plain, width, gated, cols) in [(DType::Q5_1, 64, DType::Q6_K, 256), (DType::BF16, 88, DType::F16, 40)] {
+        let tokens = 20;
+        let x = Numbers::new(1).values(tokens * width);
+        let heights = [130, 40];
+        let bytes: Vec<_> = (0..2).map(|i| weights(plain, heights[i], width, i as u64)).collect();
+        let matrices: Vec<_> = (0..2).map(|i| upload(&device, plain, heights[i], width, &bytes[i])).collect();
+        let bias = Numbers::new(9).values(heights[0]);
+        let before = Numbers::new(10).values(tokens * heights[1]);
+        let activations = Activations::new(&device, &kernels, &stream, plain, width, &x);
+        let bias_on_device = Floats::with(&device, heights[0], &bias).unwrap();
+        let outs = [zeros(&device, tokens, heights[0]), Floats::with(&device, heights[1], &before).unwrap()];
+        let projections = [
+            Projection { weights: &matrices[0], bias: Some(&bias_on_device), out: &outs[0], accumulate: false },
+            Projection { weights: &matrices[1], bias: None, out: &outs[1], accumulate: true },
+        ];
+        kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+        for i in 0..2 {
+            let mut expected = expected(plain, heights[i], width, &bytes[i], &x);
+            for (at, value) in expected.iter_mut().enumerate() {
+                *value += if i == 0 { bias[at % heights[0]] } else { before[at] };
+            }
+            let error = error(&outs[i].read(tokens).unwrap(), &expected);
+            assert!(error < CEILING, "{plain} matrix {i}: {error:e}");
+        }
+
+        let rows = 75;
+        let [gate, up] = [1, 2].map(|seed| weights(gated, rows, cols, seed));
+        let x = Numbers::new(3).values(tokens * cols);
+        let mut wanted = vec![0.0; tokens * rows];
+        let linear = expected(gated, rows, cols, &up, &x);
+        reference::swiglu(&expected(gated, rows, cols, &gate, &x), &linear, &mut wanted);
+        let on_device = [gate, up].map(|bytes| upload(&device, gated, rows, cols, &bytes));
+        let activations = Activations::new(&device, &kernels, &stream, gated, cols, &x);
+        let out = zeros(&device, tokens, rows);
+        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+        let error = error(&out.read(tokens).unwrap(), &wanted);
+        assert!(error < 2.0 * CEILING, "{gated}: {error:e}");
+    }
+}
+
+/// Large activations of F16 weights neither overflow nor lose more than the rest of the row hides.
+#[test]
+fn activations_beyond_the_range_of_f16_are_multiplied() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let (rows, cols, tokens) = (3, 64, 17);
+    let bytes = weights(DType::F16, rows, cols, 4);
+    let mut x = Numbers::new(5).values(tokens * cols);
+    x[7] = 4e5;
+    let mut exact = vec![0.0; tokens * rows];
+    reference::matmul(formats::of(DType::F16).unwrap(), rows, cols, &bytes, &x, &mut exact);
+    let on_device = upload(&device, DType::F16, rows, cols, &bytes);
+    let x = Activations::new(&device, &kernels, &stream, DType::F16, cols, &x);
+    let out = zeros(&device, tokens, rows);
+    let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+    kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+    let got = out.read(tokens).unwrap();
+    for (got, exact) in got.chunks_exact(rows).zip(exact.chunks_exact(rows)) {
+        assert!(error(got, exact) < 1e-3, "{got:?} for {exact:?}");
+    }
+}
+
+#[test]
+fn a_missing_barrier_or_wait_of_the_prefill_kernels_is_noticed() {
+    let standin = standin();
+    for (dtype, (rows, cols, tokens), syncs) in
+        [(DType::Q4_K, (3, 512, 9), 2), (DType::F16, (3, 128, 17), 2), (DType::F32, (3, 128, 17), 1)]
+    {
+        let bytes = weights(dtype, rows, cols, 1);
+        let x = Numbers::new(2).values(cols * tokens);
+        let expected = expected(dtype, rows, cols, &bytes, &x);
+        standin.expect_every_sync_to_matter(syncs, || {
+            let (device, kernels, stream) = open(&standin);
+            let on_device = upload(&device, dtype, rows, cols, &bytes);
+            let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
+            let out = zeros(&device, tokens, rows);
+            let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+            kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+            out.read(tokens).is_ok_and(|got| error(&got, &expected) < SPLIT_CEILING)
+        });
+    }
 }
 
 #[test]

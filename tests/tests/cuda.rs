@@ -21,7 +21,7 @@ use tempfile::TempDir;
 /// program.
 fn kernels() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("all.sm_90a.cubin"), b"the stand-in has all kernels in it").unwrap();
+    std::fs::write(folder.path().join("all.sm_90a.cubin"), b"// the stand-in has all kernels in it\0").unwrap();
     folder
 }
 
@@ -108,6 +108,33 @@ fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
     }
 }
 
+/// Steps of more than 64 tokens: attention in tiles, and beside it tokens that come by themselves.
+#[test]
+fn long_prompts_agree_with_the_cpu_beside_other_sequences() {
+    let (_standin, folder) = (standin(), kernels());
+    for (dtype, kv_type) in [(DType::F16, KvType::F16), (DType::F32, KvType::F16), (DType::Q4_0, KvType::Q8_0)] {
+        let file = file(&tiny(dtype));
+        let [prompt, other] = [tokens(70), tokens(5)];
+        let options = |device| LoadOptions { max_batch: 80, max_sequences: 2, kv_type, ..options(device, &folder) };
+        let run = |device| {
+            let mut model = load(&file, &options(device)).unwrap();
+            let pages = [&[6, 1, 4][..], &[3]];
+            let before = [BatchSequence { len: 4, start: 0, pages: pages[1] }];
+            model.step(&Batch { tokens: &other[..4], sequences: &before, outputs: &[] }).unwrap();
+            let both = [&other[4..], &prompt[..]].concat();
+            let sequences = [
+                BatchSequence { len: 1, start: 4, pages: pages[1] },
+                BatchSequence { len: 70, start: 0, pages: pages[0] },
+            ];
+            let outputs: Vec<u32> = (0..48).map(|output| output * 70 / 47).collect();
+            model.step(&Batch { tokens: &both, sequences: &sequences, outputs: &outputs }).unwrap().to_vec()
+        };
+        let error = error(&run(DeviceChoice::Cuda(0)), &run(DeviceChoice::Cpu));
+        println!("{dtype}, cache {kv_type}: {error:.2e}");
+        assert!(error < tolerance(dtype), "{dtype}, cache {kv_type}: {error:.2e}");
+    }
+}
+
 #[test]
 fn layers_on_both_devices_compute_what_one_does() {
     let (_standin, folder) = (standin(), kernels());
@@ -149,6 +176,71 @@ fn sequences_of_a_batch_do_not_disturb_each_other() {
         [BatchSequence { len: 33, start: 0, pages: &[0, 2] }, BatchSequence { len: 9, start: 0, pages: &[5] }];
     let got = model.step(&Batch { tokens: &both, sequences: &sequences, outputs: &[32, 41] }).unwrap();
     assert!(error(got, &expected) < 1e-3, "{:.2e}", error(got, &expected));
+}
+
+/// Long sequences: attention in runs whose states are merged, reaches that change, recordings that are met again with other
+/// pages, and decoding beside a prompt.
+#[test]
+fn long_sequences_and_changing_batches_agree_with_the_cpu() {
+    let (_standin, folder) = (standin(), kernels());
+    let shape =
+        TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, context: 1024, ..tiny(DType::F16) };
+    let file = file(&shape);
+    let run = |device| {
+        let options = LoadOptions { context: 640, max_sequences: 2, ..options(device, &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let pages: [Vec<u32>; 2] = [(0..20).map(|i| 39 - 2 * i).collect(), (0..20).map(|i| 2 * i).collect()];
+        let text = tokens(600);
+        let mut all = Vec::new();
+        let mut step = |tokens: &[u32], sequences: &[(u32, u32, usize)], outputs: &[u32]| {
+            let sequences: Vec<_> = sequences
+                .iter()
+                .map(|&(len, start, pages_of)| BatchSequence { len, start, pages: &pages[pages_of] })
+                .collect();
+            all.extend_from_slice(model.step(&Batch { tokens, sequences: &sequences, outputs }).unwrap());
+        };
+        for start in (0..576).step_by(48) {
+            step(&text[start..start + 48], &[(48, start as u32, 0)], &[]);
+        }
+        step(&text[..30], &[(30, 0, 1)], &[29]);
+        for at in 0..3 {
+            step(&text[at..at + 1], &[(1, 576 + at as u32, 0)], &[0]);
+            step(&text[at..at + 1], &[(1, 30 + at as u32, 1)], &[0]);
+        }
+        // One decodes, the other takes a prompt of its own; then both decode, in either order.
+        step(&text[..21], &[(1, 579, 0), (20, 33, 1)], &[0, 20]);
+        for at in 0..3 {
+            let [first, second] = [580, 53].map(|start| start + 2 * at as u32);
+            step(&text[at..at + 2], &[(1, first, 0), (1, second, 1)], &[0, 1]);
+            step(&text[at..at + 2], &[(1, second + 1, 1), (1, first + 1, 0)], &[0, 1]);
+        }
+        all
+    };
+    let (expected, got) = (run(DeviceChoice::Cpu), run(DeviceChoice::Cuda(0)));
+    assert!(error(&got, &expected) < tolerance(DType::F16), "{:.2e}", error(&got, &expected));
+}
+
+#[test]
+fn more_shapes_of_steps_than_are_kept_do_no_harm() {
+    let (standin, folder) = (standin(), kernels());
+    let shape = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
+    let file = file(&shape);
+    let options = LoadOptions { context: 1024, max_sequences: 48, ..options(DeviceChoice::Cuda(0), &folder) };
+    let mut model = load(&file, &options).unwrap();
+    let held = standin.get("allocations");
+    for start in [10, 300, 600] {
+        for _ in 0..2 {
+            for count in 1..=48u32 {
+                let pages: Vec<[u32; 32]> =
+                    (0..count).map(|i| std::array::from_fn(|page| 32 * i + page as u32)).collect();
+                let sequences: Vec<_> = pages.iter().map(|pages| BatchSequence { len: 1, start, pages }).collect();
+                let all: Vec<u32> = (0..count).collect();
+                model.step(&Batch { tokens: &all, sequences: &sequences, outputs: &all }).unwrap();
+            }
+        }
+    }
+    assert_eq!(standin.get("allocations"), held);
+    assert!(standin.get("graph_launches") > 0);
 }
 
 #[test]
@@ -253,6 +345,13 @@ fn devices_that_are_not_there_are_named() {
     let file = file(&tiny(DType::F16));
     let error = |device| model::fit(&file, &options(device, &folder)).map(|_| ()).unwrap_err().to_string();
     assert!(error(DeviceChoice::Cuda(1)).contains("there is no CUDA device 1; the host has 1"));
+    standin.set("init", 802);
+    assert!(error(DeviceChoice::Cuda(0)).contains("CUDA_ERROR_SYSTEM_NOT_READY") && cuda::devices().is_err());
+    standin.reset();
+    standin.set("devices", 2);
+    let second = model::fit(&file, &options(DeviceChoice::Cuda(1), &folder)).unwrap();
+    assert_eq!(second.gpu.unwrap().0.ordinal, 1);
+    assert_eq!(model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap().gpu.unwrap().0.ordinal, 0);
     standin.set("devices", 0);
     assert!(error(DeviceChoice::Cuda(0)).contains("finds no device"));
     let auto = model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap();

@@ -50,6 +50,9 @@ impl BatchLimits {
             };
             let needed = (end as usize).div_ceil(PAGE_TOKENS);
             let Some(pages_of_cache) = self.pages else { continue };
+            if needed > pages_of_cache {
+                return refuse(format!("{end} positions in a cache for {}", pages_of_cache * PAGE_TOKENS));
+            }
             let Some(pages) = sequence.pages.get(..needed) else {
                 return refuse(format!("{} pages for {needed} pages of positions", sequence.pages.len()));
             };

@@ -1,11 +1,11 @@
 //! Finding devices, without ever assuming that there is a driver.
 
-use super::{DeviceError, check, error::check_raw};
+use super::{DeviceError, check, error::check_raw, stream::CAPTURES};
 use cudarc::driver::{
     CudaContext, result,
     sys::{self, CUdevice_attribute_enum as Attribute, CUresult},
 };
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// The oldest driver interface that serves, as `cuDriverGetVersion` counts: CUDA 12.0, driver 525. Every function that this
 /// crate calls is there.
@@ -53,7 +53,10 @@ pub fn probe() -> Result<Vec<DeviceInfo>, DeviceError> {
         Ok(()) => {}
         // A toolkit's library to link against, which is no driver.
         Err(error) if error.0 == CUresult::CUDA_ERROR_STUB_LIBRARY => return Err(DeviceError::NoDriver),
-        Err(error) => return Err(DeviceError::NoDevice(DeviceError::of("cuInit", error).to_string())),
+        Err(error) if error.0 == CUresult::CUDA_ERROR_NO_DEVICE => {
+            return Err(DeviceError::NoDevice(DeviceError::of("cuInit", error).to_string()));
+        }
+        Err(error) => return Err(DeviceError::DriverDoesNotStart(DeviceError::of("cuInit", error).to_string())),
     }
     let count = check("cuDeviceGetCount", result::device::get_count())?;
     if count <= 0 {
@@ -136,6 +139,7 @@ impl Device {
     /// # Errors
     /// [`DeviceError::Driver`], also of work that was begun earlier.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
+        let _no_capture = CAPTURES.read().unwrap_or_else(PoisonError::into_inner);
         check("cuCtxSynchronize", self.context.synchronize())
     }
 }

@@ -20,6 +20,12 @@ pub enum DeviceError {
         /// The oldest version that serves.
         needed: i32,
     },
+    /// The driver is there and refuses to start.
+    #[error(
+        "the NVIDIA driver does not start ({0}); after an update of the driver restart the host, on one with NVSwitch start the \
+         fabric manager, or use the CPU"
+    )]
+    DriverDoesNotStart(String),
     /// The driver is there and finds no device.
     #[error("the NVIDIA driver finds no device ({0}); use the CPU")]
     NoDevice(String),

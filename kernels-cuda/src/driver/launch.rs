@@ -1,9 +1,11 @@
 //! Launching a kernel: one block of parameters, a grid, and whether it may overlap with the kernel before it.
 
 use super::{Device, DeviceError, Span, Stream, error::check_raw};
+use crate::kernels::Modules;
 use cudarc::driver::sys::{
     self, CUfunction, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
 };
+use std::sync::Arc;
 
 /// The parameter block of a kernel, passed by value.
 ///
@@ -32,15 +34,12 @@ impl Launch {
     }
 }
 
-/// A kernel that was found in a loaded image.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Function(pub(crate) CUfunction);
-
-// SAFETY: a function's handle is a name that the driver may be given from any thread; its module outlives it, since the
-// registry keeps both.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
+/// A kernel that was found in a loaded image, which it keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Function {
+    pub(crate) handle: CUfunction,
+    pub(crate) code: Arc<Modules>,
+}
 
 impl Stream {
     /// Puts a kernel behind the stream's work. `spans` are what the arguments point into; a graph that is being captured
@@ -59,7 +58,7 @@ impl Stream {
         spans: &[&Span],
     ) -> Result<(), DeviceError> {
         self.device().bind()?;
-        self.keep(spans);
+        self.keep(spans, Some(&function.code));
         let mut attribute = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -82,7 +81,7 @@ impl Stream {
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<std::ffi::c_void>()];
         // SAFETY: the driver copies the one parameter before it returns; the rest is the caller's promise.
         let result = unsafe {
-            sys::cuLaunchKernelEx(&raw const config, function.0, parameters.as_mut_ptr(), std::ptr::null_mut())
+            sys::cuLaunchKernelEx(&raw const config, function.handle, parameters.as_mut_ptr(), std::ptr::null_mut())
         };
         check_raw("cuLaunchKernelEx", result)
     }

@@ -160,8 +160,12 @@ impl Span {
             return Ok(());
         }
         self.device().synchronize()?;
-        // SAFETY: the span has room for the values, and the copy is over when the call returns.
-        check("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(self.address(), values) })
+        // SAFETY: the span has room for the values, which the driver has read when the call returns.
+        check("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(self.address(), values) })?;
+        // It may return before they are on the device, and our streams do not wait for the stream that it uses (CUDA Driver API,
+        // "API synchronization behavior").
+        // SAFETY: that stream always exists.
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(std::ptr::null_mut()) })
     }
 
     /// Waits for the device's work and copies the start of the span to `values`.

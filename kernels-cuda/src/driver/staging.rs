@@ -44,9 +44,10 @@ impl<T: Pod> Locked<T> {
         Ok(Self { device: device.clone(), start, len, event, busy: false })
     }
 
+    /// Waits for the last copy. The calling thread may use the device afterwards.
     fn wait(&mut self) -> Result<(), DeviceError> {
+        self.device.bind()?;
         if self.busy {
-            self.device.bind()?;
             check("cuEventSynchronize", self.event.synchronize())?;
             self.busy = false;
         }
@@ -56,7 +57,12 @@ impl<T: Pod> Locked<T> {
     /// Notes that the stream's last copy uses the memory.
     fn used_by(&mut self, stream: &Stream) -> Result<(), DeviceError> {
         self.busy = true;
-        check("cuEventRecord", stream.record(&self.event))
+        if let Err(error) = check("cuEventRecord", stream.record(&self.event)) {
+            // Nothing marks the copy's end, so it is waited for now.
+            stream.synchronize()?;
+            return Err(error);
+        }
+        Ok(())
     }
 
     fn values(&mut self) -> Result<&mut [T], DeviceError> {
@@ -79,8 +85,10 @@ impl<T: Pod> Locked<T> {
 
 impl<T> Drop for Locked<T> {
     fn drop(&mut self) {
-        // Copies must be over; errors have no one to go to.
-        let _ = self.device.synchronize();
+        // The copy must be over; errors have no one to go to.
+        if self.busy && self.device.bind().is_ok() {
+            let _ = self.event.synchronize();
+        }
         // SAFETY: the memory came from `cuMemHostAlloc`, and nothing uses it anymore.
         let _ = unsafe { result::free_host(self.start.as_ptr().cast()) };
     }
@@ -120,7 +128,7 @@ impl<T: Pod> UploadBuffer<T> {
         // SAFETY: the span has room for the values, and they stay as they are until `wait`.
         let copy = unsafe { result::memcpy_htod_async(to.address(), &values[..count], stream.raw()) };
         check("cuMemcpyHtoDAsync", copy)?;
-        stream.keep(&[to]);
+        stream.keep(&[to], None);
         self.0.used_by(stream)
     }
 }
@@ -151,7 +159,7 @@ impl<T: Pod> ReadbackBuffer<T> {
         // SAFETY: the span has as many values, and nobody looks at them before `wait`.
         let copy = unsafe { result::memcpy_dtoh_async(values, from.address(), stream.raw()) };
         check("cuMemcpyDtoHAsync", copy)?;
-        stream.keep(&[from]);
+        stream.keep(&[from], None);
         self.0.used_by(stream)
     }
 

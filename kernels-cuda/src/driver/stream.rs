@@ -1,13 +1,14 @@
 //! Streams, events and recorded graphs.
 
 use super::{Device, DeviceError, Span, check};
+use crate::kernels::Modules;
 use cudarc::driver::{
     CudaEvent, CudaGraph, CudaStream, DriverError,
     sys::{CUevent_flags, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode},
 };
 use std::{
     cell::{Cell, RefCell},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
 };
 
 /// Work that runs in order on a device. Different streams may overlap.
@@ -17,7 +18,42 @@ pub struct Stream {
     stream: Arc<CudaStream>,
     capturing: Cell<bool>,
     /// What the graph that is being captured points into.
-    kept: RefCell<Vec<Span>>,
+    kept: RefCell<Kept>,
+}
+
+/// Memory and code that a graph needs.
+#[derive(Debug, Default)]
+struct Kept {
+    spans: Vec<Span>,
+    code: Vec<Arc<Modules>>,
+}
+
+/// While a stream is captured, nobody may wait for the whole device (CUDA C++ Programming Guide, "Prohibited and Unhandled
+/// Operations"): captures write here, waits for devices read.
+pub(super) static CAPTURES: RwLock<()> = RwLock::new(());
+
+/// A capture under way, which ends even if the work panics.
+struct Capture<'a> {
+    stream: &'a Stream,
+    open: bool,
+    _alone: RwLockWriteGuard<'static, ()>,
+}
+
+impl Capture<'_> {
+    fn end(&mut self) -> (Result<Option<CudaGraph>, DriverError>, Kept) {
+        self.open = false;
+        let graph = self.stream.stream.end_capture(CUgraphInstantiate_flags(0));
+        self.stream.capturing.set(false);
+        (graph, self.stream.kept.take())
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            drop(self.end());
+        }
+    }
 }
 
 impl Stream {
@@ -49,26 +85,25 @@ impl Stream {
     /// What `work` returns; [`DeviceError::Invalid`] if a capture is under way; [`DeviceError::Driver`]. The stream is usable
     /// afterwards in every case.
     pub fn capture(&self, work: impl FnOnce(&Self) -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
-        if self.capturing.replace(true) {
+        if self.capturing.get() {
             return Err(DeviceError::Invalid("the stream is being captured already".into()));
         }
+        let mut capture =
+            Capture { stream: self, open: false, _alone: CAPTURES.write().unwrap_or_else(PoisonError::into_inner) };
         let begun = check(
             "cuStreamBeginCapture",
             self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
         );
-        if let Err(error) = begun {
-            self.capturing.set(false);
-            return Err(error);
-        }
+        begun?;
+        capture.open = true;
+        self.capturing.set(true);
         let done = work(self);
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
-        self.capturing.set(false);
-        let spans = self.kept.take();
+        let (graph, kept) = capture.end();
         // The first error is the cause: after it, ending the capture may fail too.
         done?;
         let graph = check("cuStreamEndCapture", graph)?
             .ok_or_else(|| DeviceError::Invalid("nothing was launched while the stream was captured".into()))?;
-        Ok(Graph { graph, _spans: spans })
+        Ok(Graph { graph, _kept: kept })
     }
 
     /// Whether what is launched now is recorded.
@@ -76,10 +111,14 @@ impl Stream {
         self.capturing.get()
     }
 
-    /// Notes spans that a captured launch points into.
-    pub(super) fn keep(&self, spans: &[&Span]) {
+    /// Notes what a captured launch points into.
+    pub(super) fn keep(&self, spans: &[&Span], code: Option<&Arc<Modules>>) {
         if self.capturing.get() {
-            self.kept.borrow_mut().extend(spans.iter().map(|span| (*span).clone()));
+            let mut kept = self.kept.borrow_mut();
+            kept.spans.extend(spans.iter().map(|span| (*span).clone()));
+            if let Some(code) = code.filter(|code| !kept.code.iter().any(|known| Arc::ptr_eq(known, code))) {
+                kept.code.push(Arc::clone(code));
+            }
         }
     }
 
@@ -95,8 +134,9 @@ impl Stream {
 
 /// Launches that were recorded and can be repeated with one call, on the stream that recorded them.
 pub struct Graph {
+    // Before what it uses.
     graph: CudaGraph,
-    _spans: Vec<Span>,
+    _kept: Kept,
 }
 
 // SAFETY: the driver may be given a graph from any thread, though not from two at a time: `Graph` is not `Sync`.

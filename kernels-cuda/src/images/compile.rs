@@ -11,7 +11,8 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
-    path::{Path, PathBuf},
+    io::{self, Write as _},
+    path::Path,
     ptr,
 };
 
@@ -20,6 +21,8 @@ const FAMILIES: &[(&str, &str)] = &[
     ("attention", include_str!("../../cuda/attention.cu")),
     ("attention_prefill", include_str!("../../cuda/attention_prefill.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
+    ("gemm_float", include_str!("../../cuda/gemm_float.cu")),
+    ("gemm_sm90a", include_str!("../../cuda/gemm_sm90a.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
     ("roof", include_str!("../../cuda/roof.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
@@ -30,6 +33,8 @@ const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("formats.cuh", include_str!("../../cuda/formats.cuh")),
     ("fragments.cuh", include_str!("../../cuda/fragments.cuh")),
+    ("gemm.cuh", include_str!("../../cuda/gemm.cuh")),
+    ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("matmul.cuh", include_str!("../../cuda/matmul.cuh")),
 ];
 
@@ -47,8 +52,9 @@ struct Nvrtc {
 }
 
 impl Nvrtc {
-    /// The first library there is that makes code for the driver.
-    fn open(driver: i32) -> Result<Self, String> {
+    /// The first library there is that makes something for the device, and what.
+    fn open(device: &DeviceInfo) -> Result<(Self, Target), String> {
+        let driver = device.driver;
         let mut too_new = None;
         for name in LIBRARIES {
             // SAFETY: the library's initialisers are what its installer expects to run.
@@ -56,11 +62,18 @@ impl Nvrtc {
             let nvrtc = Self { library, name, version: 0 };
             let Some((major, minor)) = nvrtc.numbers()? else { continue };
             let nvrtc = Self { version: 1000 * major + 10 * minor, ..nvrtc };
-            // Code of a newer major version is refused by a driver.
-            if nvrtc.version / 1000 <= driver / 1000 {
-                return Ok(nvrtc);
+            let target = Target::of(device.capability, &nvrtc.architectures()?)
+                .ok_or_else(|| format!("{name} knows no architecture that runs there"))?;
+            // A driver takes code of its own major version, and text of no version newer than its own.
+            let fits = match target {
+                Target::Code(_) => nvrtc.version / 1000 <= driver / 1000,
+                Target::Text(_) => nvrtc.version <= driver,
+            };
+            if fits {
+                return Ok((nvrtc, target));
             }
-            too_new = Some(format!("{name} is of CUDA {major}.{minor}, newer than the driver's {}", driver / 1000));
+            let (of, at) = (driver / 1000, driver % 1000 / 10);
+            too_new = Some(format!("{name} is of CUDA {major}.{minor}, newer than the driver's {of}.{at}"));
         }
         Err(too_new.unwrap_or_else(|| format!("none of the libraries {} was found", LIBRARIES.join(", "))))
     }
@@ -192,6 +205,11 @@ impl Target {
         }
     }
 
+    /// Families that are named for an architecture are for its code only.
+    fn takes(&self, family: &str) -> bool {
+        family.rsplit_once("_sm").is_none_or(|(_, number)| self.name() == format!("sm_{number}"))
+    }
+
     fn options(&self) -> [String; 3] {
         [
             format!("--gpu-architecture={}", self.name()),
@@ -210,16 +228,14 @@ impl Target {
 
 /// The images of all families for a device: from `cache`, or compiled and written there.
 pub(super) fn images(device: &DeviceInfo, cache: Option<&Path>) -> Result<Vec<Vec<u8>>, String> {
-    let nvrtc = Nvrtc::open(device.driver)?;
-    let target = Target::of(device.capability, &nvrtc.architectures()?)
-        .ok_or_else(|| format!("{} knows no architecture that runs there", nvrtc.name))?;
+    let (nvrtc, target) = Nvrtc::open(device)?;
     let path = |family: &str| Some(cache?.join(file_name(family, &target, nvrtc.version)));
     FAMILIES
         .par_iter()
+        .filter(|(family, _)| target.takes(family))
         .map(|(family, source)| {
             let path = path(family);
-            if let Some(image) = path.as_deref().and_then(|path| fs::read(path).ok()).filter(|image| !image.is_empty())
-            {
+            if let Some(image) = path.as_deref().and_then(kept) {
                 return Ok(image);
             }
             let image = nvrtc.compile(family, source, &target)?;
@@ -239,15 +255,33 @@ fn file_name(family: &str, target: &Target, version: i32) -> String {
     format!("{family}.{}.{:016x}.{kind}", target.name(), hasher.finish())
 }
 
-/// Writes an image to where the next process looks. That it cannot be written costs only time.
+/// An image that a process has kept, if it is what that one wrote: its checksum is behind it.
+fn kept(path: &Path) -> Option<Vec<u8>> {
+    let mut image = fs::read(path).ok()?;
+    let sum = image.split_off(image.len().checked_sub(8)?);
+    (sum == checksum(&image)).then_some(image)
+}
+
+fn checksum(image: &[u8]) -> [u8; 8] {
+    let mut hasher = DefaultHasher::new();
+    image.hash(&mut hasher);
+    hasher.finish().to_le_bytes()
+}
+
+/// Writes an image and its checksum to where the next process looks. That it cannot be written costs only time.
 fn keep(path: &Path, image: &[u8]) {
-    let Some(folder) = path.parent() else { return };
-    let part = PathBuf::from(format!("{}.{}.part", path.display(), std::process::id()));
-    let written =
-        fs::create_dir_all(folder).and_then(|()| fs::write(&part, image)).and_then(|()| fs::rename(&part, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&part);
-    }
+    let write = || -> io::Result<()> {
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        fs::create_dir_all(folder)?;
+        // A name of its own: other processes, of other containers too, may be doing the same.
+        let mut part = tempfile::NamedTempFile::new_in(folder)?;
+        part.write_all(image)?;
+        part.write_all(&checksum(image))?;
+        part.as_file().sync_all()?;
+        part.persist(path).map(drop).map_err(|error| error.error)
+    };
+    // What was begun is removed when it is dropped.
+    let _ = write();
 }
 
 #[cfg(test)]
@@ -262,6 +296,8 @@ mod tests {
         assert_eq!(Target::of((8, 6), &known), Some(Target::Text(80)));
         assert_eq!(Target::of((7, 0), &known), None);
         assert_eq!(Target::Code(90).name(), "sm_90a");
+        assert!(Target::Code(90).takes("gemm_sm90a") && Target::Code(100).takes("gemm"));
+        assert!(!Target::Code(100).takes("gemm_sm90a") && !Target::Text(90).takes("gemm_sm90a"));
     }
 
     #[test]
@@ -288,8 +324,34 @@ mod tests {
 
     #[test]
     fn a_host_without_the_compiler_is_told_its_names() {
-        // A driver of version 0 has no compiler that is not newer than it.
-        let error = Nvrtc::open(0).map(|_| ()).unwrap_err();
+        let device = DeviceInfo {
+            ordinal: 0,
+            name: "x".into(),
+            capability: (9, 0),
+            multiprocessors: 1,
+            memory: 1,
+            shared_memory: 1,
+            l2_cache: 1,
+            // No compiler is not newer than this.
+            driver: 0,
+        };
+        let error = Nvrtc::open(&device).map(|_| ()).unwrap_err();
         assert!(error.contains("libnvrtc.so"), "{error}");
+    }
+
+    #[test]
+    fn what_is_kept_is_found_unless_it_was_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernels").join("x.cubin");
+        keep(&path, b"image");
+        assert_eq!(kept(&path).as_deref(), Some(&b"image"[..]));
+        keep(&path, b"another");
+        assert_eq!(kept(&path).as_deref(), Some(&b"another"[..]));
+        let whole = fs::read(&path).unwrap();
+        for len in 0..whole.len() {
+            fs::write(&path, &whole[..len]).unwrap();
+            assert_eq!(kept(&path), None);
+        }
+        keep(Path::new("/dev/null/x"), b"image");
     }
 }

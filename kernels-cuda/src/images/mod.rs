@@ -65,7 +65,8 @@ pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result
     compile::images(device, sources.cache.as_deref()).map_err(|reason| {
         none(format!(
             "{carried}, and they cannot be compiled here: {reason}; run kernels-cuda/check.py --build and build the program \
-             again, or install NVRTC (`pip install nvidia-cuda-nvrtc`, with its folder in LD_LIBRARY_PATH)"
+             again, or install NVRTC (`pip install {}`, with its folder in LD_LIBRARY_PATH)",
+            if device.driver >= 13_000 { "nvidia-cuda-nvrtc" } else { "nvidia-cuda-nvrtc-cu12" }
         ))
     })
 }
@@ -82,6 +83,37 @@ fn read_folder(folder: &Path) -> io::Result<Vec<Image>> {
         }
     }
     Ok(images)
+}
+
+/// Whether an image is what it seems to be from its start to the end that the driver will look for: text up to a zero, an ELF
+/// file up to its last table and section, or a fatbin of the length that it states.
+pub(crate) fn is_whole(image: &[u8]) -> bool {
+    let word = |at: usize, bytes: usize| -> Option<u64> {
+        let field = image.get(at..at.checked_add(bytes)?)?;
+        Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let inside = |start: u64, bytes: u64| start.checked_add(bytes).is_some_and(|end| end <= image.len() as u64);
+    if image.starts_with(b"\x7fELF\x02\x01") {
+        // ELF-64 Object File Format: where the section headers are, how large one is, and how many there are.
+        let (Some(table), Some(size), Some(count)) = (word(0x28, 8), word(0x3a, 2), word(0x3c, 2)) else {
+            return false;
+        };
+        const NO_BITS: u64 = 8;
+        let section = |index: u64| {
+            let at = usize::try_from(table + index * size).ok()?;
+            let (kind, start, bytes) = (word(at.checked_add(4)?, 4)?, word(at + 0x18, 8)?, word(at + 0x20, 8)?);
+            Some(kind == NO_BITS || inside(start, bytes))
+        };
+        return count > 0
+            && size >= 0x40
+            && inside(table, size * count)
+            && (0..count).all(|index| section(index) == Some(true));
+    }
+    if image.starts_with(&[0x50, 0xed, 0x55, 0xba]) {
+        let (Some(header), Some(bytes)) = (word(6, 2), word(8, 8)) else { return false };
+        return inside(header, bytes);
+    }
+    image.starts_with(b"//") && image.iter().position(|byte| *byte == 0) == Some(image.len() - 1)
 }
 
 /// Text ends with a zero, by which the driver finds its end.
@@ -114,6 +146,30 @@ fn best_target<'a>(targets: &[&'a str], (major, minor): (u32, u32)) -> Option<&'
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_that_are_cut_off_are_not_whole() {
+        let mut elf = vec![0u8; 0x40];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[0x28], elf[0x3a], elf[0x3c]) = (0x40, 0x40, 1);
+        // One section of 8 bytes behind the headers.
+        let mut section = vec![0u8; 0x40];
+        (section[4], section[0x18], section[0x20]) = (1, 0x80, 8);
+        elf.extend(section);
+        elf.extend([1; 8]);
+        assert!(is_whole(&elf));
+        assert!((0..elf.len()).all(|len| !is_whole(&elf[..len])));
+        let mut fatbin = vec![0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        fatbin.extend([7; 4]);
+        assert!(is_whole(&fatbin) && !is_whole(&fatbin[..19]));
+        assert!(
+            is_whole(b"// text\0")
+                && !is_whole(b"// text")
+                && !is_whole(b"// a\0b\0")
+                && !is_whole(b"")
+                && !is_whole(b"x\0")
+        );
+    }
 
     #[test]
     fn the_best_image_that_runs_is_chosen() {

@@ -182,7 +182,8 @@ impl Places {
         if token != batch.tokens.len() {
             return Err(self.too_large(batch));
         }
-        self.listed = Listed { tokens: token, segments: write_order(batch, order) };
+        self.listed.tokens = token;
+        write_order(batch, order, &mut self.listed.segments);
         Ok(used)
     }
 
@@ -214,9 +215,9 @@ impl Places {
     }
 }
 
-/// Writes which of a batch's tokens are attended to together, as `order` has it on the device, and returns how many each segment
-/// has. The list is no longer than the batch: a segment takes two values for its tokens.
-fn write_order(batch: &Batch<'_>, order: &mut [u32]) -> Vec<usize> {
+/// Writes which of a batch's tokens are attended to together, as `order` has it on the device, and how many each segment has.
+/// The list is no longer than the batch: a segment takes two values for its tokens.
+fn write_order(batch: &Batch<'_>, order: &mut [u32], segments: &mut Vec<usize>) {
     let ranges = || {
         batch.sequences.iter().scan(0, |first, sequence| {
             let tokens = *first..*first + sequence.len;
@@ -224,11 +225,12 @@ fn write_order(batch: &Batch<'_>, order: &mut [u32]) -> Vec<usize> {
             Some(tokens)
         })
     };
-    let (tiled, single): (Vec<_>, Vec<_>) = ranges().partition(|tokens| tokens.len() >= TILED_TOKENS);
-    let values =
-        tiled.iter().flat_map(|tokens| [tokens.start, tokens.len() as u32]).chain(single.into_iter().flatten());
+    let tiled = || ranges().filter(|tokens| tokens.len() >= TILED_TOKENS);
+    let single = ranges().filter(|tokens| tokens.len() < TILED_TOKENS);
+    let values = tiled().flat_map(|tokens| [tokens.start, tokens.len() as u32]).chain(single.flatten());
     order.iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
-    tiled.iter().map(ExactSizeIterator::len).collect()
+    segments.clear();
+    segments.extend(tiled().map(|tokens| tokens.len()));
 }
 
 /// A rotary position embedding on the device (Su et al., 2021, arXiv 2104.09864).

@@ -42,6 +42,8 @@ impl BatchInputs {
         let pages = after(outputs, max_outputs);
         let len = after(pages, max_pages);
         let span = Span::new(device, "a batch's inputs", len.saturating_mul(size_of::<u32>()))?;
+        // Whatever runs before the first batch reads places that there are.
+        span.upload(&vec![0u32; len])?;
         let list = |start: usize, len: usize| span.part(start * size_of::<u32>(), len * size_of::<u32>());
         let [positions_list, tables_list, order_list] =
             [list(positions, max_tokens)?, list(tables, max_tokens)?, list(order, max_tokens)?];

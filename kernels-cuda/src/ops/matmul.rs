@@ -1,15 +1,25 @@
-//! Products of weights with activations: `cuda/gemv.cu` for a few tokens, `cuda/gemm.cu` for many.
+//! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for many, `cuda/gemm.cu` for quantized types, or
+//! `cuda/gemm_sm90a.cu` on Hopper, and `cuda/gemm_float.cu` for the others.
 
 use super::{Floats, Quants, SCALE_BYTES, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
-    driver::{KernelArgs, Launch},
+    driver::{Function, KernelArgs, Launch},
     weights::{BLOCK, Weights, is_quantized},
 };
+use rustai_abi::DType;
 
 /// Up to so many tokens are multiplied by the decode kernels, which read weights as fast as memory gives them and multiply each
 /// token by itself.
 pub const DECODE_TOKENS: usize = 8;
+
+/// As [`DECODE_TOKENS`], for weights of float types: twice through the decode kernels reads their weights twice, but with all
+/// multiprocessors, of which a product of so few tokens in tiles occupies a part. A guess to be measured.
+const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
+
+/// From so many tokens on, devices of compute capability 9.0 multiply quantized weights with their own kernel. With fewer, most of
+/// its tile is idle, and the other kernel gives the numbers of decoding. A guess to be measured.
+pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
 const MAX_MATRICES: usize = 3;
@@ -78,9 +88,14 @@ struct MatmulArgs {
 // SAFETY: fields and order are those of `MatmulArgs` in `cuda/matmul.cuh`.
 unsafe impl KernelArgs for MatmulArgs {}
 
-/// Tokens and rows that a block of `cuda/gemm.cu` makes, and its threads.
+/// Tokens and rows that a block of `cuda/gemm.cu` makes, and its threads; of `cuda/gemm_float.cu` only the rows differ.
 const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
+const FLOAT_TILE_ROWS: usize = 128;
+/// The same of `cuda/gemm_sm90a.cu`, which has four tiles of 64 columns of f16 in shared memory.
+const HOPPER_TILE_ROWS: usize = 128;
+const HOPPER_THREADS: u32 = 384;
+const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
 impl Kernels {
@@ -159,13 +174,16 @@ impl Kernels {
             _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
         }
         let quantized = args.scales != 0;
-        let prefill = tokens > DECODE_TOKENS && quantized;
-        let rows_per_block = match (prefill, gated) {
-            (true, false) => TILE_ROWS,
-            (true, true) => TILE_ROWS / 2,
-            (false, false) => 2,
-            (false, true) => 1,
+        let prefill = tokens > if quantized { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS };
+        let hopper = if quantized && tokens >= HOPPER_TOKENS { self.hopper_gemm(dtype)? } else { None };
+        let tile_rows = match (prefill, quantized) {
+            (true, true) if hopper.is_some() => HOPPER_TILE_ROWS,
+            (true, true) => TILE_ROWS,
+            (true, false) => FLOAT_TILE_ROWS,
+            (false, _) => 2,
         };
+        // Half of them are of the gate.
+        let rows_per_block = if gated { tile_rows / 2 } else { tile_rows };
         let mut grid = 0;
         for (projection, matrix) in projections.iter().zip(&mut args.matrices) {
             let Projection { weights, bias, out, accumulate } = *projection;
@@ -201,16 +219,21 @@ impl Kernels {
         let grid = small("rows", grid)?;
         let name = dtype.name().to_lowercase();
         if prefill {
-            let shared = stage_bytes(first);
-            let function = self.get(&format!("gemm_{name}"), shared)?;
+            let (function, shared, threads) = match hopper {
+                Some(function) => (function, HOPPER_SHARED, HOPPER_THREADS),
+                None => {
+                    let shared = stage_bytes(first);
+                    (self.get(&format!("gemm_{name}"), shared)?, shared, GEMM_THREADS)
+                }
+            };
             let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
-            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, GEMM_THREADS) };
+            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, threads) };
             // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them.
             return unsafe { stream.launch(function, shape, &args, &spans) };
         }
         let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
         let shape = Launch::new(grid, 32 * warps as u32);
-        // Weights of float types have no kernel for many tokens, so these go by in groups.
+        // More tokens than a decode kernel takes at a time go by in groups.
         for done in (0..tokens).step_by(DECODE_TOKENS) {
             let count = (tokens - done).min(DECODE_TOKENS);
             let mut part = args;
@@ -229,14 +252,35 @@ impl Kernels {
     }
 }
 
-/// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu`.
+impl Kernels {
+    /// Hopper's kernel for many tokens, if this is such a device. Images that are not for exactly its architecture have none.
+    fn hopper_gemm(&self, dtype: DType) -> Result<Option<Function>, DeviceError> {
+        if self.device().info().capability != (9, 0) {
+            return Ok(None);
+        }
+        match self.get(&format!("gemm_sm90a_{}", dtype.name().to_lowercase()), HOPPER_SHARED) {
+            Ok(function) => Ok(Some(function)),
+            Err(DeviceError::MissingKernel(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu` or `cuda/gemm_float.cu`.
 fn stage_bytes(weights: &Weights) -> u32 {
     const STEP: usize = 4;
-    let stride = STEP * BLOCK + 16;
-    let quants = (TILE_TOKENS + TILE_ROWS) * stride;
-    let scales = STEP * TILE_TOKENS * SCALE_BYTES;
-    let factors = STEP * weights.factors_per_block() * TILE_ROWS * size_of::<f32>();
-    2 * (quants + scales + factors) as u32
+    let row = |bytes: usize| STEP * bytes + 16;
+    let stage = if is_quantized(weights.dtype()) == Some(true) {
+        let quants = (TILE_TOKENS + TILE_ROWS) * row(BLOCK);
+        let scales = STEP * TILE_TOKENS * SCALE_BYTES;
+        let factors = STEP * weights.factors_per_block() * TILE_ROWS * size_of::<f32>();
+        quants + scales + factors
+    } else {
+        // A block of 8 values in 16 bits; F32 is a sum of two such.
+        let parts = if weights.dtype() == DType::F32 { 2 } else { 1 };
+        parts * (TILE_TOKENS + FLOAT_TILE_ROWS) * row(16)
+    };
+    2 * stage as u32
 }
 
 /// Kernels and the bytes of their parameters as this file has them.

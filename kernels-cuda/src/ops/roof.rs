@@ -96,7 +96,7 @@ impl Kernels {
         let shape = Launch { overlap: false, ..Launch::new(self.device().info().multiprocessors * BLOCKS, THREADS) };
         let seconds = best(stream, samples, || {
             // SAFETY: the kernel reads `count` times 16 bytes of `data` and may write 4 bytes of `out`.
-            unsafe { stream.launch(function, shape, &args, &[data, &out]) }
+            unsafe { stream.launch(function.clone(), shape, &args, &[data, &out]) }
         })?;
         Ok((count * 16 * u64::from(passes)) as f64 / seconds)
     }
@@ -113,7 +113,7 @@ impl Kernels {
             let args = PeakArgs { out: out.address(), rounds };
             best(stream, samples, || {
                 // SAFETY: the kernel may write 4 bytes of `out`.
-                unsafe { stream.launch(function, shape, &args, &[&out]) }
+                unsafe { stream.launch(function.clone(), shape, &args, &[&out]) }
             })
         };
         let mut rounds = 4;

@@ -92,8 +92,14 @@ pub fn fit(graph: &Graph, options: &FitOptions) -> Result<Fit, BuildError> {
         DeviceChoice::Cuda(ordinal) => Some(ordinal),
         DeviceChoice::Auto => None,
     };
-    let opened = Cuda::open(ordinal.unwrap_or(0), options.cuda_kernels.as_deref());
-    let placed = opened.map_err(BuildError::Device).and_then(|cuda| on_gpu(graph, options, layers, cuda));
+    let place = |ordinal: usize| {
+        let opened = Cuda::open(ordinal, options.cuda_kernels.as_deref());
+        opened.map_err(BuildError::Device).and_then(|cuda| on_gpu(graph, options, layers, cuda))
+    };
+    let placed = match ordinal {
+        Some(ordinal) => place(ordinal),
+        None => on_any(place),
+    };
     match placed {
         Ok(fit) => Ok(fit),
         Err(error) if ordinal.is_none() => {
@@ -108,6 +114,26 @@ pub fn fit(graph: &Graph, options: &FitOptions) -> Result<Fit, BuildError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The GPU on which most layers fit, of equal ones the first; the error of the first if none serves.
+fn on_any(place: impl Fn(usize) -> Result<Fit, BuildError>) -> Result<Fit, BuildError> {
+    let mut best: Option<Result<Fit, BuildError>> = None;
+    let layers = |fit: &Result<Fit, BuildError>| match fit {
+        Ok(Fit { gpu: Some((_, part)), .. }) => Some(part.layers),
+        _ => None,
+    };
+    for device in cuda::devices()? {
+        let fit = place(device.ordinal);
+        let whole = fit.as_ref().is_ok_and(|fit| fit.cpu.is_none());
+        if best.as_ref().is_none_or(|best| layers(best) < layers(&fit)) {
+            best = Some(fit);
+        }
+        if whole {
+            break;
+        }
+    }
+    best.unwrap_or_else(|| Err(DeviceError::NoDevice("it lists none".into()).into()))
 }
 
 fn on_cpu(graph: &Graph, options: &FitOptions, layers: usize, reason: String) -> Result<Fit, BuildError> {

@@ -133,21 +133,27 @@ pub(super) fn load(
     Ok(resolved)
 }
 
-fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -> Result<Resolved, BuildError> {
+/// The bytes of a weight as the source or the graph has them.
+pub(super) fn bytes(weight: &Weight, source: &dyn WeightSource) -> Result<SharedBytes, BuildError> {
     let fail = |found: String| BuildError::Weight { tensor: weight.name.clone(), expected: weight.to_string(), found };
     let bytes: SharedBytes = match &weight.inline {
         Some(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
         None => source.bytes(&weight.name).ok_or_else(|| fail("no such tensor".into()))?,
     };
-    if bytes.len() != weight.bytes() {
-        return Err(fail(format!("{} bytes", bytes.len())));
-    }
+    if bytes.len() == weight.bytes() { Ok(bytes) } else { Err(fail(format!("{} bytes", bytes.len()))) }
+}
+
+/// The values of a weight that is added or multiplied element by element.
+pub(super) fn vector(weight: &Weight, bytes: &[u8]) -> Result<Vec<f32>, BuildError> {
+    read_floats(weight.dtype, bytes, weight.elements())
+        .ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })
+}
+
+fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -> Result<Resolved, BuildError> {
+    let bytes = bytes(weight, source)?;
     let mut resolved = Resolved::default();
     if needs.vector {
-        let values = read_floats(weight.dtype, &bytes, weight.elements());
-        let values =
-            values.ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })?;
-        resolved.vector = Some(values.into());
+        resolved.vector = Some(vector(weight, &bytes)?.into());
     }
     if needs.matrix {
         let matrix = Arc::new(matrix(Matrix::new, isa, weight, weight.dims[1], bytes)?);

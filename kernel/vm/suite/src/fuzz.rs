@@ -62,7 +62,10 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        Self { map: Map::shared(64 << 10), memory: Memory::new(16 * PAGE), event: eventfd() }
+        let map = Map::shared((64 << 10) + 4096);
+        // Nothing lies behind it, so that what the kernel writes there fails.
+        protect(map.address() + (64 << 10), PROT_NONE);
+        Self { map, memory: Memory::new(16 * PAGE), event: eventfd() }
     }
 
     /// An address: of jobs or outcomes that look right, of anything, of nothing.
@@ -260,7 +263,9 @@ fn server(seed: u64, tally: &Tally, until_ns: u64) {
         let server = Server { device, epoch: 0 };
         let mut records: Vec<Record> = vec![Record::new()];
         for _ in 0..rng.below(300) {
-            let record = records[rng.below(records.len() as u64) as usize];
+            // Mostly what was fetched last, which may still run.
+            let behind = if rng.one_in(3) { rng.below(records.len() as u64) } else { 0 };
+            let record = records[records.len() - 1 - behind as usize];
             let (op, result) = match rng.below(10) {
                 0..=2 => {
                     let fetched =

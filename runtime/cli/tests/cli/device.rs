@@ -17,7 +17,7 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         let library = rustai_cuda_standin::build(Path::new(env!("CARGO_TARGET_TMPDIR")));
         symlink(library, folder.path().join("libcuda.so")).unwrap();
-        std::fs::write(folder.path().join("all.sm_90a.cubin"), b"the stand-in has all kernels in it").unwrap();
+        std::fs::write(folder.path().join("all.sm_90a.cubin"), b"// the stand-in has all kernels in it\0").unwrap();
         let model = TinyLlama { width: 256, feed_forward: 256, dtype: DType::Q4_0, ..TinyLlama::default() };
         Self { folder, tiny: Tiny::of(&model) }
     }

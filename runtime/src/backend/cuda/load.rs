@@ -1,9 +1,11 @@
 //! Brings the weights of a graph to a device: read, repacked on the host's cores, copied while the next ones are repacked.
 
-use super::super::{BuildError, load::needs};
-use crate::graph::{Graph, Weight, WeightSource, read_floats};
+use super::super::{
+    BuildError,
+    load::{bytes, needs, total_bytes, vector},
+};
+use crate::graph::{Graph, WeightSource};
 use rustai_abi::DType;
-use rustai_kernels_cpu::SharedBytes;
 use rustai_kernels_cuda::{Arena, Device, DeviceError, Floats, Packed, Stream, Uploader, Weights, weights};
 use std::{sync::mpsc, thread};
 
@@ -51,11 +53,11 @@ pub(super) fn load(
     device: &Device,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<DeviceWeight>, BuildError> {
-    let bytes = usize::try_from(device_bytes(graph)?).unwrap_or(usize::MAX);
-    let mut arena = Arena::new(device, "the model's weights", bytes)?;
+    let room = usize::try_from(device_bytes(graph)?).unwrap_or(usize::MAX);
+    let mut arena = Arena::new(device, "the model's weights", room)?;
     let stream = Stream::new(device)?;
     let mut uploader = Uploader::new(&stream)?;
-    let total = super::super::load::total_bytes(graph);
+    let total = total_bytes(graph);
     let mut done = 0;
     progress(done, total);
     let mut loaded = vec![DeviceWeight::default(); graph.weights().len()];
@@ -64,7 +66,7 @@ pub(super) fn load(
         let (send, parts) = mpsc::sync_channel::<Result<(usize, Vec<Part>), BuildError>>(1);
         let repack = move || {
             for (index, (weight, needs)) in graph.weights().iter().zip(needs(graph)).enumerate() {
-                let part = read(weight, source).and_then(|bytes| {
+                let part = bytes(weight, source).and_then(|bytes| {
                     let mut parts = Vec::new();
                     if needs.vector {
                         parts.push(Part::Vector(vector(weight, &bytes)?));
@@ -110,20 +112,6 @@ pub(super) fn load(
     })?;
     stream.synchronize()?;
     Ok(loaded)
-}
-
-fn read(weight: &Weight, source: &dyn WeightSource) -> Result<SharedBytes, BuildError> {
-    let fail = |found: String| BuildError::Weight { tensor: weight.name.clone(), expected: weight.to_string(), found };
-    let bytes: SharedBytes = match &weight.inline {
-        Some(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
-        None => source.bytes(&weight.name).ok_or_else(|| fail("no such tensor".into()))?,
-    };
-    if bytes.len() == weight.bytes() { Ok(bytes) } else { Err(fail(format!("{} bytes", bytes.len()))) }
-}
-
-fn vector(weight: &Weight, bytes: &[u8]) -> Result<Vec<f32>, BuildError> {
-    read_floats(weight.dtype, bytes, weight.elements())
-        .ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })
 }
 
 impl From<DeviceError> for BuildError {

@@ -29,9 +29,8 @@ use rustai_kernels_cpu::{
     bench::{Residence, Shape},
 };
 use rustai_kernels_cuda::{
-    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer,
-    ops::{BatchInputs, TILED_TOKENS},
-    probe, weights,
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
+    weights,
 };
 use std::{
     collections::HashMap,
@@ -43,8 +42,11 @@ use std::{
 /// lengths.
 const MAX_RECORDED_TOKENS: usize = 64;
 
-/// Most recordings that are kept: more than one run of an engine meets, unless batches change their size all the time.
-const MAX_RECORDINGS: usize = 128;
+/// Most shapes of steps that are remembered, with their recordings. A server meets more; those that were not met for longest go.
+const MAX_SHAPES: usize = 128;
+
+/// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
+const MAX_TOKENS: usize = 65_535;
 
 /// The shortest reach that steps are told apart by.
 const MIN_REACH: usize = 256;
@@ -128,6 +130,12 @@ impl Cuda {
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
     let graph = rewrite::drop_unused(graph);
     device_bytes(&graph)?;
+    if options.max_tokens > MAX_TOKENS {
+        let (given, most) = (options.max_tokens, MAX_TOKENS);
+        let reason =
+            format!("a GPU computes at most {most} tokens in a step, and {given} were asked for; use a smaller batch");
+        return Err(DeviceError::Invalid(reason).into());
+    }
     let plan = Plan::new(&graph, options, &Kinds)?;
     Program::check(&plan)?;
     Ok(plan)
@@ -146,6 +154,14 @@ fn most_pages(options: &PlanOptions) -> usize {
     options.max_tokens.saturating_mul(options.pages).min(1 << 22).max(options.pages)
 }
 
+/// A shape that a step had before.
+struct Met {
+    /// When it was last met, in steps.
+    last: u64,
+    /// None after the first time, which shows that all its kernels are there, and makes the driver load them.
+    recording: Option<Recording>,
+}
+
 /// The part of a model that the CPU computes first.
 pub(super) struct Head {
     pub(super) graph: CpuGraph,
@@ -156,7 +172,8 @@ pub(super) struct Head {
 /// A language model on a device.
 pub struct CudaModel {
     // Recordings go before the stream that they were made on.
-    recordings: HashMap<StepShape, Recording>,
+    shapes: HashMap<StepShape, Met>,
+    steps: u64,
     head: Option<Head>,
     program: Program,
     inputs: BatchInputs,
@@ -216,7 +233,8 @@ impl CudaModel {
         };
         let cached = plan.kv.map(|kv| kv.pages);
         Ok(Self {
-            recordings: HashMap::with_capacity(MAX_RECORDINGS),
+            shapes: HashMap::with_capacity(MAX_SHAPES + 1),
+            steps: 0,
             inputs: BatchInputs::new(device, max_tokens, max_outputs, most_pages(&options), pages)?,
             logits: ReadbackBuffer::new(device, "logits", max_outputs.saturating_mul(vocab))?,
             stream: Stream::new(device)?,
@@ -246,24 +264,38 @@ impl CudaModel {
         let longest = self.limits.pages.saturating_mul(PAGE_TOKENS);
         let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
-        let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, recordings, .. } = self;
-        // Tokens of a prompt are attended to in tiles, which a recording could not know of.
-        let prompt = batch.sequences.iter().any(|sequence| sequence.len as usize >= TILED_TOKENS);
-        if prompt || shape.tokens > MAX_RECORDED_TOKENS || normalized {
+        self.steps += 1;
+        let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, shapes, .. } = self;
+        // Tokens of a prompt are attended to in tiles, which a recording could not know of. Steps that only decode come again
+        // and again; others are of many shapes.
+        let decodes = shape.tokens == shape.outputs && batch.sequences.iter().all(|sequence| sequence.len == 1);
+        if !decodes || shape.tokens > MAX_RECORDED_TOKENS || normalized {
             return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
         }
-        if let Some(recording) = recordings.get(&shape) {
-            return Ok(recording.launch()?);
+        match shapes.get_mut(&shape) {
+            Some(Met { last, recording: Some(recording) }) => {
+                *last = self.steps;
+                Ok(recording.launch()?)
+            }
+            Some(met) => {
+                let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
+                recording.launch()?;
+                *met = Met { last: self.steps, recording: Some(recording) };
+                Ok(())
+            }
+            None => {
+                program.launch(kernels, stream, inputs, shape, false)?;
+                shapes.insert(shape, Met { last: self.steps, recording: None });
+                if shapes.len() > MAX_SHAPES
+                    && let Some(oldest) = shapes.iter().min_by_key(|(_, met)| met.last).map(|(shape, _)| *shape)
+                {
+                    // A recording must not go while it runs.
+                    stream.synchronize()?;
+                    shapes.remove(&oldest);
+                }
+                Ok(())
+            }
         }
-        let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
-        recording.launch()?;
-        if recordings.len() >= MAX_RECORDINGS {
-            // A recording must not go while it runs.
-            stream.synchronize()?;
-            recordings.clear();
-        }
-        recordings.insert(shape, recording);
-        Ok(())
     }
 
     /// Fetches the rows of the result.
