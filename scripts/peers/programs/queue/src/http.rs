@@ -1,12 +1,7 @@
 //! HTTP/1.1: the tensor is the body of a POST and of its answer.
 
 use crate::{Failure, is_marked, mark, ready};
-use axum::{
-    Router,
-    body::Bytes,
-    extract::DefaultBodyLimit,
-    routing::post,
-};
+use axum::{Router, body::Bytes, extract::DefaultBodyLimit, routing::post};
 
 pub fn serve() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -30,7 +25,8 @@ pub fn measure(address: &str, bytes: usize, trips: usize) -> Result<(), Failure>
     let bodies: Vec<Bytes> = marked(bytes);
     crate::measure(trips, |number| {
         let body = bodies[usize::from(number) % bodies.len()].clone();
-        let answer = runtime.block_on(async { client.post(&url).body(body).send().await?.error_for_status()?.bytes().await });
+        let answer =
+            runtime.block_on(async { client.post(&url).body(body).send().await?.error_for_status()?.bytes().await });
         is_marked(&answer?, bytes, number % bodies.len() as u8)
     })
 }
