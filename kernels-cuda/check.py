@@ -11,10 +11,13 @@
     kernels-cuda/check.py --arch 90a  one architecture only
 
 The compiler comes as pinned packages through pip, into target/ (109 MB). The same sources give the same bytes anywhere.
+What --build writes for all architectures holds text (PTX) for later ones, too, by a compiler of CUDA 12.9 (90 MB more), which
+drivers since then can read.
 """
 
 import argparse
 import concurrent.futures
+import ctypes
 import hashlib
 import json
 import os
@@ -40,6 +43,10 @@ PACKAGES = (
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-nvdisasm==13.2.86",
 )
+
+# An older compiler for the text that drivers compile further: what 13.0 writes is refused by drivers before 580.
+TEXT_PACKAGES = ("nvidia-cuda-nvrtc-cu12==12.9.86",)
+TEXT_ARCHITECTURE = "80"
 
 # Ampere, Ada, Hopper, and the two Blackwells. `a` is code for exactly one architecture, with all its instructions.
 ARCHITECTURES = ("80", "89", "90a", "100", "120")
@@ -83,8 +90,11 @@ RULES = (
     Rule(r"gemm_bf16", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", r"LDGSTS", LDG_128)),
     Rule(r"gemm_f32", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", LDG_128)),
     Rule(r"gemm_b?f(16|32)", must_not=(r"LDG\.E(\.\w+)*\.([US](8|16)|64)",)),
+    Rule(r"roof_read", must=(LDG_128,)),
+    Rule(r"roof_mma_s8", must=(r"IMMA",)),
+    Rule(r"roof_fma", must=(r"FFMA",)),
     # Programmatic dependent launch: kernels wait for the one before them.
-    Rule(r".*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
+    Rule(r"(?!roof_).*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
 )
 
 
@@ -93,21 +103,21 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def toolchain() -> Path:
-    """The folder of the compiler, fetched if it is not there."""
-    wanted = hashlib.sha256("\n".join(PACKAGES).encode()).hexdigest()[:16]
+def toolchain(packages: tuple[str, ...] = PACKAGES) -> Path:
+    """The folder of packages, the compiler if none are named, fetched if it is not there."""
+    wanted = hashlib.sha256("\n".join(packages).encode()).hexdigest()[:16]
     home = TARGET / f"toolchain-{wanted}"
-    prefix = home / "nvidia" / "cu13"
+    prefix = home / "nvidia" / ("cu13" if packages == PACKAGES else "")
     if (home / "complete").exists():
         return prefix
     print("fetching the compiler", flush=True)
     wheels = TARGET / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *PACKAGES]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *packages]
     if subprocess.run(command).returncode:
         fail("pip could not fetch the compiler's packages; is there a network?")
     shutil.rmtree(home, ignore_errors=True)
-    for package in PACKAGES:
+    for package in packages:
         name, version = package.split("==")
         found = sorted(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
         if not found:
@@ -168,6 +178,39 @@ def compile_one(prefix: Path, source: Path, architecture: str, out: Path) -> Com
         elif kernel and (found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
             code.setdefault(kernel, set()).add(found[1])
     return Compiled(source.stem, architecture, cubin, resources, code)
+
+
+def write_text(sources: list[Path], out: Path) -> list[Path]:
+    """Compiles sources to PTX for the oldest architecture, with NVRTC, which needs nothing else."""
+    library = ctypes.CDLL(str(next(toolchain(TEXT_PACKAGES).glob("cuda_nvrtc/lib/libnvrtc.so.12"))))
+    headers = sorted((HERE / "cuda").glob("*.cuh"))
+
+    def texts(values: list[bytes]) -> ctypes.Array:
+        return (ctypes.c_char_p * len(values))(*values)
+
+    def compile_text(source: Path) -> Path:
+        program = ctypes.c_void_p()
+        contents, names = [texts([read(header) for header in headers]) for read in (Path.read_bytes, lambda path: path.name.encode())]
+        arguments = (source.read_bytes(), source.name.encode(), len(headers), contents, names)
+        options = [f"--gpu-architecture=compute_{TEXT_ARCHITECTURE}".encode(), b"--std=c++17"]
+        made = library.nvrtcCreateProgram(ctypes.byref(program), *arguments)
+        if made or library.nvrtcCompileProgram(program, len(options), texts(options)):
+            size = ctypes.c_size_t()
+            library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            library.nvrtcGetProgramLog(program, log)
+            fail(f"{source.name} does not compile to text:\n{log.value.decode(errors='replace')}")
+        size = ctypes.c_size_t()
+        library.nvrtcGetPTXSize(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        library.nvrtcGetPTX(program, text)
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+        path = out / f"{source.stem}.compute_{TEXT_ARCHITECTURE}.ptx"
+        path.write_bytes(text.value)
+        return path
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(compile_text, sources))
 
 
 def broken_rules(compiled: Compiled) -> list[str]:
@@ -237,9 +280,13 @@ def main() -> None:
         manifest = {"compiler": PACKAGES[0], "flags": FLAGS, "sources": {}, "images": {}}
         for source in sorted((HERE / "cuda").iterdir()):
             manifest["sources"][source.name] = hashlib.sha256(source.read_bytes()).hexdigest()
-        for one in compiled:
-            shutil.copy(one.cubin, PREBUILT)
-            manifest["images"][one.cubin.name] = hashlib.sha256(one.cubin.read_bytes()).hexdigest()
+        images = [one.cubin for one in compiled]
+        if not options.arch:
+            # Sources for one architecture are code only.
+            images += write_text([source for source in sources if not re.search(r"_sm\w+$", source.stem)], out)
+        for image in images:
+            shutil.copy(image, PREBUILT)
+            manifest["images"][image.name] = hashlib.sha256(image.read_bytes()).hexdigest()
         (PREBUILT / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     kernels = sum(len(one.code) for one in compiled)
     size = sum(one.cubin.stat().st_size for one in compiled)

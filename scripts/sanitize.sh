@@ -4,10 +4,11 @@
 # themselves ends at a page that nobody may touch (kernels-cpu/src/memory.rs). Works with the stable compiler
 # (RUSTC_BOOTSTRAP lets it take the options), so no nightly compiler and no cargo-fuzz are needed.
 #
-#     scripts/sanitize.sh [tests|fuzz]... [-- cargo's arguments for the tests, such as -p rustai-tests]
+#     scripts/sanitize.sh [tests|fuzz|cuda]... [-- cargo's arguments for the tests, such as -p rustai-tests]
 #
 # Without arguments: the tests of the kernels and of the runtime's library, then each fuzz target for
-# RUSTAI_FUZZ_SECONDS (default 120). Finds are left in tests/fuzz/artifacts. Builds under target/sanitize.
+# RUSTAI_FUZZ_SECONDS (default 120). `cuda` runs the CUDA kernels under their emulator with the sanitizers of the C++ compiler:
+# device memory there is the heap, so an access outside of an allocation is found. Finds are left in tests/fuzz/artifacts. Builds under target/sanitize.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -51,12 +52,24 @@ run_fuzz() {
     done
 }
 
+run_cuda() {
+    # The sanitizer must be there first, since the program opens the emulator later. Fibers leave no leaks worth telling.
+    local library
+    library=$("${CXX:-c++}" -print-file-name=libasan.so)
+    unset RUSTFLAGS
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" cargo test --no-run -p rustai-kernels-cuda --tests
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" RUSTAI_EMU_SANITIZE=address,undefined \
+        CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$library ASAN_OPTIONS=detect_leaks=0" \
+        cargo test -p rustai-kernels-cuda --tests
+}
+
 for kind in "${kinds[@]}"; do
     case $kind in
+        cuda) run_cuda ;;
         tests) run_tests ;;
         fuzz) run_fuzz ;;
         *)
-            echo "error: $kind is no kind of check; use tests or fuzz" >&2
+            echo "error: $kind is no kind of check; use tests, fuzz or cuda" >&2
             exit 1
             ;;
     esac

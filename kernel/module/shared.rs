@@ -80,7 +80,9 @@ pub(crate) struct RingMemory {
 
 impl RingMemory {
     pub(crate) fn new(len: usize, entries: u32) -> Result<Arc<Self>> {
-        let mut bytes = VVec::from_elem(0u8, len, GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+        // Who asks is told of a lack of memory; the kernel's log need not be.
+        let flags = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
+        let mut bytes = VVec::from_elem(0u8, len, flags)?;
         let header = RingHeader {
             entries,
             ..RingHeader::new()
@@ -442,4 +444,46 @@ pub(crate) fn map_ring(ring: &RingMemory, vma: &VmaNew) -> Result {
         to_result(unsafe { bindings::vm_insert_page(vma.as_ptr(), vma.start() + at, page) })?;
     }
     Ok(())
+}
+
+/// What user space cannot ask for, and so the suite cannot either.
+#[kunit_tests(rustai)]
+mod tests {
+    use super::*;
+    use crate::abi::{ring_bytes, MAX_ENTRIES};
+
+    #[test]
+    fn a_deadline_is_neither_early_nor_out_of_range() {
+        assert_eq!(jiffies_until(0), None);
+        assert_eq!(jiffies_until(now_ns()), None);
+        let second = jiffies_until(now_ns() + 1_000_000_000).unwrap_or(0);
+        assert!(second >= msecs_to_jiffies(990) && second <= msecs_to_jiffies(1_001));
+        let longest = jiffies_until(u64::MAX).unwrap_or(0);
+        assert_eq!(longest, msecs_to_jiffies(u32::MAX >> 4));
+    }
+
+    #[test]
+    fn a_ring_consists_of_whole_pages() -> Result {
+        let mut entries = 1;
+        while entries <= MAX_ENTRIES {
+            let ring = RingMemory::new(ring_bytes(entries) as usize, entries)?;
+            assert_eq!(ring.bytes.as_ptr() as usize % PAGE_SIZE, 0);
+            assert_eq!(ring.len() % PAGE_SIZE, 0);
+            assert!(ring.len() >= RING_ENTRIES_OFFSET + entries as usize * Completion::SIZE);
+            entries *= 2;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_entry_past_the_end_of_a_ring_is_dropped() -> Result {
+        let ring = RingMemory::new(PAGE_SIZE, 64)?;
+        let tail = core::mem::offset_of!(RingHeader, tail);
+        let last = (PAGE_SIZE - RING_ENTRIES_OFFSET) / Completion::SIZE - 1;
+        ring.post(last + 1, &Completion::new(), 7);
+        assert_eq!(ring.bytes[tail], 0);
+        ring.post(last, &Completion::new(), 1);
+        assert_eq!(ring.bytes[tail], 1);
+        Ok(())
+    }
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Boots the debug kernel once for each bug that is planted, and fails unless the log tells of all of them. Called by
-# debug.sh, which sets OBJ, TOOLS and IMAGE.
+# Boots the debug kernel with a module that has one bug after the other, and fails unless the log tells of all of them.
+# Called by debug.sh, which sets OBJ, TOOLS and IMAGE.
 set -eu
 . "$(dirname "$0")/env.sh"
 

@@ -9,6 +9,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <ctime>
 #include <memory>
 #include <mutex>
 
@@ -39,8 +40,10 @@ struct Stream {
     Graph* capture = nullptr;
 };
 
+// Its time is when the stream's work has come so far.
 struct Event {
     bool recorded = false;
+    double milliseconds = 0.0;
 };
 
 struct Function {
@@ -407,12 +410,21 @@ DRIVER cuEventCreate(void** event, unsigned) {
     return SUCCESS;
 }
 DRIVER cuEventDestroy_v2(void* event) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    run_all();
     delete static_cast<Event*>(event);
     return SUCCESS;
 }
-DRIVER cuEventRecord(void* event, void*) {
+DRIVER cuEventRecord(void* event, void* stream) {
     GUARDED;
-    static_cast<Event*>(event)->recorded = true;
+    auto* one = static_cast<Event*>(event);
+    one->recorded = true;
+    static_cast<Stream*>(stream)->queue.push_back([=]() -> Result {
+        timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        one->milliseconds = double(now.tv_sec) * 1e3 + double(now.tv_nsec) * 1e-6;
+        return SUCCESS;
+    });
     return SUCCESS;
 }
 DRIVER cuEventQuery(void* event) { return static_cast<Event*>(event)->recorded ? SUCCESS : INVALID_HANDLE; }
@@ -422,7 +434,8 @@ DRIVER cuEventSynchronize(void*) {
 }
 DRIVER cuEventElapsedTime(float* milliseconds, void* start, void* end) {
     if (!static_cast<Event*>(start)->recorded || !static_cast<Event*>(end)->recorded) return INVALID_HANDLE;
-    *milliseconds = 0.001f;
+    run_all();
+    *milliseconds = static_cast<float>(static_cast<Event*>(end)->milliseconds - static_cast<Event*>(start)->milliseconds);
     return SUCCESS;
 }
 

@@ -4,6 +4,7 @@
 //! files. Nothing here needs a CUDA toolkit to build: the driver library is opened when [`probe`] is called, and a host
 //! without one is a [`DeviceError`], never a panic.
 
+pub mod bench;
 pub mod driver;
 mod images;
 mod kernels;

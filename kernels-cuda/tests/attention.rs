@@ -281,13 +281,12 @@ fn missing_barriers_are_noticed() {
     let shape = Shape { kv_type: KvType::Q8_0, heads: 4, kv_heads: 1, ..BASE };
     let (sequences, pages) = sequences(&shape, &[300]);
     let expected = expected(&shape, &sequences[0], 299);
-    let count = standin.expect_every_sync_to_matter(|| {
+    standin.expect_every_sync_to_matter(4, || {
         let opened = open(&standin);
         let got = run(&opened, &shape, (&sequences, &[299]), pages, Split { runs: 1, run_pages: 10 });
         got.is_ok_and(|got| error(&got, &expected) < 2e-4)
     });
     // One of the append, two of blocks and one of warps in attention.
-    assert_eq!(count, 4);
 }
 
 #[test]
@@ -364,17 +363,16 @@ fn tiles_hide_what_is_older_than_the_window() {
 #[test]
 fn missing_barriers_of_tiles_are_noticed() {
     let standin = standin();
-    // An 8-bit cache goes through registers, an f16 one through copies that have to be awaited.
+    // An 8-bit cache goes through registers, an f16 one through copies that have to be awaited. One is of the append.
     for (kv_type, syncs) in [(KvType::Q8_0, 3), (KvType::F16, 5)] {
         let shape = Shape { kv_type, heads: 4, kv_heads: 1, ..BASE };
         let (sequences, pages) = sequences(&shape, &[150]);
         let expected: Vec<f32> = (134..150).flat_map(|at| expected(&shape, &sequences[0], at)).collect();
-        let count = standin.expect_every_sync_to_matter(|| {
+        standin.expect_every_sync_to_matter(syncs, || {
             let opened = open(&standin);
             let got = run(&opened, &shape, (&sequences, &[134]), pages, Split { runs: 1, run_pages: 10 });
             got.is_ok_and(|got| error(&got, &expected) < TILED_CEILING)
         });
-        assert_eq!(count, syncs, "one of the append");
     }
 }
 
@@ -390,7 +388,8 @@ fn a_recording_holds_for_other_sequences() {
     memory.place(&whole).unwrap();
     let out = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
     let q = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
-    let launches = standin.get("launches");
+    let launches = || if standin.is_real() { 0 } else { standin.get("launches") };
+    let before = launches();
     let recording = stream.capture(|_| attend(&opened, &BASE, &memory, [&q, &out], split)).unwrap();
 
     let other = [(&sequences[1], 0..20), (&sequences[2], 0..12)];
@@ -399,7 +398,7 @@ fn a_recording_holds_for_other_sequences() {
     q.span().upload(&rotated.read(32).unwrap()).unwrap();
     recording.launch().unwrap();
     let got = out.read(32).unwrap();
-    assert_eq!(standin.get("launches") - launches, 2);
+    assert!(standin.is_real() || launches() - before == 2, "one of the append");
     let expected: Vec<f32> = other
         .iter()
         .flat_map(|(sequence, range)| range.clone().map(move |at| (sequence, at)))

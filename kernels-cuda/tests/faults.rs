@@ -6,7 +6,7 @@ use rustai_abi::{Batch, BatchSequence};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer,
     driver::OLDEST_DRIVER,
-    ops::{BatchInputs, Operation},
+    ops::{BatchInputs, Operation, parameter_sizes},
     probe,
 };
 use support::{open, standin};
@@ -255,4 +255,12 @@ fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
     let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
     drop(standin);
+}
+
+#[test]
+fn parameters_are_as_large_as_the_kernels_take_them() {
+    let standin = standin();
+    for (kernel, bytes) in parameter_sizes() {
+        assert_eq!(standin.parameter_bytes(kernel), Some(bytes), "{kernel}");
+    }
 }

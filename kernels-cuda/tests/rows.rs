@@ -117,7 +117,7 @@ fn a_missing_barrier_of_the_norm_is_noticed() {
     let weight = vec![1.0; width];
     let mut expected = vec![0.0; width];
     reference::rms_norm(&values, &weight, 1e-5, &mut expected);
-    let count = standin.expect_every_sync_to_matter(|| {
+    standin.expect_every_sync_to_matter(1, || {
         let (device, kernels, stream) = open(&standin);
         let x = Floats::with(&device, width, &values).unwrap();
         let weight = Floats::with(&device, width, &weight).unwrap();
@@ -126,7 +126,6 @@ fn a_missing_barrier_of_the_norm_is_noticed() {
         kernels.rms_norm(&stream, &x, &weight, 1e-5, targets, 1).unwrap();
         out.read(1).is_ok_and(|got| error(&got, &expected) < 1e-6)
     });
-    assert_eq!(count, 1);
 }
 
 #[test]
@@ -187,13 +186,12 @@ fn softmax_agrees_with_the_reference_and_needs_its_barriers() {
     for (x, out) in values.chunks_exact(width).zip(expected.chunks_exact_mut(width)) {
         reference::softmax(x, out);
     }
-    let count = standin.expect_every_sync_to_matter(|| {
+    standin.expect_every_sync_to_matter(2, || {
         let (device, kernels, stream) = open(&standin);
         let x = Floats::with(&device, width, &values).unwrap();
         kernels.softmax(&stream, &x, &x, 2).unwrap();
         x.read(2).is_ok_and(|got| error(&got, &expected) < 1e-6)
     });
-    assert_eq!(count, 2);
     let (device, kernels, stream) = open(&standin);
     let x = Floats::with(&device, 3, &[0.0, f32::NAN, 1.0, 1.0, f32::INFINITY, 2.0, -1e38, -3e38, -2e38]).unwrap();
     kernels.softmax(&stream, &x, &x, 3).unwrap();

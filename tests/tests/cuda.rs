@@ -17,7 +17,8 @@ use rustai_tests::{
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// A folder with an image for the stand-in's architecture. What is in it does not matter there.
+/// A folder with an image for the stand-in's architecture. What is in it does not matter there. A real device has those of the
+/// program.
 fn kernels() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.sm_90a.cubin"), b"the stand-in has all kernels in it").unwrap();
@@ -44,7 +45,7 @@ fn options(device: DeviceChoice, folder: &TempDir) -> LoadOptions {
         max_batch: 48,
         max_outputs: 48,
         device,
-        cuda_kernels: Some(folder.path().to_owned()),
+        cuda_kernels: std::env::var_os("RUSTAI_TEST_DEVICE").is_none().then(|| folder.path().to_owned()),
         ..LoadOptions::default()
     }
 }
@@ -390,4 +391,27 @@ fn smollm2_continues_a_text_as_the_cpu_does() {
     let divergences: Vec<f64> = expected.iter().zip(&got).map(|(p, q)| kl(p, q)).collect();
     println!("KL from the CPU's distributions: {divergences:.5?}");
     assert!(divergences.iter().all(|kl| *kl < 0.01), "{divergences:?}");
+}
+
+/// A model of any size, for hosts with a GPU: `RUSTAI_TEST_MODEL` names its file.
+#[test]
+#[ignore = "needs a model and a GPU"]
+fn the_named_model_computes_what_the_cpu_does() {
+    let (_standin, folder) = (standin(), kernels());
+    let path = std::env::var_os("RUSTAI_TEST_MODEL").expect("RUSTAI_TEST_MODEL names a model's file");
+    let file = GgufFile::open(std::path::Path::new(&path)).unwrap();
+    let tokens = tokens(96);
+    let run = |device| {
+        let options = LoadOptions { threads: 0, max_batch: 96, max_outputs: 96, ..options(device, &folder) };
+        logits(&mut *load(&file, &options).unwrap(), &tokens, 80)
+    };
+    let (expected, got) = (run(DeviceChoice::Cpu), run(DeviceChoice::Cuda(0)));
+    let vocab = expected.len() / tokens.len();
+    let rows = expected.chunks_exact(vocab).zip(got.chunks_exact(vocab));
+    let mean = rows.map(|(p, q)| kl(p, q)).sum::<f64>() / tokens.len() as f64;
+    println!(
+        "relative error of logits {:.2e}, mean KL from the CPU's distributions {mean:.2e}",
+        error(&got, &expected)
+    );
+    assert!(error(&got, &expected) < tolerance(DType::Q4_0) && mean < 0.02, "{mean:.2e}");
 }

@@ -102,7 +102,8 @@
 #define RUSTAI_CLASS_INTERACTIVE 2 /* Someone waits for each token. */
 
 /* Kinds of struct rustai_record. */
-#define RUSTAI_RECORD_JOB 1 /* A job: followed by its struct rustai_job and its struct rustai_tensors. */
+/* A job: followed by its struct rustai_job and its struct rustai_tensors. */
+#define RUSTAI_RECORD_JOB 1
 /* A running job that was canceled or timed out: stop, then commit it as usual. */
 #define RUSTAI_RECORD_CANCEL 2
 /* A buffer that the client gave up: stop using it, unmap it, then ACK. */

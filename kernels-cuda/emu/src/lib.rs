@@ -3,6 +3,9 @@
 //! The library has the driver's name inside, so that once it is open, the driver layer finds it in place of a real one.
 //! Everything on the Rust side is thus the code that users run. A process keeps the library once it is open, so tests of
 //! hosts without a driver belong into programs of their own.
+//!
+//! With `RUSTAI_TEST_DEVICE=1` in the environment the tests run on the host's own GPU instead. There is nothing to set or to
+//! count there, so only tests of results can pass: `gpu.py` knows which.
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::{
@@ -22,7 +25,8 @@ pub const SCHEDULES: [u32; 5] = [0, 1, 2, 7, 12];
 /// The stand-in, for one test at a time: its settings and its device are the process's.
 #[derive(Debug)]
 pub struct Standin {
-    library: &'static Library,
+    /// None on a real device.
+    library: Option<&'static Library>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -37,24 +41,35 @@ impl Standin {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         // A test that failed leaves nothing behind that the reset does not mend.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        if env::var_os("RUSTAI_TEST_DEVICE").is_some() {
+            return Self { library: None, _turn: turn };
+        }
         let library = LIBRARY.get_or_init(|| {
             let path = build(folder.as_ref());
             // SAFETY: the library's initialisers only fill a table of kernels.
             unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in opens")
         });
-        let standin = Self { library, _turn: turn };
-        // SAFETY: the function has this type.
-        unsafe { standin.symbol::<unsafe extern "C" fn() -> c_int>(c"standin_reset")() };
+        let standin = Self { library: Some(library), _turn: turn };
+        standin.reset();
         standin
     }
 
-    fn symbol<T>(&self, name: &CStr) -> Symbol<T> {
-        // SAFETY: callers name the type that `emu/standin.cpp` gives the function.
-        unsafe { self.library.get(name.to_bytes_with_nul()) }.expect("the stand-in has the function")
+    /// Whether this is no stand-in, but the host's own GPU.
+    pub fn is_real(&self) -> bool {
+        self.library.is_none()
     }
 
-    /// A setting; see `standin_set` in `emu/standin.cpp`.
+    fn symbol<T>(&self, name: &CStr) -> Symbol<T> {
+        let library = self.library.expect("this is asked of the stand-in only");
+        // SAFETY: callers name the type that `emu/standin.cpp` gives the function.
+        unsafe { library.get(name.to_bytes_with_nul()) }.expect("the stand-in has the function")
+    }
+
+    /// A setting; see `standin_set` in `emu/standin.cpp`. A real device runs threads in its own order.
     pub fn set(&self, name: &str, value: i64) {
+        if self.is_real() && name == "schedule" {
+            return;
+        }
         let name = CString::new(name).unwrap();
         let set = self.symbol::<unsafe extern "C" fn(*const c_char, c_long) -> c_int>(c"standin_set");
         // SAFETY: the name ends with a zero.
@@ -67,6 +82,14 @@ impl Standin {
         let get = self.symbol::<unsafe extern "C" fn(*const c_char) -> c_long>(c"standin_get");
         // SAFETY: the name ends with a zero.
         unsafe { get(name.as_ptr()) }
+    }
+
+    /// Bytes of a kernel's parameters; `None` if there is no such kernel.
+    pub fn parameter_bytes(&self, kernel: &str) -> Option<usize> {
+        let name = CString::new(kernel).ok()?;
+        let get = self.symbol::<unsafe extern "C" fn(*const c_char) -> c_int>(c"standin_args_bytes");
+        // SAFETY: the name ends with a zero.
+        usize::try_from(unsafe { get(name.as_ptr()) }).ok()
     }
 
     /// Why a kernel failed.
@@ -86,8 +109,11 @@ impl Standin {
         sites
     }
 
-    /// Runs `work` under every schedule.
+    /// Runs `work` under every schedule; once on a real device.
     pub fn in_every_order(&self, mut work: impl FnMut(u32)) {
+        if self.is_real() {
+            return work(0);
+        }
         for schedule in SCHEDULES {
             self.set("schedule", i64::from(schedule));
             work(schedule);
@@ -96,11 +122,15 @@ impl Standin {
     }
 
     /// Leaves out each synchronisation that `work` meets, one after the other, and expects it to go wrong in some order: to
-    /// return `false` or to fail. `work` must be right as it is. Returns how many synchronisations there are.
-    pub fn expect_every_sync_to_matter(&self, mut work: impl FnMut() -> bool) -> usize {
+    /// return `false` or to fail. `work` must be right as it is, and meet so many. A real device only shows that it is right.
+    pub fn expect_every_sync_to_matter(&self, count: usize, mut work: impl FnMut() -> bool) {
+        if self.is_real() {
+            return assert!(work(), "wrong");
+        }
         self.sync_sites();
         assert!(work(), "wrong with all synchronisations");
         let sites = self.sync_sites();
+        assert_eq!(sites.len(), count, "synchronisations");
         for site in &sites {
             let mut noticed = false;
             for schedule in SCHEDULES {
@@ -113,11 +143,13 @@ impl Standin {
             let (kind, line) = (site >> 24, site & 0xff_ffff);
             assert!(noticed, "nothing notices that the synchronisation of kind {kind} in line {line} is missing");
         }
-        sites.len()
     }
 
     /// Settings as they are at first, and a device that works again.
     pub fn reset(&self) {
+        if self.is_real() {
+            return;
+        }
         // SAFETY: the function has this type.
         unsafe { self.symbol::<unsafe extern "C" fn() -> c_int>(c"standin_reset")() };
     }
@@ -128,6 +160,9 @@ impl Standin {
 /// # Panics
 /// If there is no C++ compiler.
 pub fn build(folder: &Path) -> PathBuf {
+    // One at a time: all of a process work in one folder.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the kernels");
     let mut sources: Vec<PathBuf> = ["emu", "cuda"]
         .iter()

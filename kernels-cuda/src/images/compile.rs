@@ -16,17 +16,18 @@ use std::{
 };
 
 /// The sources: families of kernels, each an image of its own, and the headers that they include.
-const FAMILIES: [(&str, &str); 8] = [
+const FAMILIES: &[(&str, &str)] = &[
     ("attention", include_str!("../../cuda/attention.cu")),
     ("attention_prefill", include_str!("../../cuda/attention_prefill.cu")),
     ("gemm", include_str!("../../cuda/gemm.cu")),
     ("gemm_float", include_str!("../../cuda/gemm_float.cu")),
     ("gemm_sm90a", include_str!("../../cuda/gemm_sm90a.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
+    ("roof", include_str!("../../cuda/roof.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
 ];
-const HEADERS: [(&str, &str); 7] = [
+const HEADERS: &[(&str, &str)] = &[
     ("attention.cuh", include_str!("../../cuda/attention.cuh")),
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("formats.cuh", include_str!("../../cuda/formats.cuh")),
@@ -56,15 +57,9 @@ impl Nvrtc {
         for name in LIBRARIES {
             // SAFETY: the library's initialisers are what its installer expects to run.
             let Ok(library) = (unsafe { Library::new(name) }) else { continue };
-            let mut nvrtc = Self { library, name, version: 0 };
-            let (mut major, mut minor) = (0, 0);
-            let version = nvrtc.function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(c"nvrtcVersion")?;
-            // SAFETY: both pointers are to locals.
-            if unsafe { version(&raw mut major, &raw mut minor) } != 0 {
-                continue;
-            }
-            drop(version);
-            nvrtc.version = 1000 * major + 10 * minor;
+            let nvrtc = Self { library, name, version: 0 };
+            let Some((major, minor)) = nvrtc.numbers()? else { continue };
+            let nvrtc = Self { version: 1000 * major + 10 * minor, ..nvrtc };
             // Code of a newer major version is refused by a driver.
             if nvrtc.version / 1000 <= driver / 1000 {
                 return Ok(nvrtc);
@@ -72,6 +67,15 @@ impl Nvrtc {
             too_new = Some(format!("{name} is of CUDA {major}.{minor}, newer than the driver's {}", driver / 1000));
         }
         Err(too_new.unwrap_or_else(|| format!("none of the libraries {} was found", LIBRARIES.join(", "))))
+    }
+
+    /// Major and minor version.
+    fn numbers(&self) -> Result<Option<(i32, i32)>, String> {
+        let (mut major, mut minor) = (0, 0);
+        let version = self.function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(c"nvrtcVersion")?;
+        // SAFETY: both pointers are to locals.
+        let result = unsafe { version(&raw mut major, &raw mut minor) };
+        Ok((result == 0).then_some((major, minor)))
     }
 
     fn function<T>(&self, name: &CStr) -> Result<Symbol<'_, T>, String> {
@@ -287,7 +291,7 @@ mod tests {
     /// The run-time compiler brings no headers of the C library.
     #[test]
     fn sources_need_no_toolkit() {
-        for (name, source) in FAMILIES.iter().chain(&HEADERS) {
+        for (name, source) in FAMILIES.iter().chain(HEADERS) {
             for word in ["#include <", "INFINITY", "FLT_MAX", "UINT_MAX", "INT_MAX", "uint32_t"] {
                 assert!(!source.contains(word), "{word} in {name}");
             }

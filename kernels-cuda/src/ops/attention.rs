@@ -532,3 +532,13 @@ impl Kernels {
         unsafe { stream.launch(function, shape, &merge, &spans) }
     }
 }
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[
+        ("append_f16", size_of::<AppendArgs>()),
+        ("attend_64_1_f16", size_of::<AttentionArgs>()),
+        ("prefill_64_f16", size_of::<PrefillArgs>()),
+        ("merge_attention", size_of::<MergeArgs>()),
+    ]
+}

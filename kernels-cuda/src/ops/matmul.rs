@@ -282,3 +282,9 @@ fn stage_bytes(weights: &Weights) -> u32 {
     };
     2 * stage as u32
 }
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    const SIZE: usize = size_of::<MatmulArgs>();
+    &[("gemv_q4_0_1", SIZE), ("gemm_q4_0", SIZE), ("gemm_f16", SIZE), ("gemm_sm90a_q4_0", SIZE)]
+}

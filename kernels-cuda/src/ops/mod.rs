@@ -6,12 +6,14 @@
 mod attention;
 mod inputs;
 mod matmul;
+mod roof;
 mod rows;
 mod sample;
 
 pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split, TILED_TOKENS};
 pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, Projection};
+pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, Sampling};
 
@@ -174,4 +176,18 @@ fn small(what: &str, value: usize) -> Result<u32, DeviceError> {
         .ok()
         .filter(|value| *value <= u32::MAX / 2)
         .ok_or_else(|| DeviceError::Invalid(format!("{what}: {value} is more than kernels can count")))
+}
+
+/// A kernel of each kind and the bytes of its parameters as this crate lays them out, for the test that compares them with
+/// the kernels' own.
+#[doc(hidden)]
+pub fn parameter_sizes() -> Vec<(&'static str, usize)> {
+    [
+        attention::parameter_sizes(),
+        matmul::parameter_sizes(),
+        roof::parameter_sizes(),
+        rows::parameter_sizes(),
+        sample::parameter_sizes(),
+    ]
+    .concat()
 }

@@ -288,3 +288,14 @@ impl Kernels {
         unsafe { stream.launch(function, shape, &args, &[&x.span, &out.span]) }
     }
 }
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[
+        ("embed_q4_0", size_of::<EmbedArgs>()),
+        ("norm_rows", size_of::<NormArgs>()),
+        ("elements", size_of::<ElementArgs>()),
+        ("softmax", size_of::<SoftmaxArgs>()),
+        ("select_rows", size_of::<SelectArgs>()),
+    ]
+}

@@ -83,3 +83,8 @@ impl Kernels {
         unsafe { stream.launch(function, shape, &args, &[&logits.span, counters, tokens]) }
     }
 }
+
+/// Kernels and the bytes of their parameters as this file has them.
+pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
+    &[("sample", size_of::<SampleArgs>())]
+}

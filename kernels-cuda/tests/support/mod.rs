@@ -1,7 +1,7 @@
 //! What the tests of kernels share: the stand-in's device, numbers and how far results are off.
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use rustai_kernels_cuda::{Device, Kernels, Stream};
+use rustai_kernels_cuda::{Device, KernelSources, Kernels, Stream};
 
 pub use rustai_cuda_standin::Standin;
 
@@ -11,9 +11,14 @@ pub fn standin() -> Standin {
 }
 
 /// The stand-in's device with its kernels and a stream.
-pub fn open(_standin: &Standin) -> (Device, Kernels, Stream) {
-    let device = Device::open(0).expect("the stand-in has a device");
-    let kernels = Kernels::from_images(&device, &[b"the stand-in has all kernels in it"]).unwrap();
+pub fn open(standin: &Standin) -> (Device, Kernels, Stream) {
+    let device = Device::open(0).expect("a device");
+    let kernels = if standin.is_real() {
+        Kernels::load(&device, &KernelSources::default())
+    } else {
+        Kernels::from_images(&device, &[b"the stand-in has all kernels in it"])
+    }
+    .unwrap();
     let stream = Stream::new(&device).unwrap();
     (device, kernels, stream)
 }

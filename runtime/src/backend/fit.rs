@@ -97,8 +97,9 @@ pub fn fit(graph: &Graph, options: &FitOptions) -> Result<Fit, BuildError> {
     match placed {
         Ok(fit) => Ok(fit),
         Err(error) if ordinal.is_none() => {
-            // Most hosts have no GPU; only where one is there and does not serve is that worth a warning.
-            if matches!(error, BuildError::Device(DeviceError::NoDriver | DeviceError::NoDevice(_))) {
+            // Most hosts have no GPU; only where one is there and does not serve, or was hoped for, is that worth a warning.
+            let absent = matches!(error, BuildError::Device(DeviceError::NoDriver | DeviceError::NoDevice(_)));
+            if absent && options.gpu_layers.is_none() {
                 tracing::debug!(%error, "no GPU");
             } else {
                 tracing::warn!(%error, "the GPU is not used");

@@ -6,6 +6,15 @@ use rustai_abi::queue::{Errno, Job, MAX_TENSORS, Tensor, Wire};
 pub(super) const REQUEST: usize = 8;
 /// Bytes in front of a reply.
 pub(super) const REPLY: usize = 16;
+/// The operation that gives the server the memory of a lane.
+pub(super) const LANE: u32 = 0x80;
+/// Its struct: a size and flags, of which there are none.
+pub(super) const LANE_STRUCT: [u8; 8] = {
+    let size = 8u32.to_ne_bytes();
+    [size[0], size[1], size[2], size[3], 0, 0, 0, 0]
+};
+/// In place of an operation: there is a message in the lane. It has no answer.
+pub(super) const LOOK: u32 = 0x81;
 /// The longest message. Linux lets a message be as long as the socket's send buffer, 208 KiB if nobody changed it.
 pub(super) const LONGEST: usize = 160 << 10;
 
@@ -19,6 +28,11 @@ pub(super) fn request(op: u32, len: usize) -> [u8; REQUEST] {
     head[..4].copy_from_slice(&op.to_ne_bytes());
     head[4..].copy_from_slice(&(len as u32).to_ne_bytes());
     head
+}
+
+/// The operation of a message, which starts requests and replies alike.
+pub(super) fn operation(message: &[u8]) -> Option<u32> {
+    word(message, 0)
 }
 
 /// A request cut into operation, struct, and what follows; `None` if it is shorter than it says.

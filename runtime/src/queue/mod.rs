@@ -32,7 +32,7 @@
 //! | | device | socket | in-process |
 //! |---|---|---|---|
 //! | who decides about jobs | the kernel | the server's process | this process |
-//! | a job needs | one system call | a message each way | a function call |
+//! | a job needs | one system call | a message each way: while both sides are awake, no system call | a function call |
 //! | death of the server | jobs wait or fail, by policy | takes the queue along: all jobs fail with `EOWNERDEAD` | there is none |
 //! | payload copied | never | never | never |
 //!
@@ -53,6 +53,24 @@
 //! SETUP, sealed so that only the server writes it. `result` is 0 or a negative error number. Integers are in the machine's
 //! order. An eventfd becomes non-blocking, because a client whose counter is full must not stop the queue.
 //!
+//! # Messages in memory
+//! A client may share memory with the server through which messages pass without a system call. Operation 0x80 with the struct
+//! `{u32 size, u32 flags}` gives it over, as a memfd of 192 KiB, writable and sealed in size (SHRINK, GROW, SEAL); the answer comes
+//! by the socket. Requests take the first 176 KiB, replies the rest, each in this form:
+//!
+//! | byte | holds | written by |
+//! |---|---|---|
+//! | 0 | `u32`: messages so far, written last | who sends |
+//! | 4 | `u32`: bytes of the newest | who sends |
+//! | 64 | `u32`: 1 while it sleeps, or is about to | who receives |
+//! | 128 | the newest message, as on the socket | who sends |
+//!
+//! Both ways stay open: a message may go by the socket at any time, as those with a descriptor must, and the answer comes by
+//! either. Whoever wants to sleep writes 1, has a full fence, looks at the number once more, and sleeps on the socket. Whoever has
+//! written a number has a full fence, and wakes one who sleeps by operation 0x81 on the socket (a head without a struct), which has
+//! no answer. A side spins while its waits end within about 50 microseconds, and sleeps otherwise.
+//!
+//! # Who a client is
 //! A client is who the kernel says it is (`SO_PEERCRED`); it is gone when its last descriptor of the connection is closed. A
 //! message has at most 160 KiB, so that a SUBMIT of very many jobs with many tensors is refused with `E2BIG`.
 //!
@@ -64,7 +82,9 @@ mod client;
 mod clock;
 mod engine_side;
 mod error;
+mod lane;
 mod listener;
+mod memory;
 mod message;
 mod monitor;
 pub mod params;
@@ -73,7 +93,8 @@ mod transport;
 
 pub use broker::{Broker, BrokerOptions, ClientStat};
 pub use client::{
-    Buffer, Class, Client, ClientOptions, Element, GenerateParams, Job, Pending, Policy, Session, TensorView, Update,
+    Buffer, Class, Client, ClientOptions, Element, Ended, GenerateParams, Job, Pending, Policy, Session, TensorView,
+    Update, Uring,
 };
 pub use clock::{deadline, now_ns};
 pub use engine_side::{EngineSide, Helper, Mapped, Patience};

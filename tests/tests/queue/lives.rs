@@ -270,3 +270,69 @@ pub fn classes_and_weights_share_the_server(rig: &Rig) {
     drop(clients);
     rig.side.detach().unwrap();
 }
+
+pub fn jobs_go_and_end_by_io_uring(rig: &Rig) {
+    use rustai::queue::{Client, ClientOptions, Ended, Job as Ask, QueueError, Uring};
+    rig.attach();
+    let client = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    let mut ring = Uring::new(&client, 32).unwrap();
+    assert_eq!(ring.has_commands(), rig.kind() == Kind::Device);
+    assert!(matches!(ring.wait(), Err(QueueError::Job(_))), "there is nothing to wait for");
+
+    let buffer = client.buffer(PAGE as usize).unwrap();
+    let (from, to) = (buffer.tensor::<f32>(0, &[4]).unwrap(), buffer.tensor::<f32>(64, &[4]).unwrap());
+    let mut before = client.stat().unwrap().completed;
+    for round in 0..20u64 {
+        for user_data in 3 * round..3 * round + 3 {
+            ring.submit(&Ask::echo(Duration::ZERO, 0, 0).input(&from).output(&to).user_data(user_data)).unwrap();
+        }
+        assert_eq!((ring.in_flight(), ring.try_wait().unwrap()), (3, None));
+        // The first is canceled while it waits.
+        assert_eq!(client.cancel(3 * round).unwrap(), 1);
+        for result in 1..3 {
+            assert_eq!(rig.serve(result).user_data, 3 * round + result as u64);
+        }
+        let mut ends: Vec<Ended> = (0..3).map(|_| ring.wait().unwrap()).collect();
+        ends.sort_by_key(|ended| ended.user_data);
+        let expected = [-Errno::ECANCELED.raw(), 1, 2];
+        assert!(
+            ends.iter()
+                .zip(expected)
+                .zip(3 * round..)
+                .all(|((end, result), user_data)| { *end == Ended { user_data, result } })
+        );
+        before += 3;
+        assert_eq!((ring.in_flight(), client.stat().unwrap().completed), (0, before));
+    }
+    let late = rustai::queue::deadline(SOON);
+    ring.submit(&Ask::nop().user_data(99)).unwrap();
+    assert!(matches!(ring.wait_until(late), Err(QueueError::TimedOut)));
+    // A job that is wrong: the end tells of it.
+    ring.submit(&Ask::new(opcode::RERANK + 99).user_data(100)).unwrap();
+    assert_eq!(ring.wait().unwrap(), Ended { user_data: 100, result: -Errno::EOPNOTSUPP.raw() });
+    // What is in flight goes with ring and client.
+    drop((ring, from, to, buffer, client));
+    rig.waits_for_clients(0);
+    rig.side.detach().unwrap();
+}
+
+pub fn service_loops_watch_the_ring(rig: &Rig) {
+    use rustai::queue::{Client, ClientOptions, Job as Ask, Uring};
+    use rustix::event::{PollFd, PollFlags, poll};
+    rig.attach();
+    let client = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    let mut ring = Uring::new(&client, 8).unwrap();
+    ring.submit(&Ask::nop().user_data(5)).unwrap();
+    ring.watch().unwrap();
+    assert_eq!(ring.try_wait().unwrap(), None);
+    let ready = |ring: &Uring, ms: i64| {
+        let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: ms * 1_000_000 };
+        poll(&mut [PollFd::new(ring, PollFlags::IN)], Some(&time)).unwrap()
+    };
+    assert_eq!(ready(&ring, 20), 0);
+    rig.serve(7);
+    while ready(&ring, 900) == 0 {}
+    let ended = ring.try_wait().unwrap().expect("what made the descriptor readable");
+    assert_eq!((ended.user_data, ended.result), (5, 7));
+    rig.side.detach().unwrap();
+}

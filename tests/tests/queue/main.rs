@@ -84,5 +84,7 @@ conformance! {
         the_servers_death_under_each_policy
         reissues_are_counted
         a_client_that_closes_leaves_nothing
-        classes_and_weights_share_the_server;
+        classes_and_weights_share_the_server
+        jobs_go_and_end_by_io_uring
+        service_loops_watch_the_ring;
 }

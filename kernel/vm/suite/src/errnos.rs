@@ -1,6 +1,6 @@
 //! One test for each row of the table of error numbers; `verdicts` has those for what is wrong with a job.
 
-use crate::{Test, sides::*, skip, sys::*, verdicts::fails};
+use crate::{Test, sides::*, sys::*, verdicts::fails};
 use rustai_abi::queue::*;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -413,11 +413,7 @@ pub const TESTS: &[Test] = &[
         assert_eq!(register(&client, memory.fd.as_raw_fd(), 0, PAGE, PAGE), Ok(()));
         assert_eq!(client.stat().bytes, 3 * PAGE);
     }),
-    ("no memory: ENOMEM", || {
-        let Ok(switch) = std::fs::read("/proc/self/make-it-fail") else { skip("the kernel injects no faults") };
-        drop(switch);
-        crate::node::fail_allocations();
-    }),
+    ("no memory: ENOMEM", crate::faults::setup_without_memory),
     ("completion head ahead of the tail: EPROTO, and ever after", || {
         for head in [1, u32::MAX, 1 << 31] {
             let client = ready();

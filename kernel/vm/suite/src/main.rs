@@ -7,6 +7,7 @@
 
 mod death;
 mod errnos;
+mod faults;
 mod fuzz;
 mod jobs;
 mod layout;
@@ -30,6 +31,7 @@ pub fn skip(why: &str) -> ! {
 }
 
 const SKIPPED: i32 = 77;
+/// What a test may take.
 const SECONDS: u32 = 600;
 
 fn main() {
@@ -38,7 +40,7 @@ fn main() {
         return layout::print_all();
     }
     let is_chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let groups: [(&str, &[Test]); 9] = [
+    let groups: [(&str, &[Test]); 10] = [
         ("node", node::TESTS),
         ("errno", errnos::TESTS),
         ("verdict", verdicts::TESTS),
@@ -47,6 +49,7 @@ fn main() {
         ("tenant", tenants::TESTS),
         ("uring", uring::TESTS),
         ("death", death::TESTS),
+        ("fault", faults::TESTS),
         ("fuzz", fuzz::TESTS),
     ];
     node::load();

@@ -118,6 +118,12 @@ impl Map {
         Self::with(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags).unwrap()
     }
 
+    /// Anonymous memory that children share.
+    pub fn shared(len: usize) -> Self {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        Self::with(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags).unwrap()
+    }
+
     /// Where it lies.
     pub fn address(&self) -> usize {
         self.at as usize
@@ -128,11 +134,20 @@ impl Map {
         self.len
     }
 
-    /// A word that others may write at any time.
-    pub fn word(&self, offset: usize) -> u32 {
+    fn atomic(&self, offset: usize) -> &AtomicU32 {
         assert!(offset + 4 <= self.len && offset.is_multiple_of(4));
         // SAFETY: The word lies within the mapping and is aligned; all who write it do so atomically.
-        unsafe { AtomicU32::from_ptr(self.at.add(offset).cast()) }.load(Ordering::Acquire)
+        unsafe { AtomicU32::from_ptr(self.at.add(offset).cast()) }
+    }
+
+    /// A word that others may write at any time.
+    pub fn word(&self, offset: usize) -> u32 {
+        self.atomic(offset).load(Ordering::Acquire)
+    }
+
+    /// Adds to a word; the caller knows that the mapping is writable.
+    pub fn add(&self, offset: usize, more: u32) {
+        self.atomic(offset).fetch_add(more, Ordering::Relaxed);
     }
 
     /// A copy of a struct.

@@ -5,7 +5,7 @@ use io_uring::{IoUring, opcode::UringCmd16, types::Fd};
 use rustai_abi::queue::*;
 
 /// An io_uring with a client's node.
-struct Uring {
+pub struct Uring {
     ring: IoUring,
     fd: i32,
 }
@@ -18,33 +18,44 @@ fn area(job: &Job) -> [u8; 16] {
 }
 
 impl Uring {
-    fn new(device: &Device) -> Self {
+    /// A new one.
+    pub fn new(device: &Device) -> Self {
         Self { ring: IoUring::new(64).unwrap(), fd: device.fd() }
     }
 
     /// Issues a command; what it points to must live until it is admitted, which is before this returns.
-    fn push(&mut self, operation: u32, area: [u8; 16], user_data: u64) {
+    pub fn push(&mut self, operation: u32, area: [u8; 16], user_data: u64) -> Sys<()> {
         let entry = UringCmd16::new(Fd(self.fd), operation).cmd(area).build().user_data(user_data);
         // SAFETY: The kernel reads the job and its tensors while it admits them, which is during the call of `submit`;
         // callers keep them that long.
-        unsafe { self.ring.submission().push(&entry) }.unwrap();
-        self.ring.submit().unwrap();
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| EBUSY)?;
+        self.ring.submit().map(drop).map_err(|err| err.raw_os_error().unwrap())
     }
 
-    fn submit(&mut self, job: &Job) {
-        self.push(ioctl(op::SUBMIT), area(job), job.user_data);
+    /// Issues a SUBMIT, which may fail on the way to the module.
+    pub fn try_submit(&mut self, job: &Job) -> Sys<()> {
+        self.push(ioctl(op::SUBMIT), area(job), job.user_data)
     }
 
-    /// The next completion: user data and result.
-    fn next(&mut self) -> (u64, i32) {
+    /// Issues a SUBMIT.
+    pub fn submit(&mut self, job: &Job) {
+        self.try_submit(job).unwrap();
+    }
+
+    /// The next completion, user data and result, if there is one.
+    pub fn take(&mut self) -> Option<(u64, i32)> {
+        self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))
+    }
+
+    /// Waits for the next completion.
+    pub fn next(&mut self) -> (u64, i32) {
         self.ring.submit_and_wait(1).unwrap();
-        let entry = self.ring.completion().next().unwrap();
-        (entry.user_data(), entry.result())
+        self.take().unwrap()
     }
 
     fn is_empty(&mut self) -> bool {
         self.ring.submit().unwrap();
-        self.ring.completion().next().is_none()
+        self.take().is_none()
     }
 }
 
@@ -127,7 +138,7 @@ pub const TESTS: &[Test] = &[
             (op::SUBMIT, right, ENOTTY),
         ];
         for (operation, area, errno) in cases {
-            uring.push(operation, area, 1);
+            uring.push(operation, area, 1).unwrap();
             assert_eq!(uring.next(), (1, -errno));
         }
         let fresh = Device::client().unwrap();
@@ -136,7 +147,7 @@ pub const TESTS: &[Test] = &[
         assert_eq!(early.next(), (1, -ENOENT), "before SETUP");
         let engine = Device::engine().unwrap();
         let mut other = Uring::new(&engine);
-        other.push(ioctl(op::FETCH), right, 1);
+        other.push(ioctl(op::FETCH), right, 1).unwrap();
         assert_eq!(other.next(), (1, -EOPNOTSUPP));
     }),
     ("a command ends by cancelation, deadline and the server's death", || {

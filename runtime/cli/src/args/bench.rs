@@ -2,6 +2,7 @@
 
 use super::{DeviceArgs, KvTypeArg};
 use clap::{Args, Subcommand, ValueEnum};
+use rustai::backend::DeviceChoice;
 use std::path::PathBuf;
 
 /// Flags of `bench`. Several values, separated by commas, give a row for each combination.
@@ -94,6 +95,9 @@ pub struct KernelsArgs {
     /// 135m in a cache.
     #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
     pub models: Vec<String>,
+    /// What multiplies: cpu, cuda, or cuda:N with the GPU's number.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
     /// Every instruction set, type, model and shape that runs here. Takes long.
     #[arg(long, conflicts_with_all = ["types", "isas", "models", "quick"])]
     pub all: bool,

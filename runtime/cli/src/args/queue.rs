@@ -30,9 +30,9 @@ pub struct ServeArgs {
     /// Sequences of full length that the cache holds.
     #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sequences: u32,
-    /// Microseconds that a connection's thread spins for the next message before it sleeps: faster round trips at the cost of a
-    /// core.
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    /// Microseconds that a connection's thread spins for the next message before it sleeps, as long as messages come that soon;
+    /// 0 always sleeps.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub spin: u64,
 }
 
@@ -172,6 +172,12 @@ pub struct BenchQueueArgs {
     /// A queue whose server runs already; without it, servers are started on sockets of their own.
     #[arg(long, value_name = "QUEUE")]
     pub queue: Option<String>,
+    /// Measures only what a token costs that is generated through the queue, beside the model alone.
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "queue")]
+    pub model: Option<String>,
+    /// Threads of the model; 0 means one per core.
+    #[arg(short, long, value_name = "N", default_value_t = 0, requires = "model")]
+    pub threads: usize,
     /// Fewer and shorter measurements: a first impression.
     #[arg(long)]
     pub quick: bool,
@@ -181,6 +187,9 @@ pub struct BenchQueueArgs {
     /// Answers the plain-socket side of the measurements at this path.
     #[arg(long, value_name = "PATH", hide = true)]
     pub peer: Option<PathBuf>,
+    /// With `--peer`: spins for messages.
+    #[arg(long, hide = true)]
+    pub peer_spins: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

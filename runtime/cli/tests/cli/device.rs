@@ -56,6 +56,30 @@ fn a_gpu_is_found_named_and_used() {
 }
 
 #[test]
+fn kernels_are_measured_beside_the_ceilings_of_the_gpu() {
+    let host = Host::new();
+    let run = |args: &str| {
+        let run = Rustai::line("bench kernels --quick --type Q4_0,IQ2_XXS --model 135m --m 1")
+            .env("RUSTAI_CUDA_KERNELS", host.folder.path());
+        let run = args.split_whitespace().fold(run, Rustai::arg);
+        run.env("LD_LIBRARY_PATH", host.folder.path())
+    };
+    let report = run("--device cuda --json").json();
+    assert_eq!(report["gpu"], "emulated device (compute capability 9.0, 4 multiprocessors)");
+    let points = report["points"].as_array().unwrap();
+    assert!(points.len() == 2 && points.iter().all(|point| point["type"] == "Q4_0"), "{report}");
+    for point in points {
+        assert_eq!((&point["isa"], &point["kernel"]), (&"cuda".into(), &"gemv".into()));
+        assert!(
+            point["time_ns"].as_f64().unwrap() > 0.0 && point["percent_of_roof"].as_f64().unwrap() > 0.0,
+            "{point}"
+        );
+    }
+    run("--device cuda:3").refuses(1, &["there is no CUDA device 3"]);
+    run("--device cuda --isa avx2").refuses(2, &["no instruction sets"]);
+}
+
+#[test]
 fn devices_that_are_not_there_are_refused() {
     let host = Host::new();
     host.run("generate --device cuda:7 a").refuses(1, &["there is no CUDA device 7", "rustai info"]);

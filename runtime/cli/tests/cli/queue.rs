@@ -142,8 +142,10 @@ fn bench_queue_measures_beside_plain_sockets() {
     let named = |what: &str| rows.iter().filter(|row| row["what"].as_str().unwrap().starts_with(what)).count();
     for (what, count) in [
         ("unix socket, 64 bytes", 1),
+        ("unix socket, both sides spin", 1),
+        ("NOP, both sides sleep", 1),
         ("NOP, one call", 1),
-        ("NOP, woken by eventfd", 1),
+        ("NOP, submitted and waited for", 1),
         ("NOP, both sides spin", 1),
         ("NOPs in batches", 1),
         ("tensor through the queue", 3),

@@ -182,13 +182,15 @@ fn info_tells_what_was_chosen_and_why() {
     assert_eq!(info["isa"], Isa::best().name());
     assert!(!info["isa_reason"].as_str().unwrap().is_empty());
     assert_eq!(info["cache"], "/a/cache");
-    assert_eq!(info["devices"], serde_json::json!([]));
+    // A GPU, or the reason why there is none.
+    let (devices, missing) = (info["devices"].as_array().unwrap(), info["devices_missing"].as_str());
+    assert_eq!(devices.is_empty(), missing.is_some_and(|reason| reason.contains("use the CPU")), "{info}");
     assert_eq!(info["instruction_sets"].as_array().unwrap().len(), Isa::ALL.len());
     assert!(info["huge_pages_used"].is_boolean() && info["memory_nodes"].is_array(), "{info}");
     let policies = ["one_node", "interleave", "inherited", "refused"];
     assert!(policies.iter().any(|policy| info["memory_policy"] == *policy), "{info}");
     let forced = Rustai::line("info").env("RUSTAI_CPU", "reference").ok();
-    assert!(forced.contains("reference: ") && forced.contains("no GPU backend in this build"), "{forced}");
+    assert!(forced.contains("reference: ") && forced.contains("\ndevices "), "{forced}");
 }
 
 #[test]

@@ -10,20 +10,29 @@ mod program;
 pub(super) use load::device_bytes;
 pub(super) use program::Memory;
 
+pub use rustai_kernels_cuda::{
+    DeviceError, DeviceInfo,
+    bench::{Product, Roofs},
+    embedded_target,
+    ops::Peak,
+};
+
 use super::{BuildError, Executable, Limits, StepError, cpu::CpuGraph};
 use crate::{
     graph::{Graph, Rows, WeightSource, rewrite},
     plan::{Plan, PlanOptions},
 };
 use program::{Kinds, Program, StepShape};
-use rustai_abi::{Batch, PAGE_TOKENS};
-use rustai_kernels_cpu::{BatchLimits, External, Outside};
-use rustai_kernels_cuda::{
-    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
+use rustai_abi::{Batch, DType, PAGE_TOKENS};
+use rustai_kernels_cpu::{
+    BatchLimits, External, Outside,
+    bench::{Residence, Shape},
 };
-pub use rustai_kernels_cuda::{DeviceError, DeviceInfo};
-
-pub use rustai_kernels_cuda::embedded_target;
+use rustai_kernels_cuda::{
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer,
+    ops::{BatchInputs, TILED_TOKENS},
+    probe, weights,
+};
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -39,6 +48,11 @@ const MAX_RECORDINGS: usize = 128;
 
 /// The shortest reach that steps are told apart by.
 const MIN_REACH: usize = 256;
+
+/// Whether there is a kernel for such a matrix.
+pub fn has_kernel(dtype: DType, rows: usize, cols: usize) -> bool {
+    weights::device_bytes(dtype, rows, cols).is_some()
+}
 
 /// The GPUs of this host.
 ///
@@ -74,6 +88,28 @@ impl Cuda {
     /// What the device is.
     pub fn info(&self) -> &DeviceInfo {
         self.device.info()
+    }
+
+    /// Its ceilings, measured now: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn roofs(&self) -> Result<Roofs, DeviceError> {
+        Roofs::measure(&self.kernels, &Stream::new(&self.device)?)
+    }
+
+    /// A matrix product that is ready to be timed: for benchmarks.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no kernel reads the type in this shape, or memory does not suffice.
+    pub fn product(
+        &self,
+        dtype: DType,
+        shape: Shape,
+        max_tokens: usize,
+        residence: Residence,
+    ) -> Result<Product, DeviceError> {
+        Product::new(&self.kernels, dtype, shape, max_tokens, residence)
     }
 
     /// Bytes of its memory that are free now.
@@ -211,7 +247,9 @@ impl CudaModel {
         let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
         let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, recordings, .. } = self;
-        if shape.tokens > MAX_RECORDED_TOKENS || normalized {
+        // Tokens of a prompt are attended to in tiles, which a recording could not know of.
+        let prompt = batch.sequences.iter().any(|sequence| sequence.len as usize >= TILED_TOKENS);
+        if prompt || shape.tokens > MAX_RECORDED_TOKENS || normalized {
             return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
         }
         if let Some(recording) = recordings.get(&shape) {

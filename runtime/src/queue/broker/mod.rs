@@ -22,7 +22,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-pub(super) use calls::With;
+pub(super) use calls::{Answer, With};
 
 type Queue = Core<Vec<JobSlot>, Vec<ContextSlot>, Vec<BufferSlot>>;
 

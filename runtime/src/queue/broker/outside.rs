@@ -1,9 +1,10 @@
 //! What the queue's slots stand for: rings, files, and those who wait.
 
-use crate::sys::memfd::{self, Shared};
-use rustai_abi::queue::{
-    Completion, ContextId, Errno, RING_ENTRIES_OFFSET, RingHeader, ServerState, Sink, Wire, ring_bytes,
+use crate::{
+    queue::memory,
+    sys::memfd::{self, Shared},
 };
+use rustai_abi::queue::{Completion, ContextId, Errno, RingHeader, ServerState, Sink, Wire, ring_bytes};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     io::{read, write},
@@ -42,13 +43,6 @@ impl RingMemory {
         }
         ring.map.write(0, &header);
         Ok(ring)
-    }
-
-    fn put(&self, place: usize, entry: &Completion) {
-        let mut bytes = [0; Completion::SIZE];
-        if entry.write(&mut bytes) {
-            self.map.write(RING_ENTRIES_OFFSET + place * Completion::SIZE, &bytes);
-        }
     }
 
     pub(super) fn publish_server(&self, server: ServerState) {
@@ -168,7 +162,7 @@ impl Outside {
             let side = &mut self.sides[context];
             if let Some(tail) = side.tail.take() {
                 if let Some(ring) = &side.ring {
-                    ring.map.store(offset_of!(RingHeader, tail), tail);
+                    memory::publish_tail(&ring.map, tail);
                 }
                 if let Some(fd) = &side.eventfd {
                     signal(fd);
@@ -189,7 +183,7 @@ impl Sink for Outside {
         let side = self.touch(context);
         side.tail = Some(tail);
         if let Some(ring) = &side.ring {
-            ring.put(place, entry);
+            memory::put_entry(&ring.map, place, entry);
         }
     }
 

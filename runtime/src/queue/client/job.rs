@@ -16,7 +16,7 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Job {
-    job: abi::Job,
+    pub(super) job: abi::Job,
     tensors: Vec<Tensor>,
     /// Keeps what the tensors lie in registered until the job is handed over; then the queue keeps it.
     buffers: Vec<Buffer>,

@@ -2,16 +2,18 @@
 //!
 //! Completions are read from the ring without a system call. One thread at a time sleeps on the completion eventfd for all
 //! that wait (the leader); it deals out what came. A task that awaits is served by a thread that takes the lead when nobody
-//! else does.
+//! else does. [`Uring`] waits on an io_uring instead.
 
 mod buffer;
 mod job;
 mod pending;
 mod ring;
+mod uring;
 
 pub use buffer::{Buffer, Element, TensorView};
 pub use job::{Class, GenerateParams, Job, Session};
 pub use pending::{Pending, Update};
+pub use uring::{Ended, Uring};
 
 use super::{
     QueueError, clock,
@@ -93,6 +95,8 @@ struct State {
     jobs: HashMap<u64, Flight>,
     /// Somebody sleeps on the eventfd.
     led: bool,
+    /// Threads that wait for the one that does. While there is none, waking them is a system call that is spared.
+    followers: u32,
     /// The other side is gone, and with it all jobs.
     gone: bool,
     /// Places of progress entries that were read, but whose reading the queue does not know of yet.
@@ -423,7 +427,7 @@ impl Inner {
             state.head = state.head.wrapping_add(1);
         }
         if came {
-            self.changed.notify_all();
+            self.wake(state);
         }
         state.head
     }
@@ -473,7 +477,13 @@ impl Inner {
                 waker.wake();
             }
         }
-        self.changed.notify_all();
+        self.wake(state);
+    }
+
+    fn wake(&self, state: &State) {
+        if state.followers > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until `done` holds or the time is over.
@@ -489,10 +499,12 @@ impl Inner {
                 None => None,
             };
             if state.led {
-                match left {
-                    Some(left) => drop(self.changed.wait_timeout(state, left)),
-                    None => drop(self.changed.wait(state)),
-                }
+                state.followers += 1;
+                let mut state = match left {
+                    Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                };
+                state.followers -= 1;
                 continue;
             }
             if !self.listens.load(Ordering::Acquire) && !state.gone {
@@ -511,8 +523,7 @@ impl Inner {
             if gone {
                 self.lose(&mut state);
             }
-            drop(state);
-            self.changed.notify_all();
+            self.wake(&state);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 use rustai_abi::queue::{
     Ack, Attach, BufMap, BufferName, Commit, ContextId, Detach, Errno, Fetch, Job, Outcome, Progress, Progressed,
-    Query, Setup, Submit, Ticket, Wire, op, op_flag,
+    Query, Setup, Submit, Ticket, Wire, feature, op, op_flag,
 };
 use rustix::fs::{Mode, OFlags, open};
 use std::{
@@ -31,6 +31,8 @@ fn open_node(path: &Path) -> Result<OwnedFd, QueueError> {
 /// A client of the device.
 pub struct CharDev {
     device: OwnedFd,
+    /// It takes jobs as io_uring commands.
+    has_commands: bool,
 }
 
 impl CharDev {
@@ -39,8 +41,8 @@ impl CharDev {
     /// # Errors
     /// [`QueueError::Open`] if there is none or it may not be opened, [`QueueError::Version`] if it speaks another version.
     pub fn open(path: &Path) -> Result<Self, QueueError> {
-        let this = Self { device: open_node(path)? };
-        super::query(&this)?;
+        let mut this = Self { device: open_node(path)?, has_commands: false };
+        this.has_commands = super::query(&this)?.features & feature::URING != 0;
         Ok(this)
     }
 
@@ -51,6 +53,10 @@ impl CharDev {
 }
 
 impl Transport for CharDev {
+    fn command_device(&self) -> Option<BorrowedFd<'_>> {
+        self.has_commands.then(|| self.device.as_fd())
+    }
+
     fn name(&self) -> &'static str {
         "device"
     }

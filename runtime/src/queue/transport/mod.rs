@@ -8,11 +8,9 @@ pub use device::{CharDev, EngineDevice};
 pub use in_process::InProcess;
 pub use socket::Socket;
 
-use super::{QueueError, engine_side::EngineSide};
+use super::{QueueError, engine_side::EngineSide, memory};
 use crate::sys::memfd::Shared;
-use rustai_abi::queue::{
-    ABI_MAJOR, Completion, Errno, Job, Query, RING_ENTRIES_OFFSET, RingHeader, Setup, Tensor, Wire, op,
-};
+use rustai_abi::queue::{ABI_MAJOR, Completion, Errno, Job, Query, Setup, Tensor, Wire, op};
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
@@ -92,6 +90,11 @@ pub trait Transport: Send + Sync {
         Ok(None)
     }
 
+    /// The device whose SUBMIT is an io_uring command, too.
+    fn command_device(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Whether a call that waits keeps other calls from being made.
     fn waits_alone(&self) -> bool {
         false
@@ -122,7 +125,7 @@ pub struct RingMap(pub(super) Arc<Shared>);
 impl RingMap {
     /// Index of the next entry that will be written; everything before it can be read.
     pub fn tail(&self) -> u32 {
-        self.0.load(std::mem::offset_of!(RingHeader, tail))
+        memory::tail(&*self.0)
     }
 
     /// The entry of an index, in a ring of `entries` places.
@@ -130,11 +133,7 @@ impl RingMap {
     /// # Panics
     /// If the ring is shorter.
     pub fn entry(&self, index: u32, entries: u32) -> Completion {
-        let place = (index & (entries - 1)) as usize;
-        let mut bytes = [0; Completion::SIZE];
-        self.0.read(RING_ENTRIES_OFFSET + place * Completion::SIZE, &mut bytes);
-        // PANIC: the array has the size of the struct.
-        Completion::read(&bytes).expect("a whole struct")
+        memory::entry(&*self.0, (index & (entries - 1)) as usize)
     }
 }
 

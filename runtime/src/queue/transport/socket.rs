@@ -2,19 +2,27 @@
 
 use super::{Extra, Fault, RingMap, Transport, in_process};
 use crate::{
-    queue::{QueueError, message},
+    queue::{
+        QueueError,
+        lane::{Lane, Spin},
+        message,
+    },
     sys::socket,
 };
 use rustai_abi::queue::{Errno, Setup, op};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::{
     io::{self, IoSlice},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// A client over a connected `SOCK_SEQPACKET` socket. Requests are answered one after the other.
+///
+/// While both sides are awake, messages pass through memory that they share; a side that has waited for longer than it takes
+/// to sleep and be woken, about 50 microseconds, sleeps on the socket and is woken there.
 pub struct Socket {
     socket: OwnedFd,
     state: Mutex<State>,
@@ -28,6 +36,10 @@ struct State {
     /// Operations whose replies nobody has read yet.
     owed: u32,
     ring: Option<OwnedFd>,
+    lane: Option<Lane>,
+    /// The server was awake when the last request was sent: its answer may come at once.
+    expects: bool,
+    spin: Spin,
 }
 
 impl Socket {
@@ -44,13 +56,41 @@ impl Socket {
         let socket = open().map_err(|source| QueueError::Open { path: path.to_owned(), source })?;
         let this = Self::over(socket);
         super::query(&this)?;
+        this.open_lane();
         Ok(this)
     }
 
     /// A client over a socket that is connected already.
     pub fn over(socket: OwnedFd) -> Self {
-        let state = State { out: Vec::new(), reply: vec![0; 4096 + message::REPLY], owed: 0, ring: None };
+        let state = State {
+            out: Vec::new(),
+            reply: vec![0; 4096 + message::REPLY],
+            owed: 0,
+            ring: None,
+            lane: None,
+            expects: false,
+            spin: Spin::new(Spin::LIMIT),
+        };
         Self { socket, state: Mutex::new(state) }
+    }
+
+    /// How long a call spins for its answer before it sleeps; it does so while answers come that soon. Zero always sleeps.
+    pub fn spinning(self, limit: Duration) -> Self {
+        self.lock().spin = Spin::new(limit);
+        self
+    }
+
+    /// Gives the server memory for messages. One that does not know such memory gets them all by the socket.
+    fn open_lane(&self) {
+        let (lane, fd) = match Lane::new() {
+            Ok(made) => made,
+            Err(error) => return tracing::debug!(%error, "no memory for messages; all go by the socket"),
+        };
+        let extra = Extra { fd: Some(fd.as_fd()), ..Extra::default() };
+        match self.call(message::LANE, &mut message::LANE_STRUCT.clone(), extra) {
+            Ok(()) => self.lock().lane = Some(lane),
+            Err(fault) => tracing::debug!(?fault, "the server takes no memory for messages; all go by the socket"),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -59,7 +99,7 @@ impl Socket {
 
     fn send(&self, state: &mut State, number: u32, bytes: &[u8], extra: Extra<'_>) -> Result<(), Fault> {
         while state.owed > 0 {
-            self.receive(state, true)?;
+            self.receive(state)?;
             state.owed -= 1;
         }
         state.out.clear();
@@ -71,20 +111,71 @@ impl Socket {
             own.iter().for_each(|tensor| message::push(&mut state.out, tensor));
         }
         let head = message::request(number, bytes.len());
-        let parts = [IoSlice::new(&head), IoSlice::new(bytes), IoSlice::new(&state.out)];
-        match socket::send(&self.socket, &parts, extra.fd) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(match error.raw_os_error() {
-                Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => Fault::Gone,
-                Some(libc::EBADF) => Fault::Errno(Errno::EBADF),
-                Some(libc::EMSGSIZE) => Fault::Errno(Errno::E2BIG),
-                _ => Fault::Io(error),
-            }),
+        let posted = match &mut state.lane {
+            Some(lane) if extra.fd.is_none() && !lane.other_sleeps() => lane.post(&[&head, bytes, &state.out]),
+            _ => None,
+        };
+        state.expects = posted == Some(false);
+        match posted {
+            Some(false) => Ok(()),
+            Some(true) => self.send_parts(&[IoSlice::new(&message::request(message::LOOK, 0))], None),
+            None => self.send_parts(&[IoSlice::new(&head), IoSlice::new(bytes), IoSlice::new(&state.out)], extra.fd),
         }
     }
 
-    /// Receives a reply into `state.reply`; its length. `None` if there is none and `wait` is not set.
-    fn receive(&self, state: &mut State, wait: bool) -> Result<Option<usize>, Fault> {
+    fn send_parts(&self, parts: &[IoSlice<'_>], fd: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
+        socket::send(&self.socket, parts, fd).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => Fault::Gone,
+            Some(libc::EBADF) => Fault::Errno(Errno::EBADF),
+            Some(libc::EMSGSIZE) => Fault::Errno(Errno::E2BIG),
+            _ => Fault::Io(error),
+        })
+    }
+
+    /// Receives the reply into `state.reply`, by whichever way it comes; its length.
+    fn receive(&self, state: &mut State) -> Result<usize, Fault> {
+        let began = Instant::now();
+        // A server that must be woken first takes so long that sleeping costs no time.
+        if state.expects {
+            let spin = state.spin;
+            let found = spin.until(began, true, |socket_too| self.look(state, socket_too).transpose());
+            if let Some(found) = found {
+                return found;
+            }
+        }
+        loop {
+            if let Some(lane) = &mut state.lane
+                && !lane.fall_asleep()
+            {
+                lane.awake();
+                return lane.take(&mut state.reply).ok_or(Fault::Protocol("an empty lane"));
+            }
+            let received = self.receive_by_socket(state, true);
+            if let Some(lane) = &state.lane {
+                lane.awake();
+            }
+            state.spin.learn(began.elapsed());
+            // After a message that only wakes, the reply lies in the lane.
+            match received {
+                Ok(None) => {}
+                Ok(Some(len)) => return Ok(len),
+                Err(fault) => return self.look(state, false)?.ok_or(fault),
+            }
+        }
+    }
+
+    /// The reply if it has come: to the lane, or with `socket_too` to the socket.
+    fn look(&self, state: &mut State, socket_too: bool) -> Result<Option<usize>, Fault> {
+        if let Some(lane) = &mut state.lane
+            && let Some(len) = lane.take(&mut state.reply)
+        {
+            return Ok(Some(len));
+        }
+        if socket_too { self.receive_by_socket(state, false) } else { Ok(None) }
+    }
+
+    /// The next message on the socket; `None` if it only wakes, or if there is none and `wait` is not set.
+    fn receive_by_socket(&self, state: &mut State, wait: bool) -> Result<Option<usize>, Fault> {
         let received = match socket::receive(&self.socket, &mut state.reply, wait) {
             Ok(received) => received,
             Err(error) if !wait && error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -96,7 +187,8 @@ impl Socket {
             received if received.len == 0 => Err(Fault::Gone),
             received => {
                 state.ring = received.fd.or(state.ring.take());
-                Ok(Some(received.len))
+                let wakes = message::operation(&state.reply[..received.len]) == Some(message::LOOK);
+                Ok((!wakes).then_some(received.len))
             }
         }
     }
@@ -117,6 +209,9 @@ impl Socket {
     }
 }
 
+/// Turns of a busy wait between two looks at the socket.
+const TURNS: u32 = 64;
+
 impl Transport for Socket {
     fn name(&self) -> &'static str {
         "socket"
@@ -125,10 +220,8 @@ impl Transport for Socket {
     fn call(&self, number: u32, bytes: &mut [u8], extra: Extra<'_>) -> Result<(), Fault> {
         let mut state = self.lock();
         self.send(&mut state, number, bytes, extra)?;
-        match self.receive(&mut state, true)? {
-            Some(len) => Self::finish(&state, number, len, bytes),
-            None => Err(Fault::Gone),
-        }
+        let len = self.receive(&mut state)?;
+        Self::finish(&state, number, len, bytes)
     }
 
     fn map_ring(&self, setup: &Setup) -> Result<RingMap, Fault> {
@@ -159,10 +252,8 @@ impl Transport for Socket {
                 state.owed += 1;
                 return Ok(false);
             }
-            turns += 1;
-            if turns.is_multiple_of(64)
-                && let Some(len) = self.receive(&mut state, false)?
-            {
+            turns = turns.wrapping_add(1);
+            if let Some(len) = self.look(&mut state, turns.is_multiple_of(TURNS))? {
                 // The job goes on after the reply, or was refused.
                 Self::finish(&state, op::SUBMIT, len, bytes)?;
                 while !is_done() {

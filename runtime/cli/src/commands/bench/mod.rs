@@ -11,6 +11,8 @@ mod measure;
 mod queue;
 mod report;
 mod statistics;
+#[cfg(target_os = "linux")]
+mod tokens;
 
 use super::model;
 use crate::{

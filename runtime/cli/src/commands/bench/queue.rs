@@ -1,22 +1,27 @@
 //! `bench queue`: round trips and tensors over the queue, beside plain unix sockets in the same run.
 //!
-//! Everything is between two processes. The plain sockets' other side is this program, too: it sends back what it receives.
-//! A tensor's round trip is an ECHO job whose server reads the first and the last byte of its input and writes them to its
-//! output, where they are checked: proof that both sides see the memory. The plain socket copies the bytes there and back.
+//! Everything is between two processes. The plain sockets' other side is this program, too: it sends back what it receives, with
+//! one system call each way if it is short. A tensor's round trip is an ECHO job whose server reads the first and the last
+//! byte of its input and writes them to its output, where they are checked: proof that both sides see the memory. The plain
+//! socket copies the bytes there and back.
+//!
+//! Tokens through the queue are measured by [`super::tokens`], if a model is given, instead of all this.
 
+use super::tokens;
 use crate::{
     args::BenchQueueArgs,
     failure::Failure,
     interrupt::Guard,
     ui::{self, Printer, Table},
 };
-use rustai::queue::{Choice, Client, ClientOptions, Completion, Job, QueueError};
+use rustai::queue::{Choice, Client, ClientOptions, Completion, Job, QueueError, Socket};
 use serde::Serialize;
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -47,45 +52,63 @@ const BATCH: usize = 256;
 /// Measures.
 pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     if let Some(path) = &args.peer {
-        return answer(path);
+        return answer(path, args.peer_spins);
     }
     let guard = Guard::new();
     let trips = if args.quick { 1_000 } else { 50_000 };
     let folder = std::env::temp_dir().join(format!("rustai-bench-queue-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let _folder = Folder(folder.clone());
+    if let Some(model) = &args.model {
+        let tokens = tokens::measure(model, args, &folder, &guard)?;
+        return if args.json { ui::json(&tokens) } else { Printer::default().line(tokens) };
+    }
     let given =
         args.queue.as_deref().map(Choice::parse).transpose().map_err(|error| Failure::from(error).into_usage())?;
 
     let mut rows = Vec::new();
-    let peer = Peer::start(&folder)?;
+    let peer = Peer::start(&folder, false)?;
     let mut socket = UnixStream::connect(&peer.path)?;
     rows.push(measure("unix socket, 64 bytes", trips, None, &guard, || ping(&mut socket, &mut [7; 64]))?);
+    if given.is_none() {
+        let server = Peer::serve(&folder, "a", 0)?;
+        let socket = Socket::connect(&server.path)?.spinning(Duration::ZERO);
+        let client = Client::over(Arc::new(socket), ClientOptions::default())?;
+        rows.push(measure("NOP, both sides sleep", trips, None, &guard, || done(client.call(&Job::nop())))?);
+    }
 
-    let server = given.is_none().then(|| Peer::serve(&folder, "q", 0)).transpose()?;
+    let server = given.is_none().then(|| Peer::serve(&folder, "q", SPIN)).transpose()?;
     let choice = given.clone().or(server.as_ref().map(|server| Choice::Socket(server.path.clone())));
     let client = open(choice.as_ref())?;
     let transport = client.transport().to_owned();
     rows.push(measure("NOP, one call", trips, None, &guard, || done(client.call(&Job::nop())))?);
-    rows.push(measure("NOP, woken by eventfd", trips, None, &guard, || done(client.run(&Job::nop())))?);
-    rows.push(batches(&client, trips * 20, &guard)?);
+    rows.push(measure("NOP, submitted and waited for", trips, None, &guard, || done(client.run(&Job::nop())))?);
     let copied = tensors(&client, &mut socket, args.quick, &guard, &mut rows)?;
-    drop(client);
-    drop(server);
+    drop((client, server));
 
     let spinning = given.is_none().then(|| Peer::serve(&folder, "s", 1000)).transpose()?;
     let choice = given.or(spinning.as_ref().map(|server| Choice::Socket(server.path.clone())));
     let client = open(choice.as_ref())?;
     let mut number = 0;
-    let busy = measure("NOP, both sides spin", trips, None, &guard, || {
+    rows.push(measure("NOP, both sides spin", trips, None, &guard, || {
         number += 1;
         done(client.run_spinning(&Job::nop().user_data(number)))
-    })?;
-    rows.insert(3, busy);
+    })?);
+    rows.push(batches(&client, trips * 20, &guard)?);
+    drop((client, spinning));
+    let awake = Peer::start(&folder, true)?;
+    let mut socket = UnixStream::connect(&awake.path)?;
+    socket.set_nonblocking(true)?;
+    rows.push(measure("unix socket, both sides spin", trips, None, &guard, || ping(&mut socket, &mut [7; 64]))?);
+    drop((socket, awake));
+    rows.sort_by_key(|row| row.bytes);
 
     let report = Report { transport, cores: crate::compute::cores(), rows, server_copied_bytes: copied };
     if args.json { ui::json(&report) } else { print(&report) }
 }
+
+/// What `rustai serve` takes if nobody says otherwise.
+const SPIN: u64 = 50;
 
 fn open(choice: Option<&Choice>) -> Result<Client, Failure> {
     let choice = choice.ok_or_else(|| Failure::new("no queue to measure"))?;
@@ -124,11 +147,36 @@ fn measure(
     Ok(Row { what: what.to_owned(), p50_ns: at(50), p99_ns: at(99), samples, bytes, jobs_per_second: None })
 }
 
-/// Sends a message and reads its echo.
+/// Sends a message and reads its echo. The message starts with its length.
 fn ping(socket: &mut UnixStream, message: &mut [u8]) -> Result<(), Failure> {
-    socket.write_all(&(message.len() as u64).to_ne_bytes())?;
-    socket.write_all(message)?;
-    socket.read_exact(message)?;
+    let len = (message.len() as u64).to_ne_bytes();
+    message[..len.len()].copy_from_slice(&len);
+    send(socket, message)?;
+    receive(socket, message, 0)
+}
+
+/// As `write_all`, also on a socket that does not block: then it spins.
+fn send(socket: &mut UnixStream, mut bytes: &[u8]) -> Result<(), Failure> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// As `read_exact` from byte `filled` on, likewise.
+fn receive(socket: &mut UnixStream, into: &mut [u8], mut filled: usize) -> Result<(), Failure> {
+    while filled < into.len() {
+        match socket.read(&mut into[filled..]) {
+            Ok(0) => return Err(std::io::Error::from(ErrorKind::UnexpectedEof).into()),
+            Ok(received) => filled += received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(())
 }
 
@@ -183,7 +231,7 @@ fn tensors(
             }
             Err(Failure::new("the server did not see the tensor").help("report this"))
         })?);
-        let mut message = vec![1u8; size];
+        let mut message = vec![1; size];
         let trips = if size > (16 << 20) { trips.min(if quick { 3 } else { 20 }) } else { trips };
         rows.push(measure("tensor copied by a socket", trips, Some(size), guard, || ping(socket, &mut message))?);
     }
@@ -220,9 +268,11 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(folder: &Path) -> Result<Self, Failure> {
-        let path = folder.join("peer");
-        Self::spawn(&["bench".into(), "queue".into(), "--peer".into(), path.clone().into()], path)
+    fn start(folder: &Path, spins: bool) -> Result<Self, Failure> {
+        let path = folder.join(if spins { "awake" } else { "peer" });
+        let mut words = vec!["bench".into(), "queue".into(), "--peer".into(), path.clone().into()];
+        words.extend(spins.then(|| "--peer-spins".into()));
+        Self::spawn(&words, path)
     }
 
     fn serve(folder: &Path, name: &str, spin: u64) -> Result<Self, Failure> {
@@ -275,20 +325,27 @@ impl Drop for Folder {
 }
 
 /// The other side of the plain sockets: sends back what it receives.
-fn answer(path: &Path) -> Result<(), Failure> {
+fn answer(path: &Path, spins: bool) -> Result<(), Failure> {
     let listener = UnixListener::bind(path)?;
     Printer::default().line("ready")?;
     let (mut socket, _) = listener.accept()?;
-    let mut message = Vec::new();
+    socket.set_nonblocking(spins)?;
+    let mut message = vec![0; 64];
     loop {
-        let mut len = [0; 8];
-        match socket.read_exact(&mut len) {
-            Ok(()) => {}
+        // A short message is read and written by one call each.
+        message.resize(message.len().max(64), 0);
+        let filled = match socket.read(&mut message[..64]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::hint::spin_loop();
+                continue;
+            }
+            Ok(filled @ 8..) => filled,
             // The other process has measured enough.
-            Err(_) => return Ok(()),
-        }
-        message.resize(u64::from_ne_bytes(len) as usize, 0);
-        socket.read_exact(&mut message)?;
-        socket.write_all(&message)?;
+            _ => return Ok(()),
+        };
+        let len = message.first_chunk().map_or(0, |len| u64::from_ne_bytes(*len)) as usize;
+        message.resize(len.max(64), 0);
+        receive(&mut socket, &mut message[..len], filled)?;
+        send(&mut socket, &message[..len])?;
     }
 }

@@ -1,7 +1,8 @@
 //! What the machine can do at most: its caches, as the system tells them, and its roofs, as this run measures them.
 
+use super::select::Runner;
 use crate::failure::Failure;
-use rustai::Isa;
+use rustai::{Isa, backend::cuda};
 use rustai_kernels_cpu::{
     ActKind, ExecutorError,
     roof::{self, Peak},
@@ -39,6 +40,8 @@ pub struct Caches {
     l2: usize,
     /// Last level, which cores share; 0 if there is none, or the system does not tell.
     last: usize,
+    /// So much that no cache keeps enough of it to matter.
+    overflow: usize,
 }
 
 impl Caches {
@@ -55,7 +58,7 @@ impl Caches {
     /// From the contents of `level`, `type` and `size` of each cache.
     fn of(entries: impl Iterator<Item = (String, String, String)>) -> Self {
         // Where the system does not tell, a second level that hardly a processor falls short of.
-        let mut caches = Self { l2: 256 << 10, last: 0 };
+        let mut caches = Self { l2: 256 << 10, last: 0, overflow: 0 };
         for (level, kind, size) in entries {
             let kibibytes = size.trim().strip_suffix('K').and_then(|number| number.parse::<usize>().ok());
             match (level.trim(), kind.trim(), kibibytes) {
@@ -65,7 +68,13 @@ impl Caches {
                 _ => {}
             }
         }
+        caches.overflow = (3 * caches.last).clamp(128 << 20, 512 << 20);
         caches
+    }
+
+    /// Those of a GPU, whose second level is the last.
+    pub fn of_gpu(l2: usize) -> Self {
+        Self { l2, last: 0, overflow: 3 * l2 }
     }
 
     /// The level that keeps `bytes` bytes of which each of `threads` cores uses its share again and again. Other data need
@@ -82,7 +91,7 @@ impl Caches {
 
     /// So much that no cache keeps enough of it to matter.
     pub fn overflow(&self) -> usize {
-        (3 * self.last).clamp(128 << 20, 512 << 20)
+        self.overflow
     }
 
     /// The buffer that a level's bandwidth is measured with.
@@ -157,6 +166,22 @@ impl Roofs {
         })
     }
 
+    /// Those of a GPU.
+    pub fn of_gpu(roofs: &cuda::Roofs) -> Self {
+        let read = |level, buffer_bytes, rate| Read { level, buffer_bytes, one_thread: 0.0, all_threads: rate };
+        let peak =
+            |peak: cuda::Peak, macs_per_second| Some(Arithmetic { instruction: peak.instruction(), macs_per_second });
+        Self {
+            isa: Runner::Cuda.name(),
+            reads: vec![
+                read(Level::L2, roofs.cache_bytes, roofs.cache),
+                read(Level::Memory, roofs.memory_bytes, roofs.memory),
+            ],
+            integer: peak(cuda::Peak::MmaInt8, roofs.integer),
+            float: peak(cuda::Peak::Fma, roofs.float),
+        }
+    }
+
     /// Takes over what a later measurement of the same roofs found to be higher.
     pub fn raise(&mut self, later: &Self) {
         for (read, later) in self.reads.iter_mut().zip(&later.reads) {
@@ -204,7 +229,7 @@ mod tests {
             entry("3\n", "Unified\n", "32768K\n"),
         ];
         let caches = Caches::of(listed.into_iter());
-        assert_eq!(caches, Caches { l2: 1 << 20, last: 32 << 20 });
+        assert_eq!(caches, Caches { l2: 1 << 20, last: 32 << 20, overflow: 128 << 20 });
         assert_eq!(caches.level(1 << 20, 2), Level::L2);
         assert_eq!(caches.level(1 << 20, 1), Level::L3);
         assert_eq!(caches.level(30 << 20, 2), Level::Memory);

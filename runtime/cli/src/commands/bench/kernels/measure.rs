@@ -1,12 +1,15 @@
 //! Timing of products, interleaved: a disturbance hits all of them a little rather than one of them fully.
 
-use super::select::{Case, Selection};
+use super::{
+    gpu::Gpu,
+    select::{Case, Runner, Selection},
+};
 use crate::{
     failure::Failure,
     interrupt::Guard,
     ui::{self, Progress},
 };
-use rustai::Isa;
+use rustai::{Isa, backend::cuda};
 use rustai_kernels_cpu::{
     ActKind,
     bench::{Product, ProductError},
@@ -51,9 +54,121 @@ pub struct Point {
     pub samples: Vec<f64>,
 }
 
+/// A product that can be timed, wherever it runs.
+trait Timed {
+    fn kernel(&self, tokens: usize) -> &'static str;
+    fn wants(&self) -> ActKind;
+    fn planes(&self) -> usize;
+    fn weight_bytes(&self) -> u64;
+    fn working_set(&self) -> u64;
+    fn macs(&self, tokens: usize) -> u64;
+    fn products(&self) -> usize;
+    /// Makes ready for timing.
+    fn settle(&mut self) -> Result<(), Failure>;
+    /// Seconds of one product, over as many runs as fill `at_least`.
+    fn time(&mut self, tokens: usize, at_least: Duration) -> Result<f64, Failure>;
+}
+
+impl Timed for Product {
+    fn kernel(&self, _tokens: usize) -> &'static str {
+        self.kernel()
+    }
+
+    fn wants(&self) -> ActKind {
+        self.wants()
+    }
+
+    fn planes(&self) -> usize {
+        self.planes()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes()
+    }
+
+    fn working_set(&self) -> u64 {
+        self.working_set()
+    }
+
+    fn macs(&self, tokens: usize) -> u64 {
+        self.macs(tokens)
+    }
+
+    fn products(&self) -> usize {
+        self.products()
+    }
+
+    /// Wakes the product's threads and lets those of others fall asleep.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let started = Instant::now();
+        while started.elapsed() < SETTLE {
+            self.run(1)?;
+        }
+        Ok(())
+    }
+
+    fn time(&mut self, tokens: usize, at_least: Duration) -> Result<f64, Failure> {
+        let started = Instant::now();
+        let mut products = 0;
+        loop {
+            self.run(tokens)?;
+            products += self.products();
+            let elapsed = started.elapsed();
+            if elapsed >= at_least {
+                return Ok(elapsed.as_secs_f64() / products as f64);
+            }
+        }
+    }
+}
+
+impl Timed for cuda::Product {
+    fn kernel(&self, tokens: usize) -> &'static str {
+        self.kernel(tokens)
+    }
+
+    fn wants(&self) -> ActKind {
+        if self.is_quantized() { ActKind::Q8 } else { ActKind::F32 }
+    }
+
+    fn planes(&self) -> usize {
+        1
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes()
+    }
+
+    fn working_set(&self) -> u64 {
+        self.working_set()
+    }
+
+    fn macs(&self, tokens: usize) -> u64 {
+        self.macs(tokens)
+    }
+
+    fn products(&self) -> usize {
+        self.products()
+    }
+
+    /// Clocks rise with work, and the first run is recorded.
+    fn settle(&mut self) -> Result<(), Failure> {
+        self.time(1).map(drop).map_err(Failure::from)
+    }
+
+    fn time(&mut self, tokens: usize, at_least: Duration) -> Result<f64, Failure> {
+        let (mut spent, mut runs) = (0.0, 0);
+        while runs == 0 || spent * (self.products() as f64) < at_least.as_secs_f64() {
+            spent += self.time(tokens)?;
+            runs += 1;
+        }
+        Ok(spent / f64::from(runs))
+    }
+}
+
 /// Measures all cases. After an early end `points` holds what has been sampled, if less often.
 pub fn measure(
     selection: &Selection,
+    gpu: Option<&Gpu>,
     threads: usize,
     effort: Effort,
     guard: &Guard,
@@ -68,19 +183,19 @@ pub fn measure(
         for case in group {
             guard.check()?;
             progress.say("preparing weights".to_owned());
-            products.push(prepare(case, threads, &selection.tokens)?);
+            products.push(prepare(case, gpu, threads, &selection.tokens)?);
         }
         let mut measured: Vec<Point> = Vec::new();
         let mut work: Vec<(usize, usize)> = Vec::new();
         for (index, (case, product)) in group.iter().zip(&mut products).enumerate() {
             // The reference takes its time for each token anew; all others share the work with weights among tokens.
-            let one = match case.isa {
-                Isa::Reference => time(product, 1, Duration::ZERO)? * product.products() as f64,
+            let one = match case.runner {
+                Runner::Cpu(Isa::Reference) => product.time(1, Duration::ZERO)? * product.products() as f64,
                 _ => 0.0,
             };
             for &tokens in &selection.tokens {
                 if one * tokens as f64 > TOO_LONG.as_secs_f64() {
-                    ui::note(format_args!("{} {} M = {tokens} would take too long", case.isa.name(), case.dtype));
+                    ui::note(format_args!("{} {} M = {tokens} would take too long", case.runner.name(), case.dtype));
                     done += effort.samples as u64;
                     continue;
                 }
@@ -88,7 +203,7 @@ pub fn measure(
                 measured.push(Point {
                     case: *case,
                     tokens,
-                    kernel: product.kernel(),
+                    kernel: product.kernel(tokens),
                     wants: product.wants(),
                     planes: product.planes(),
                     weight_bytes: product.weight_bytes(),
@@ -102,9 +217,9 @@ pub fn measure(
             for &(product, point) in &work {
                 guard.check()?;
                 let (product, point) = (&mut products[product], &mut measured[point]);
-                progress.say(format!("{} {} M = {}", point.case.isa.name(), point.case.dtype, point.tokens));
-                settle(product)?;
-                point.samples.push(time(product, point.tokens, effort.sample)?);
+                progress.say(format!("{} {} M = {}", point.case.runner.name(), point.case.dtype, point.tokens));
+                product.settle()?;
+                point.samples.push(product.time(point.tokens, effort.sample)?);
                 done += 1;
                 progress.set(done, Some(total));
             }
@@ -118,12 +233,20 @@ pub fn measure(
     Ok(())
 }
 
-fn prepare(case: &Case, threads: usize, tokens: &[usize]) -> Result<Product, Failure> {
+fn prepare(case: &Case, gpu: Option<&Gpu>, threads: usize, tokens: &[usize]) -> Result<Box<dyn Timed>, Failure> {
     let most = tokens.iter().copied().max().unwrap_or(1);
-    Product::new(case.isa, threads, case.dtype, case.shape, most, case.residence).map_err(|error| match error {
-        ProductError::Executor(error) => Failure::from(error).or_help("measure fewer types, or smaller models"),
-        ProductError::Matrix(error) => Failure::from(error).or_help("measure other types, or other models"),
-    })
+    let Case { runner, dtype, shape, residence, .. } = *case;
+    match (runner, gpu) {
+        (Runner::Cpu(isa), _) => {
+            let product = Product::new(isa, threads, dtype, shape, most, residence);
+            Ok(Box::new(product.map_err(|error| match error {
+                ProductError::Executor(error) => Failure::from(error).or_help("measure fewer types, or smaller models"),
+                ProductError::Matrix(error) => Failure::from(error).or_help("measure other types, or other models"),
+            })?))
+        }
+        (Runner::Cuda, Some(gpu)) => Ok(Box::new(gpu.product(dtype, shape, most, residence)?)),
+        (Runner::Cuda, None) => Err(Failure::new("no GPU was opened").help("give --device cuda")),
+    }
 }
 
 /// Runs of neighbours that fit in memory together.
@@ -141,29 +264,6 @@ fn groups(cases: &[Case]) -> Vec<&[Case]> {
     groups
 }
 
-/// Wakes the product's threads and lets those of others fall asleep.
-fn settle(product: &mut Product) -> Result<(), Failure> {
-    let started = Instant::now();
-    while started.elapsed() < SETTLE {
-        product.run(1)?;
-    }
-    Ok(())
-}
-
-/// Seconds of one product, over as many runs as fill `at_least`.
-fn time(product: &mut Product, tokens: usize, at_least: Duration) -> Result<f64, Failure> {
-    let started = Instant::now();
-    let mut products = 0;
-    loop {
-        product.run(tokens)?;
-        products += product.products();
-        let elapsed = started.elapsed();
-        if elapsed >= at_least {
-            return Ok(elapsed.as_secs_f64() / products as f64);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,7 +273,7 @@ mod tests {
 
     fn case(dtype: DType, residence: Residence) -> Case {
         let shape = Shape { role: "test", rows: 32, cols: 256 };
-        Case { isa: Isa::Reference, dtype, model: "test", shape, level: Level::L2, residence }
+        Case { runner: Runner::Cpu(Isa::Reference), dtype, model: "test", shape, level: Level::L2, residence }
     }
 
     #[test]
@@ -189,10 +289,10 @@ mod tests {
     #[test]
     fn every_point_has_its_samples() {
         let cases = vec![case(DType::Q4_0, Residence::Cache), case(DType::F16, Residence::Memory(50_000))];
-        let selection = Selection { isas: vec![Isa::Reference], cases, tokens: vec![1, 3] };
+        let selection = Selection { runners: vec![Runner::Cpu(Isa::Reference)], cases, tokens: vec![1, 3] };
         let effort = Effort { samples: 2, sample: Duration::ZERO };
         let mut points = Vec::new();
-        measure(&selection, 1, effort, &Guard::new(), &mut points).unwrap();
+        measure(&selection, None, 1, effort, &Guard::new(), &mut points).unwrap();
         assert_eq!(points.iter().map(|point| point.tokens).collect::<Vec<_>>(), [1, 3, 1, 3]);
         assert!(points.iter().all(|point| point.samples.len() == 2 && point.samples.iter().all(|time| *time > 0.0)));
         assert_eq!((points[1].macs, points[3].working_set), (3 * 32 * 256, 4 * 32 * 256 * 2));

@@ -1,8 +1,9 @@
 //! `bench kernels`: matrix products beside the limits of this computer.
 //!
 //! [`select`] reads which products are meant, [`machine`] measures the roofs before and after them, [`measure`] times
-//! them in turn, [`report`] works out the figures and prints them, and [`picture`] draws them.
+//! them in turn on the CPU or on a [`gpu`], [`report`] works out the figures and prints them, and [`picture`] draws them.
 
+mod gpu;
 mod machine;
 mod measure;
 mod picture;
@@ -10,17 +11,26 @@ mod report;
 mod select;
 
 use crate::{args::KernelsArgs, compute, failure::Failure, interrupt, ui};
-use machine::{Caches, Level, Roofs};
+use gpu::Gpu;
+use machine::{Caches, Roofs};
 use measure::{Effort, measure};
 use report::Report;
-use rustai::Isa;
+use rustai::backend::DeviceChoice;
+use select::{Runner, Selection};
 use std::fs;
 
 /// Measures what the flags select.
 pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
-    let threads = compute::threads(args.threads);
-    let caches = Caches::detect();
-    let selection = select::select(args, &caches, threads)?;
+    let gpu = match args.device {
+        DeviceChoice::Cuda(ordinal) => Some(Gpu::open(ordinal)?),
+        DeviceChoice::Cpu | DeviceChoice::Auto => None,
+    };
+    if gpu.is_some() && !args.isas.is_empty() {
+        return Err(Failure::usage("a GPU has no instruction sets to choose from").help("leave out --isa, or --device"));
+    }
+    let threads = if gpu.is_some() { 1 } else { compute::threads(args.threads) };
+    let caches = gpu.as_ref().map_or_else(Caches::detect, Gpu::caches);
+    let selection = select::select(args, &caches, threads, gpu.is_some())?;
     if let Some(path) = &args.svg {
         // A path that cannot be written should not cost a measurement.
         fs::write(path, "").map_err(|error| {
@@ -29,18 +39,18 @@ pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
     }
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let guard = interrupt::Guard::new();
-    let levels = selection.levels();
-    let mut roofs = measure_roofs(&selection.isas, threads, &caches, &levels, &guard)?;
+    let measure_roofs = || measure_roofs(&selection, gpu.as_ref(), threads, &caches, &guard);
+    let mut roofs = measure_roofs()?;
     let mut points = Vec::new();
-    let outcome = measure(&selection, threads, effort, &guard, &mut points);
+    let outcome = measure(&selection, gpu.as_ref(), threads, effort, &guard, &mut points);
     if outcome.is_ok() && !args.quick {
         // The machine may have been disturbed the first time.
-        let later = measure_roofs(&selection.isas, threads, &caches, &levels, &guard)?;
+        let later = measure_roofs()?;
         roofs.iter_mut().zip(&later).for_each(|(roofs, later)| roofs.raise(later));
     }
     // After Ctrl-C, what has been measured is shown all the same.
     if !points.is_empty() {
-        let report = Report::new(roofs, &points, threads, effort.samples);
+        let report = Report::new(roofs, &points, threads, gpu.as_ref().map(Gpu::name), effort.samples);
         if let Some(path) = &args.svg {
             fs::write(path, picture::draw(&report))
                 .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
@@ -51,18 +61,23 @@ pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
 }
 
 fn measure_roofs(
-    isas: &[Isa],
+    selection: &Selection,
+    gpu: Option<&Gpu>,
     threads: usize,
     caches: &Caches,
-    levels: &[Level],
     guard: &interrupt::Guard,
 ) -> Result<Vec<Roofs>, Failure> {
     let progress = ui::Progress::steps("measuring the roofs");
+    let levels = selection.levels();
     let mut roofs = Vec::new();
-    for (done, &isa) in isas.iter().enumerate() {
+    for (done, &runner) in selection.runners.iter().enumerate() {
         guard.check()?;
-        progress.set(done as u64, Some(isas.len() as u64));
-        roofs.push(Roofs::measure(isa, threads, caches, levels)?);
+        progress.set(done as u64, Some(selection.runners.len() as u64));
+        match (runner, gpu) {
+            (Runner::Cpu(isa), _) => roofs.push(Roofs::measure(isa, threads, caches, &levels)?),
+            (Runner::Cuda, Some(gpu)) => roofs.push(gpu.roofs()?),
+            (Runner::Cuda, None) => {}
+        }
     }
     Ok(roofs)
 }

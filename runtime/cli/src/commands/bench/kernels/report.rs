@@ -18,6 +18,8 @@ pub struct Report {
     pub build_version: &'static str,
     pub cpu_info: String,
     pub n_threads: usize,
+    /// The GPU that multiplied; `null` if the CPU did.
+    pub gpu: Option<String>,
     /// Samples that were wanted of each point.
     pub samples: usize,
     pub roofs: Vec<Roofs>,
@@ -70,7 +72,7 @@ impl Row {
         let macs_per_s = point.macs as f64 / median;
         Some(Self {
             dtype: point.case.dtype.name(),
-            isa: point.case.isa.name(),
+            isa: point.case.runner.name(),
             kernel: point.kernel,
             m: point.tokens,
             n: point.case.shape.rows,
@@ -95,26 +97,30 @@ impl Row {
 
 impl Report {
     /// Works out the figures. Points are sorted by matrix, place, type and instruction set.
-    pub fn new(roofs: Vec<Roofs>, points: &[Point], threads: usize, samples: usize) -> Self {
+    pub fn new(roofs: Vec<Roofs>, points: &[Point], threads: usize, gpu: Option<String>, samples: usize) -> Self {
         let mut sorted: Vec<&Point> = points.iter().collect();
         sorted.sort_by_key(|point| {
             let case = &point.case;
-            (Reverse(case.level), case.shape.cols, case.shape.rows, case.dtype, case.isa, point.tokens)
+            (Reverse(case.level), case.shape.cols, case.shape.rows, case.dtype, case.runner, point.tokens)
         });
         let row = |point: &Point| {
-            let roofs = roofs.iter().find(|roofs| roofs.isa == point.case.isa.name())?;
+            let roofs = roofs.iter().find(|roofs| roofs.isa == point.case.runner.name())?;
             Row::new(point, roofs)
         };
         let points = sorted.into_iter().filter_map(row).collect();
         let (build_version, cpu_info) = (env!("CARGO_PKG_VERSION"), info::processor());
-        Self { build_version, cpu_info, n_threads: threads, samples, roofs, points }
+        Self { build_version, cpu_info, n_threads: threads, gpu, samples, roofs, points }
     }
 
     /// Prints the roofs, then a table.
     pub fn print(&self) -> Result<(), Failure> {
         let mut out = Printer::default();
         let plural = if self.n_threads == 1 { "" } else { "s" };
-        out.line(format_args!("{}, {} thread{plural}, rustai {}", self.cpu_info, self.n_threads, self.build_version))?;
+        let machine = match &self.gpu {
+            Some(gpu) => gpu.clone(),
+            None => format!("{}, {} thread{plural}", self.cpu_info, self.n_threads),
+        };
+        out.line(format_args!("{machine}, rustai {}", self.build_version))?;
         out.line("")?;
         out.piece(&self.roof_table().text())?;
         out.line("")?;
@@ -135,7 +141,7 @@ impl Report {
                 table.row(vec![
                     format!("read {}", read.level.name()),
                     roofs.isa.to_owned(),
-                    figure(read.one_thread / 1e9),
+                    if self.gpu.is_some() { String::new() } else { figure(read.one_thread / 1e9) },
                     figure(read.all_threads / 1e9),
                     "GB/s".to_owned(),
                     format!("{} in all", ui::bytes(read.buffer_bytes as u64)),
@@ -212,7 +218,7 @@ pub(super) mod tests {
     use super::{
         super::{
             machine::{Arithmetic, Read},
-            select::Case,
+            select::{Case, Runner},
         },
         *,
     };
@@ -226,7 +232,8 @@ pub(super) mod tests {
     pub fn sample() -> Report {
         let shape = Shape { role: "ffn_down", rows: 64, cols: 256 };
         let (level, residence) = (Level::Memory, Residence::Memory(1));
-        let case = Case { isa: Isa::Reference, dtype: DType::Q8_0, model: "1b", shape, level, residence };
+        let case =
+            Case { runner: Runner::Cpu(Isa::Reference), dtype: DType::Q8_0, model: "1b", shape, level, residence };
         let weight_bytes = 64 * 256 / 32 * 34;
         let point = |tokens: usize, samples: &[f64]| Point {
             case,
@@ -243,7 +250,7 @@ pub(super) mod tests {
         let integer = Some(Arithmetic { instruction: "a & b", macs_per_second: 1e11 });
         let roofs = vec![Roofs { isa: "reference", reads: vec![read], integer, float: None }];
         let points = [point(512, &[2e-4, 1e-4, 1.5e-4]), point(1, &[1e-5, 2e-5, 1.2e-5, 1.4e-5]), point(4, &[])];
-        Report::new(roofs, &points, 2, 4)
+        Report::new(roofs, &points, 2, None, 4)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::machine::{Caches, Level};
 use crate::{args::KernelsArgs, failure::Failure};
-use rustai::{DType, Isa};
+use rustai::{DType, Isa, backend::cuda};
 use rustai_kernels_cpu::{
     Matrix,
     bench::{MODELS, Model, Residence, Shape, TOKENS},
@@ -12,10 +12,29 @@ use rustai_kernels_cpu::{
 /// Types that common files use.
 const COMMON: [DType; 5] = [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16];
 
-/// A matrix, the kernels that multiply it, and where it lies.
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Runner {
+    /// The CPU, with the kernels of an instruction set.
+    Cpu(Isa),
+    /// A GPU.
+    Cuda,
+}
+
+impl Runner {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu(isa) => isa.name(),
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// A matrix, what multiplies it, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    pub isa: Isa,
+    pub runner: Runner,
     pub dtype: DType,
     pub model: &'static str,
     pub shape: Shape,
@@ -34,7 +53,7 @@ impl Case {
 /// What the flags ask for.
 #[derive(Debug)]
 pub struct Selection {
-    pub isas: Vec<Isa>,
+    pub runners: Vec<Runner>,
     pub cases: Vec<Case>,
     pub tokens: Vec<usize>,
 }
@@ -47,9 +66,12 @@ impl Selection {
     }
 }
 
-/// Reads the flags.
-pub fn select(args: &KernelsArgs, caches: &Caches, threads: usize) -> Result<Selection, Failure> {
-    let isas = isas(args)?;
+/// Reads the flags. On a GPU, `caches` are its own and `threads` is 1.
+pub fn select(args: &KernelsArgs, caches: &Caches, threads: usize, on_gpu: bool) -> Result<Selection, Failure> {
+    let runners = match on_gpu {
+        true => vec![Runner::Cuda],
+        false => isas(args)?.into_iter().map(Runner::Cpu).collect(),
+    };
     let types = types(args)?;
     let mut tokens: Vec<usize> = args.tokens.iter().map(|&tokens| tokens as usize).collect();
     if tokens.is_empty() {
@@ -63,7 +85,7 @@ pub fn select(args: &KernelsArgs, caches: &Caches, threads: usize) -> Result<Sel
         for shape in &model.shapes[..if args.all { model.shapes.len() } else { 1 }] {
             let places = [memory.then_some(Residence::Memory(caches.overflow())), cache.then_some(Residence::Cache)];
             for residence in places.into_iter().flatten() {
-                for &isa in &isas {
+                for &runner in &runners {
                     for &dtype in &types {
                         let Some(bytes) = dtype.bytes_for(shape.cols).map(|row| row * shape.rows) else { continue };
                         let level = match residence {
@@ -71,8 +93,12 @@ pub fn select(args: &KernelsArgs, caches: &Caches, threads: usize) -> Result<Sel
                             Residence::Cache => caches.level(bytes as u64, threads),
                         };
                         let fits = residence != Residence::Cache || level != Level::Memory;
-                        if fits && Matrix::kernel_for(isa, dtype).is_some() {
-                            cases.push(Case { isa, dtype, model: model.name, shape: *shape, level, residence });
+                        let has_kernel = match runner {
+                            Runner::Cpu(isa) => Matrix::kernel_for(isa, dtype).is_some(),
+                            Runner::Cuda => cuda::has_kernel(dtype, shape.rows, shape.cols),
+                        };
+                        if fits && has_kernel {
+                            cases.push(Case { runner, dtype, model: model.name, shape: *shape, level, residence });
                         }
                     }
                 }
@@ -83,7 +109,7 @@ pub fn select(args: &KernelsArgs, caches: &Caches, threads: usize) -> Result<Sel
         return Err(Failure::usage("none of the types given can be multiplied")
             .help("`rustai inspect` and the README name the types that have kernels"));
     }
-    Ok(Selection { isas, cases, tokens })
+    Ok(Selection { runners, cases, tokens })
 }
 
 fn isas(args: &KernelsArgs) -> Result<Vec<Isa>, Failure> {
@@ -151,6 +177,7 @@ fn models(args: &KernelsArgs) -> Result<Vec<(&'static Model, bool, bool)>, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustai::backend::DeviceChoice;
 
     fn args() -> KernelsArgs {
         KernelsArgs {
@@ -163,19 +190,29 @@ mod tests {
             threads: 1,
             json: false,
             svg: None,
+            device: DeviceChoice::Cpu,
         }
     }
 
     #[test]
     fn the_default_is_small_and_all_is_everything() {
         let caches = Caches::detect();
-        let few = select(&args(), &caches, 1).unwrap();
+        let few = select(&args(), &caches, 1, false).unwrap();
         assert_eq!(few.tokens, TOKENS);
         assert!(few.cases.iter().any(|case| case.level == Level::Memory));
         assert!(few.cases.len() <= 2 * COMMON.len());
-        let all = select(&KernelsArgs { all: true, ..args() }, &caches, 1).unwrap();
-        assert!(all.isas.is_empty() || all.cases.len() > few.cases.len());
-        assert!(all.cases.iter().all(|case| case.isa != Isa::Reference && case.bytes() > 0));
+        let all = select(&KernelsArgs { all: true, ..args() }, &caches, 1, false).unwrap();
+        assert!(all.runners.is_empty() || all.cases.len() > few.cases.len());
+        assert!(all.cases.iter().all(|case| case.runner != Runner::Cpu(Isa::Reference) && case.bytes() > 0));
+    }
+
+    #[test]
+    fn a_gpu_takes_the_types_that_it_has_kernels_for() {
+        let caches = Caches::of_gpu(50 << 20);
+        let args = KernelsArgs { types: vec!["Q4_0".into(), "IQ2_XXS".into()], ..args() };
+        let selection = select(&args, &caches, 1, true).unwrap();
+        assert!(selection.cases.iter().all(|case| case.runner == Runner::Cuda && case.dtype == DType::Q4_0));
+        assert!(selection.cases.iter().any(|case| case.residence == Residence::Memory(150 << 20)));
     }
 
     #[test]
@@ -189,15 +226,15 @@ mod tests {
             tokens: vec![8, 2, 8],
             ..args()
         };
-        let selection = select(&given, &caches, 2).unwrap();
-        assert_eq!((selection.isas, selection.tokens), (vec![Isa::Reference], vec![2, 8]));
+        let selection = select(&given, &caches, 2, false).unwrap();
+        assert_eq!((selection.runners, selection.tokens), (vec![Runner::Cpu(Isa::Reference)], vec![2, 8]));
         assert!(selection.cases.iter().all(|case| case.model == "8b" && case.shape.rows == 4096));
         for wrong in [
             KernelsArgs { types: names("Q4_0,Q9"), ..args() },
             KernelsArgs { isas: names("sse9"), ..args() },
             KernelsArgs { models: names("70b"), ..args() },
         ] {
-            let Err(Failure::Told { help: Some(_), code: 2, .. }) = select(&wrong, &caches, 1) else {
+            let Err(Failure::Told { help: Some(_), code: 2, .. }) = select(&wrong, &caches, 1, false) else {
                 panic!("{wrong:?}")
             };
         }
