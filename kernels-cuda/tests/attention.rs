@@ -388,7 +388,8 @@ fn a_recording_holds_for_other_sequences() {
     memory.place(&whole).unwrap();
     let out = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
     let q = Floats::with(device, 256, &[0.0; 32 * 256]).unwrap();
-    let launches = standin.get("launches");
+    let launches = || if standin.is_real() { 0 } else { standin.get("launches") };
+    let before = launches();
     let recording = stream.capture(|_| attend(&opened, &BASE, &memory, [&q, &out], split)).unwrap();
 
     let other = [(&sequences[1], 0..20), (&sequences[2], 0..12)];
@@ -397,7 +398,7 @@ fn a_recording_holds_for_other_sequences() {
     q.span().upload(&rotated.read(32).unwrap()).unwrap();
     recording.launch().unwrap();
     let got = out.read(32).unwrap();
-    assert_eq!(standin.get("launches") - launches, 2);
+    assert!(standin.is_real() || launches() - before == 2, "one of the append");
     let expected: Vec<f32> = other
         .iter()
         .flat_map(|(sequence, range)| range.clone().map(move |at| (sequence, at)))

@@ -540,6 +540,7 @@ pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
     &[
         ("append_f16", size_of::<AppendArgs>()),
         ("attend_64_1_f16", size_of::<AttentionArgs>()),
+        ("prefill_64_f16", size_of::<PrefillArgs>()),
         ("merge_attention", size_of::<MergeArgs>()),
     ]
 }

@@ -285,5 +285,6 @@ fn stage_bytes(weights: &Weights) -> u32 {
 
 /// Kernels and the bytes of their parameters as this file has them.
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
-    &[("gemv_q4_0_1", size_of::<MatmulArgs>()), ("gemm_q4_0", size_of::<MatmulArgs>())]
+    const SIZE: usize = size_of::<MatmulArgs>();
+    &[("gemv_q4_0_1", SIZE), ("gemm_q4_0", SIZE), ("gemm_f16", SIZE), ("gemm_sm90a_q4_0", SIZE)]
 }
