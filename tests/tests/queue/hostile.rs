@@ -176,8 +176,10 @@ fn trips(client: &Client, count: usize) -> Vec<u64> {
     times
 }
 
-/// What hostile clients do, once each time they are called.
-const WAYS: [(&str, fn(&Rig)); 7] = [
+/// What a hostile client is called, and what it does each time.
+type Way = (&'static str, fn(&Rig));
+
+const WAYS: [Way; 7] = [
     ("floods, and never reads", |rig| {
         let raw = rig.ready(policy::HOLD);
         while raw.submit_all(&[super::rig::nop(1); 4], &[]).is_ok() {}
