@@ -272,13 +272,7 @@ inline void emu_await_copies(size_t left, unsigned line) {
         emu::block.current->groups.clear();
         return;
     }
-    auto& me = *emu::block.current;
-    while (me.groups.size() > left) {
-        size_t count = me.groups.front();
-        for (size_t i = 0; i < count; i++) me.copies[i]();
-        me.copies.erase(me.copies.begin(), me.copies.begin() + count);
-        me.groups.erase(me.groups.begin());
-    }
+    emu::finish_groups(emu::block.current->copies, emu::block.current->groups, left);
 }
 #define AWAIT_COPIES(n) ptx::emu_await_copies(n, __LINE__)
 #else

@@ -89,20 +89,24 @@ struct Steps<Codes2> {
     }
 };
 
-template <>
-struct Steps<Codes3> {
-    Steps<Codes2> pairs;
+// Codes with one more bit, which is kept apart.
+template <class Low, u32 PLACE>
+struct WithBit {
+    Low low;
     u32 bits;
     DEVICE void load(const Planes& p, size_t block, u32 t) {
-        pairs.load(p, block, t);
+        low.load(p, block, t);
         bits = ptx::load_weights4(p.extra + block * 4);
     }
     DEVICE void expand(u32 t, u32 (&words)[2]) const {
-        pairs.expand(t, words);
-        words[0] |= (bits >> t & 0x01010101) << 2;
-        words[1] |= (bits >> (t + 4) & 0x01010101) << 2;
+        low.expand(t, words);
+        words[0] |= (bits >> t & 0x01010101) << PLACE;
+        words[1] |= (bits >> (t + 4) & 0x01010101) << PLACE;
     }
 };
+
+template <>
+struct Steps<Codes3> : WithBit<Steps<Codes2>, 2> {};
 
 template <>
 struct Steps<Codes4> {
@@ -115,19 +119,7 @@ struct Steps<Codes4> {
 };
 
 template <>
-struct Steps<Codes5> {
-    Steps<Codes4> nibbles;
-    u32 bits;
-    DEVICE void load(const Planes& p, size_t block, u32 t) {
-        nibbles.load(p, block, t);
-        bits = ptx::load_weights4(p.extra + block * 4);
-    }
-    DEVICE void expand(u32 t, u32 (&words)[2]) const {
-        nibbles.expand(t, words);
-        words[0] |= (bits >> t & 0x01010101) << 4;
-        words[1] |= (bits >> (t + 4) & 0x01010101) << 4;
-    }
-};
+struct Steps<Codes5> : WithBit<Steps<Codes4>, 4> {};
 
 template <>
 struct Steps<Codes6> {

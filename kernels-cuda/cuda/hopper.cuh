@@ -130,12 +130,7 @@ inline void emu_await_products(size_t left, unsigned line) {
         me.product_groups.clear();
         return;
     }
-    while (me.product_groups.size() > left) {
-        size_t count = me.product_groups.front();
-        for (size_t i = 0; i < count; i++) me.products[i]();
-        me.products.erase(me.products.begin(), me.products.begin() + count);
-        me.product_groups.erase(me.product_groups.begin());
-    }
+    emu::finish_groups(me.products, me.product_groups, left);
 }
 #define AWAIT_PRODUCTS(n) ptx::emu_await_products(n, __LINE__)
 #else

@@ -84,6 +84,16 @@ struct Fiber {
 #endif
 };
 
+// Does the work of the oldest committed groups, until so many are left.
+inline void finish_groups(std::vector<std::function<void()>>& work, std::vector<size_t>& groups, size_t left) {
+    while (groups.size() > left) {
+        const size_t count = groups.front();
+        for (size_t i = 0; i < count; i++) work[i]();
+        work.erase(work.begin(), work.begin() + static_cast<long>(count));
+        groups.erase(groups.begin());
+    }
+}
+
 constexpr size_t PAYLOAD = 64;
 
 struct Warp {

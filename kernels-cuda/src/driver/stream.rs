@@ -36,14 +36,16 @@ pub(super) static CAPTURES: RwLock<()> = RwLock::new(());
 struct Capture<'a> {
     stream: &'a Stream,
     open: bool,
-    _alone: RwLockWriteGuard<'static, ()>,
+    alone: Option<RwLockWriteGuard<'static, ()>>,
 }
 
 impl Capture<'_> {
+    /// Ends the capture and lets others wait for the device again, as the last user of some memory does when it goes.
     fn end(&mut self) -> (Result<Option<CudaGraph>, DriverError>, Kept) {
         self.open = false;
         let graph = self.stream.stream.end_capture(CUgraphInstantiate_flags(0));
         self.stream.capturing.set(false);
+        self.alone = None;
         (graph, self.stream.kept.take())
     }
 }
@@ -88,8 +90,8 @@ impl Stream {
         if self.capturing.get() {
             return Err(DeviceError::Invalid("the stream is being captured already".into()));
         }
-        let mut capture =
-            Capture { stream: self, open: false, _alone: CAPTURES.write().unwrap_or_else(PoisonError::into_inner) };
+        let alone = CAPTURES.write().unwrap_or_else(PoisonError::into_inner);
+        let mut capture = Capture { stream: self, open: false, alone: Some(alone) };
         let begun = check(
             "cuStreamBeginCapture",
             self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),

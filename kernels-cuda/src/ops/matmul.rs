@@ -22,7 +22,7 @@ const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
 pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
-const MAX_MATRICES: usize = 3;
+pub const MAX_MATRICES: usize = 3;
 
 /// Most warps of a block, as in `cuda/gemv.cu`.
 const MAX_WARPS: usize = 8;

@@ -12,7 +12,7 @@ mod sample;
 
 pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split, TILED_TOKENS};
 pub use inputs::BatchInputs;
-pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, Projection};
+pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, Sampling};

@@ -14,7 +14,8 @@ use crate::graph::{self, Cut, Graph, Op, WeightSource};
 use rustai_kernels_cuda::{DeviceError, DeviceInfo};
 use std::path::PathBuf;
 
-/// Device memory that is left to the driver: for its kernels, their stacks, and recorded graphs.
+/// Device memory that is left to the driver: for its kernels, their stacks, and recorded graphs. A guess, which no GPU has
+/// confirmed yet.
 pub const RESERVE: u64 = 256 << 20;
 
 /// What is asked for.
@@ -230,14 +231,14 @@ impl Fit {
         };
         let sizes = options.sizes();
         let Some(cut) = cut else {
-            return Ok(Box::new(CudaModel::new(graph, source, cuda, sizes, context, progress)?));
+            return Ok(Box::new(CudaModel::new(graph, None, source, cuda, sizes, context, progress)?));
         };
         let (first, second) = graph::cut(graph, cut);
         let [head_bytes, tail_bytes] = [&first, &second].map(super::load::total_bytes);
         let total = head_bytes.saturating_add(tail_bytes);
         let head = CpuGraph::load(&first, source, options, &mut |done, _| progress(done, total))?;
         let mut after = |done, _| progress(head_bytes.saturating_add(done), total);
-        Ok(Box::new(CudaModel::with_head(&second, Some(head), source, cuda, sizes, context, &mut after)?))
+        Ok(Box::new(CudaModel::new(&second, Some(head), source, cuda, sizes, context, &mut after)?))
     }
 }
 

@@ -61,9 +61,10 @@ impl DeviceReport {
             multiprocessors: device.multiprocessors,
             memory_bytes: device.memory,
             driver: format!("CUDA {}.{}", device.driver / 1000, device.driver % 1000 / 10),
-            kernels: match cuda::embedded_target(&device) {
-                Some(target) => format!("{target} in this program"),
-                None => "none in this program; compiled at first use".to_owned(),
+            kernels: match (cuda::kernels_folder(), cuda::embedded_target(&device)) {
+                (Some(folder), _) => format!("from {}", folder.display()),
+                (None, Some(target)) => format!("{target} in this program"),
+                (None, None) => "none in this program; compiled at first use, which needs NVRTC".to_owned(),
             },
             name: device.name,
         }

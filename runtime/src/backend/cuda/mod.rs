@@ -51,6 +51,11 @@ const MAX_TOKENS: usize = 65_535;
 /// The shortest reach that steps are told apart by.
 const MIN_REACH: usize = 256;
 
+/// The folder of kernels that the environment variable `RUSTAI_CUDA_KERNELS` names.
+pub fn kernels_folder() -> Option<PathBuf> {
+    std::env::var_os("RUSTAI_CUDA_KERNELS").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 /// Whether there is a kernel for such a matrix.
 pub fn has_kernel(dtype: DType, rows: usize, cols: usize) -> bool {
     weights::device_bytes(dtype, rows, cols).is_some()
@@ -79,8 +84,7 @@ impl Cuda {
     /// [`DeviceError`] if there is no driver, no such device, or no kernels for it.
     pub fn open(ordinal: usize, folder: Option<&Path>) -> Result<Self, DeviceError> {
         let device = Device::open(ordinal)?;
-        let named = || std::env::var_os("RUSTAI_CUDA_KERNELS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-        let folder = folder.map(Path::to_owned).or_else(named);
+        let folder = folder.map(Path::to_owned).or_else(kernels_folder);
         let cache = crate::hub::cache_dir().ok().map(|folder| folder.join("kernels"));
         let sources = KernelSources { folder, cache };
         let kernels = Arc::new(Kernels::load(&device, &sources)?);
@@ -187,24 +191,12 @@ pub struct CudaModel {
 }
 
 impl CudaModel {
-    /// Loads the weights of a model's graph, whose result are logits with a row per output. `context` is the longest
-    /// sequence; `progress` takes the bytes of weights that are done and their total.
+    /// Loads the weights of a model's graph, whose result are logits with a row per output. With a head, that one's result is the
+    /// graph's only input. `context` is the longest sequence; `progress` takes the bytes of weights that are done and their total.
     ///
     /// # Errors
     /// [`BuildError`].
-    pub fn new(
-        graph: &Graph,
-        source: &dyn WeightSource,
-        cuda: &Cuda,
-        options: PlanOptions,
-        context: usize,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self, BuildError> {
-        Self::with_head(graph, None, source, cuda, options, context, progress)
-    }
-
-    /// As [`new`](Self::new); with a head, whose result is the graph's only input.
-    pub(super) fn with_head(
+    pub(super) fn new(
         graph: &Graph,
         head: Option<CpuGraph>,
         source: &dyn WeightSource,

@@ -10,7 +10,7 @@ use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
-    ops::{BatchInputs, HEAD_DIMS, LayerCache, MAX_GROUP, Operation, Rotation, Split, Targets},
+    ops::{BatchInputs, HEAD_DIMS, LayerCache, MAX_GROUP, MAX_MATRICES, Operation, Rotation, Split, Targets},
     weights,
 };
 use std::sync::Arc;
@@ -37,9 +37,6 @@ impl Target for Kinds {
         graph.weight(gate).dtype == graph.weight(up).dtype
     }
 }
-
-/// Most matrices of one launch.
-const MAX_MATRICES: usize = 3;
 
 /// Activations of a product.
 #[derive(Clone, Debug)]
@@ -294,16 +291,8 @@ impl Program {
                 Call::Quantize { x, out } => kernels.quantize(stream, x, out, rows)?,
                 Call::MatMul { x, products } => {
                     for products in products.chunks(MAX_MATRICES) {
-                        // No more matrices than an array holds, so that a step allocates nothing.
-                        match products {
-                            [a] => kernels.matmul(stream, x.input(), &[a.projection()], rows)?,
-                            [a, b] => kernels.matmul(stream, x.input(), &[a.projection(), b.projection()], rows)?,
-                            [a, b, c] => {
-                                let three = [a.projection(), b.projection(), c.projection()];
-                                kernels.matmul(stream, x.input(), &three, rows)?;
-                            }
-                            _ => {}
-                        }
+                        let projections: Vec<_> = products.iter().map(Product::projection).collect();
+                        kernels.matmul(stream, x.input(), &projections, rows)?;
                     }
                 }
                 Call::GatedMatMul { x, gate, up, out } => {

@@ -54,15 +54,19 @@ pub struct Point {
     pub samples: Vec<f64>,
 }
 
+/// What does not change from sample to sample.
+struct Facts {
+    kernel: &'static str,
+    wants: ActKind,
+    planes: usize,
+    weight_bytes: u64,
+    working_set: u64,
+    macs: u64,
+}
+
 /// A product that can be timed, wherever it runs.
 trait Timed {
-    fn kernel(&self, tokens: usize) -> &'static str;
-    fn wants(&self) -> ActKind;
-    fn planes(&self) -> usize;
-    fn weight_bytes(&self) -> u64;
-    fn working_set(&self) -> u64;
-    fn macs(&self, tokens: usize) -> u64;
-    fn products(&self) -> usize;
+    fn facts(&self, tokens: usize) -> Facts;
     /// Makes ready for timing.
     fn settle(&mut self) -> Result<(), Failure>;
     /// Seconds of one product, over as many runs as fill `at_least`.
@@ -70,32 +74,15 @@ trait Timed {
 }
 
 impl Timed for Product {
-    fn kernel(&self, _tokens: usize) -> &'static str {
-        self.kernel()
-    }
-
-    fn wants(&self) -> ActKind {
-        self.wants()
-    }
-
-    fn planes(&self) -> usize {
-        self.planes()
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.weight_bytes()
-    }
-
-    fn working_set(&self) -> u64 {
-        self.working_set()
-    }
-
-    fn macs(&self, tokens: usize) -> u64 {
-        self.macs(tokens)
-    }
-
-    fn products(&self) -> usize {
-        self.products()
+    fn facts(&self, tokens: usize) -> Facts {
+        Facts {
+            kernel: self.kernel(),
+            wants: self.wants(),
+            planes: self.planes(),
+            weight_bytes: self.weight_bytes(),
+            working_set: self.working_set(),
+            macs: self.macs(tokens),
+        }
     }
 
     /// Wakes the product's threads and lets those of others fall asleep.
@@ -122,32 +109,15 @@ impl Timed for Product {
 }
 
 impl Timed for cuda::Product {
-    fn kernel(&self, tokens: usize) -> &'static str {
-        self.kernel(tokens)
-    }
-
-    fn wants(&self) -> ActKind {
-        if self.is_quantized() { ActKind::Q8 } else { ActKind::F32 }
-    }
-
-    fn planes(&self) -> usize {
-        1
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.weight_bytes()
-    }
-
-    fn working_set(&self) -> u64 {
-        self.working_set()
-    }
-
-    fn macs(&self, tokens: usize) -> u64 {
-        self.macs(tokens)
-    }
-
-    fn products(&self) -> usize {
-        self.products()
+    fn facts(&self, tokens: usize) -> Facts {
+        Facts {
+            kernel: self.kernel(tokens),
+            wants: if self.is_quantized() { ActKind::Q8 } else { ActKind::F32 },
+            planes: 1,
+            weight_bytes: self.weight_bytes(),
+            working_set: self.working_set(),
+            macs: self.macs(tokens),
+        }
     }
 
     /// Clocks rise with work, and the first run is recorded.
@@ -190,7 +160,9 @@ pub fn measure(
         for (index, (case, product)) in group.iter().zip(&mut products).enumerate() {
             // The reference takes its time for each token anew; all others share the work with weights among tokens.
             let one = match case.runner {
-                Runner::Cpu(Isa::Reference) => product.time(1, Duration::ZERO)? * product.products() as f64,
+                Runner::Cpu(Isa::Reference) => {
+                    product.time(1, Duration::ZERO)? * case.residence.products(case.matrix_bytes()) as f64
+                }
                 _ => 0.0,
             };
             for &tokens in &selection.tokens {
@@ -200,15 +172,16 @@ pub fn measure(
                     continue;
                 }
                 work.push((index, measured.len()));
+                let Facts { kernel, wants, planes, weight_bytes, working_set, macs } = product.facts(tokens);
                 measured.push(Point {
                     case: *case,
                     tokens,
-                    kernel: product.kernel(tokens),
-                    wants: product.wants(),
-                    planes: product.planes(),
-                    weight_bytes: product.weight_bytes(),
-                    working_set: product.working_set(),
-                    macs: product.macs(tokens),
+                    kernel,
+                    wants,
+                    planes,
+                    weight_bytes,
+                    working_set,
+                    macs,
                     samples: Vec::with_capacity(effort.samples),
                 });
             }

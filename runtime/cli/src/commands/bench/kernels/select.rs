@@ -43,10 +43,14 @@ pub struct Case {
 }
 
 impl Case {
+    /// Bytes of one matrix.
+    pub fn matrix_bytes(&self) -> usize {
+        self.dtype.bytes_for(self.shape.rows * self.shape.cols).unwrap_or(0)
+    }
+
     /// Bytes of weights that are kept while it is measured.
     pub fn bytes(&self) -> usize {
-        let bytes = self.dtype.bytes_for(self.shape.rows * self.shape.cols).unwrap_or(0);
-        self.residence.matrices(bytes) * bytes
+        self.residence.matrices(self.matrix_bytes()) * self.matrix_bytes()
     }
 }
 
