@@ -264,3 +264,19 @@ fn parameters_are_as_large_as_the_kernels_take_them() {
         assert_eq!(standin.parameter_bytes(kernel), Some(bytes), "{kernel}");
     }
 }
+
+#[test]
+fn memory_that_only_a_failed_capture_uses_goes_without_a_deadlock() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let held = standin.get("allocations");
+    let failed = stream.capture(|stream| {
+        let x = Span::new(&device, "test", 4 * 32)?;
+        let x = Floats::at(&x, 1, 32)?;
+        kernels.softmax(stream, &x, &x, 1)?;
+        Err(DeviceError::Invalid("no more".into()))
+    });
+    assert!(failed.is_err());
+    assert_eq!(standin.get("allocations"), held);
+    device.synchronize().unwrap();
+}
