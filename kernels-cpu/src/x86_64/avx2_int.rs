@@ -12,7 +12,10 @@
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
-use super::dot::{Dot, PAIR, Pairs, Vnni, largest};
+use super::{
+    dot::{Dot, PAIR, Pairs, Vnni, largest},
+    fetch::fetch_ahead,
+};
 use crate::{
     act::Row,
     pack::{Codes, GROUP, Scales, Values, integer_types, types},
@@ -623,23 +626,6 @@ unsafe fn block<F: Kernel, const T: usize, const H: usize>(
     }
 }
 
-/// How far ahead of its use a weight is fetched, in bytes, so that waiting and arithmetic overlap.
-const PREFETCH: usize = 4096;
-
-/// Fetches the codes and scales that come `PREFETCH` bytes after block `b`.
-#[inline(always)]
-unsafe fn prefetch<F: Kernel>(codes: *const u8, scales: *const u8, b: usize) {
-    // SAFETY: see the head of the file; prefetching may name any address.
-    unsafe {
-        let ahead = codes.wrapping_add(b * F::BLOCKS.codes.registers() * 64 + PREFETCH);
-        for register in 0..F::BLOCKS.codes.registers() {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(register * 64).cast());
-        }
-        let scale_bytes = F::BLOCKS.scales.bytes(256) / RUN;
-        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
-    }
-}
-
 /// The activations of `T` tokens from `token` on.
 #[inline(always)]
 unsafe fn rows_of<const T: usize>(tile: &Tile, token: usize) -> [Row; T] {
@@ -668,6 +654,8 @@ unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: 
     unsafe {
         let rows: [Row; T] = rows_of(tile, token);
         let blocks = tile.cols / 32;
+        // Groups are read side by side: after each comes the one of the same place in the next tile.
+        let after = H / 2 * tile.stride;
         let mut codes = [tile.group; H];
         let mut scales = [tile.group; H];
         for h in 0..H {
@@ -687,8 +675,8 @@ unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: 
                 level[h] = first_level::<F>(scales[h], run, h % 2);
             }
             for b in run..blocks.min(run + RUN) {
-                for h in (0..H).step_by(2) {
-                    prefetch::<F>(codes[h], scales[h], b);
+                for g in 0..H / 2 {
+                    fetch_ahead::<F>(codes[2 * g], codes[2 * g].wrapping_add(after), blocks, b);
                 }
                 let source = Packing::<F, H> { codes, scales, level, b, format: PhantomData };
                 block::<F, T, H>(&mut acc, &rows, &sums, (b, b % PANEL_BLOCKS), &source);
@@ -709,6 +697,8 @@ unsafe fn paneled<F: Kernel, const H: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
         let blocks = tile.cols / 32;
+        // Groups are read side by side: after each comes the one of the same place in the next tile.
+        let after = H / 2 * tile.stride;
         for first in (0..blocks).step_by(PANEL_BLOCKS) {
             let count = PANEL_BLOCKS.min(blocks - first);
             for g in 0..H / 2 {
@@ -717,7 +707,7 @@ unsafe fn paneled<F: Kernel, const H: usize>(tile: &Tile) {
                 for run in (0..count).step_by(RUN) {
                     let level = [first_level::<F>(scales, first + run, 0), first_level::<F>(scales, first + run, 1)];
                     for b in run..count.min(run + RUN) {
-                        prefetch::<F>(codes, scales, first + b);
+                        fetch_ahead::<F>(codes, codes.wrapping_add(after), blocks, first + b);
                         let to = tile.panel.add((g * PANEL_BLOCKS + b) * F::PANEL_BLOCK);
                         expand::<F>(codes, &level, scales, first + b, to);
                     }

@@ -2,26 +2,28 @@
 //!
 //! All formats come down to one shape: blocks of 32 columns of bytes for sixteen rows (eight registers), a scale per row
 //! (two for formats with scales per 16 columns), and perhaps as many minima. They are multiplied with four broadcast bytes
-//! of the activations, in one of the ways of [`dot`](super::dot). With few tokens the weights go from memory to registers
-//! once and straight into the dot products; with more they are first expanded into a panel that stays in the first-level
-//! cache.
+//! of the activations, in one of the ways of [`dot`](super::dot). A block's weights are expanded into eight registers and
+//! multiplied with up to eight tokens from there; more tokens take turns, and find the packed tile in the second-level cache.
 //!
 //! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
 //! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
 //! `cols` columns, `tokens` activation rows and the scratch. Offsets below stay inside by the layouts of
 //! [`crate::pack`] and of `q8a`.
 
-use super::dot::{Dot, PAIR, Pairs, Vnni, largest};
+use super::{
+    dot::{Dot, PAIR, Pairs, Vnni, largest},
+    fetch::fetch_ahead,
+};
 use crate::{
     act::Row,
     pack::{Codes, GROUP, Scales, Values, integer_types, types},
-    tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
+    tile::{TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-/// Blocks of 32 columns that are expanded at a time.
-const PANEL_BLOCKS: usize = 16;
+/// Blocks of 32 columns whose [`Sums`] are prepared at a time.
+const SPAN: usize = 16;
 
 /// Blocks that share their first-level scales.
 const RUN: usize = 8;
@@ -53,9 +55,6 @@ trait Kernel: Dot {
         let most = (i16::MAX as i32 / (PAIR * largest)) as usize;
         if Self::VNNI || most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() }
     };
-    /// Bytes of one expanded block of one group: eight registers of codes, then scales, then minima.
-    const PANEL_BLOCK: usize = (8 + Self::PER_BLOCK * if Self::MINS { 2 } else { 1 }) * 64;
-    const FITS: () = assert!(PANEL_BLOCKS * 2 * Self::PANEL_BLOCK <= PANEL_BYTES);
 }
 
 impl<F: Dot> Kernel for F {}
@@ -254,18 +253,18 @@ unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, b: us
     }
 }
 
-/// What one token contributes to each block of a panel, apart from dot products: per block, or per half block if there
+/// What one token contributes to each block of a span, apart from dot products: per block, or per half block if there
 /// are halves.
 #[repr(align(64))]
 struct Sums {
     /// What the bias of the codes adds, negated.
-    bias: [i32; 2 * PANEL_BLOCKS],
+    bias: [i32; 2 * SPAN],
     /// The sum that the minimum multiplies.
-    min: [f32; 2 * PANEL_BLOCKS],
+    min: [f32; 2 * SPAN],
 }
 
 impl Sums {
-    /// Sums are written before they are read, so they need not be cleared for each panel.
+    /// Sums are written before they are read, so they need not be cleared for each span.
     const NONE: MaybeUninit<Self> = MaybeUninit::uninit();
 
     /// # Safety
@@ -339,37 +338,20 @@ unsafe fn biased<F: Kernel>(sums: __m512i) -> __m512i {
     }
 }
 
-/// How far ahead of its use a weight is fetched, in bytes. Without it the arithmetic of a block and the wait for the next
-/// one add up instead of overlapping, since a block's instructions fill much of the reorder window.
-const PREFETCH: usize = 4096;
-
-/// Fetches the codes and scales that come `PREFETCH` bytes after block `b`.
+/// The `T` tokens from `token` on: each block of weights goes from memory into registers, is expanded there and multiplied with
+/// all of them.
 #[inline(always)]
-unsafe fn prefetch<F: Kernel>(codes: *const u8, scales: *const u8, b: usize) {
-    // SAFETY: see the head of the file; prefetching may name any address.
-    unsafe {
-        let ahead = codes.wrapping_add(b * F::BLOCKS.codes.registers() * 64 + PREFETCH);
-        for register in 0..F::BLOCKS.codes.registers() {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(register * 64).cast());
-        }
-        let scale_bytes = F::BLOCKS.scales.bytes(256) / RUN;
-        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(b * scale_bytes + PREFETCH / 4).cast());
-    }
-}
-
-/// Few tokens: weights from memory into registers, once.
-#[inline(always)]
-unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
+unsafe fn tokens<F: Kernel, const T: usize>(tile: &Tile, token: usize) {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, t));
+        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
             let codes = tile.group.add(g * tile.stride);
             let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
             let mut acc = [_mm512_setzero_ps(); T];
-            for first in (0..blocks).step_by(PANEL_BLOCKS) {
-                let end = blocks.min(first + PANEL_BLOCKS);
+            for first in (0..blocks).step_by(SPAN) {
+                let end = blocks.min(first + SPAN);
                 let mut sums = [Sums::NONE; T];
                 for (sums, row) in sums.iter_mut().zip(rows) {
                     Sums::prepare::<F>(sums, row, first, end - first);
@@ -377,7 +359,7 @@ unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
                 for run in (first..end).step_by(RUN) {
                     let level = first_level::<F>(scales, run);
                     for b in run..end.min(run + RUN) {
-                        prefetch::<F>(codes, scales, b);
+                        fetch_ahead::<F>(codes, codes.wrapping_add(tile.stride), blocks, b);
                         let w = weights::<F>(codes.add(b * F::BLOCKS.codes.registers() * 64));
                         let row_scales = row_scales::<F>(level, scales, b);
                         for t in 0..T {
@@ -387,7 +369,7 @@ unsafe fn direct<F: Kernel, const T: usize>(tile: &Tile) {
                 }
             }
             for (t, acc) in acc.into_iter().enumerate() {
-                _mm512_storeu_ps(tile.out.add(t * TILE_ROWS + g * GROUP), acc);
+                _mm512_storeu_ps(tile.out.add((token + t) * TILE_ROWS + g * GROUP), acc);
             }
         }
     }
@@ -470,157 +452,27 @@ unsafe fn accumulate<F: Kernel>(
     }
 }
 
-/// Tokens that the inner loop of many tokens takes at a time with VNNI. Sums of 16 bits take registers besides those of
-/// 32 bits, and leave room for four only.
-const MAIN: usize = 6;
-
-/// Many tokens: expands a run of blocks, then multiplies it with all tokens, a few at a time.
-#[inline(always)]
-unsafe fn paneled<F: Kernel, const G: usize>(tile: &Tile) {
-    const { F::FITS };
-    // SAFETY: see the head of the file.
-    unsafe {
-        let blocks = tile.cols / 32;
-        for first in (0..blocks).step_by(PANEL_BLOCKS) {
-            let count = PANEL_BLOCKS.min(blocks - first);
-            for g in 0..G {
-                let codes = tile.group.add(g * tile.stride);
-                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-                for run in (0..count).step_by(RUN) {
-                    let level = first_level::<F>(scales, first + run);
-                    for b in run..count.min(run + RUN) {
-                        prefetch::<F>(codes, scales, first + b);
-                        let w = weights::<F>(codes.add((first + b) * F::BLOCKS.codes.registers() * 64));
-                        let row_scales = row_scales::<F>(level, scales, first + b);
-                        let to = tile.panel.add((b * G + g) * F::PANEL_BLOCK);
-                        for (j, w) in w.into_iter().enumerate() {
-                            _mm512_store_si512(to.add(j * 64).cast(), w);
-                        }
-                        for half in 0..F::PER_BLOCK {
-                            _mm512_store_ps(to.add((8 + half) * 64).cast(), row_scales.scale[half]);
-                            if F::MINS {
-                                let at = to.add((8 + F::PER_BLOCK + half) * 64);
-                                _mm512_store_ps(at.cast(), row_scales.min[half]);
-                            }
-                        }
-                    }
-                }
-            }
-            let mut t = 0;
-            while F::VNNI && t + MAIN <= tile.tokens {
-                micro::<F, G, MAIN>(tile, t, first, count);
-                t += MAIN;
-            }
-            while t + 4 <= tile.tokens {
-                micro::<F, G, 4>(tile, t, first, count);
-                t += 4;
-            }
-            match tile.tokens - t {
-                0 => {}
-                1 => micro::<F, G, 1>(tile, t, first, count),
-                2 => micro::<F, G, 2>(tile, t, first, count),
-                _ => micro::<F, G, 3>(tile, t, first, count),
-            }
-        }
-    }
-}
-
-/// `T` tokens times the `count` expanded blocks of `G` groups, added to what earlier panels left in `out`.
-#[inline(always)]
-unsafe fn micro<F: Kernel, const G: usize, const T: usize>(tile: &Tile, token: usize, first: usize, count: usize) {
-    // SAFETY: see the head of the file.
-    unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
-        let mut sums = [Sums::NONE; T];
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            Sums::prepare::<F>(sums, row, first, count);
-        }
-        let out = |t: usize, g: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP);
-        let mut acc = [[_mm512_setzero_ps(); G]; T];
-        for t in 0..T {
-            for g in 0..G {
-                acc[t][g] = if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out(t, g)) };
-            }
-        }
-        for b in 0..count {
-            let panel = tile.panel.add(b * G * F::PANEL_BLOCK);
-            if b % 2 == 0 {
-                for row in rows {
-                    row.prefetch_later(tile, T, first + b);
-                }
-            }
-            for half in 0..F::PER_BLOCK {
-                let mut dot = [[_mm512_setzero_si512(); G]; T];
-                if F::BIAS_BITS.is_some() {
-                    for t in 0..T {
-                        dot[t] = [_mm512_set1_epi32(Sums::bias(&sums[t], b * F::PER_BLOCK + half)); G];
-                    }
-                }
-                for from in (half * F::STEPS..(half + 1) * F::STEPS).step_by(F::CHUNK) {
-                    let mut part = [[_mm512_setzero_si512(); G]; T];
-                    for t in 0..T {
-                        for g in 0..G {
-                            part[t][g] = begin::<F>(dot[t][g]);
-                        }
-                    }
-                    for j in from..from + F::CHUNK {
-                        let mut w = [_mm512_setzero_si512(); G];
-                        for g in 0..G {
-                            w[g] = _mm512_load_si512(panel.add(g * F::PANEL_BLOCK + j * 64).cast());
-                        }
-                        for t in 0..T {
-                            let four = _mm512_set1_epi32(rows[t].four(first + b, j));
-                            for g in 0..G {
-                                part[t][g] = multiply::<F>(part[t][g], w[g], four);
-                            }
-                        }
-                    }
-                    for t in 0..T {
-                        for g in 0..G {
-                            dot[t][g] = end::<F>(dot[t][g], part[t][g]);
-                        }
-                    }
-                }
-                for g in 0..G {
-                    let scale = _mm512_load_ps(panel.add(g * F::PANEL_BLOCK + (8 + half) * 64).cast());
-                    for t in 0..T {
-                        let d = _mm512_set1_ps(*rows[t].scales.add(first + b));
-                        let scale = _mm512_mul_ps(scale, d);
-                        acc[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]), scale, acc[t][g]);
-                    }
-                }
-            }
-            if F::MINS {
-                for half in 0..F::PER_BLOCK {
-                    for g in 0..G {
-                        let at = panel.add(g * F::PANEL_BLOCK + (8 + F::PER_BLOCK + half) * 64);
-                        let min = _mm512_load_ps(at.cast());
-                        for t in 0..T {
-                            let sum = _mm512_set1_ps(Sums::min(&sums[t], b * F::PER_BLOCK + half));
-                            acc[t][g] = _mm512_fmadd_ps(min, sum, acc[t][g]);
-                        }
-                    }
-                }
-            }
-        }
-        for t in 0..T {
-            for g in 0..G {
-                _mm512_store_ps(out(t, g), acc[t][g]);
-            }
-        }
-    }
-}
+/// Tokens that are multiplied with a block while its weights are in registers: their sums take as many registers as the weights.
+const MOST: usize = 8;
 
 #[inline(always)]
 unsafe fn tile<F: Kernel>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
-        match (tile.tokens, tile.groups) {
-            (1, _) => direct::<F, 1>(tile),
-            (2, _) => direct::<F, 2>(tile),
-            (3, _) => direct::<F, 3>(tile),
-            (_, 1) => paneled::<F, 1>(tile),
-            _ => paneled::<F, 2>(tile),
+        let mut t = 0;
+        while t + MOST <= tile.tokens {
+            tokens::<F, MOST>(tile, t);
+            t += MOST;
+        }
+        match tile.tokens - t {
+            0 => {}
+            1 => tokens::<F, 1>(tile, t),
+            2 => tokens::<F, 2>(tile, t),
+            3 => tokens::<F, 3>(tile, t),
+            4 => tokens::<F, 4>(tile, t),
+            5 => tokens::<F, 5>(tile, t),
+            6 => tokens::<F, 6>(tile, t),
+            _ => tokens::<F, 7>(tile, t),
         }
     }
 }

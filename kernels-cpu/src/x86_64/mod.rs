@@ -7,6 +7,7 @@
 mod avx2_int;
 mod avx512_int;
 mod dot;
+mod fetch;
 mod float;
 pub(crate) mod rows;
 mod simd;

@@ -68,7 +68,7 @@ impl Caches {
                 _ => {}
             }
         }
-        caches.overflow = (3 * caches.last).clamp(128 << 20, 512 << 20);
+        caches.overflow = (12 * caches.last).clamp(256 << 20, 512 << 20);
         caches
     }
 
