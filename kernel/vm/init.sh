@@ -12,6 +12,11 @@ ip link set lo up
 echo "booted: $(uname -r), $(cut -d' ' -f1 /proc/uptime) s"
 /bin/suite "$@"
 [ ! -e /runtime ] || /runtime
+# What the module's own tests said, which the debug kernel runs whenever the module is loaded: not loud enough for the console.
+if [ -e /sys/kernel/debug/kunit ]; then
+    dmesg | grep -E '(not )?ok [0-9]+ rustai$' || echo "BUG: KUnit has not run the module's tests"
+    dmesg | grep 'not ok [0-9]'
+fi
 # A leak that the debug kernel knows of; it looks twice, since what was freed lately may look like one.
 if [ -e /sys/kernel/debug/kmemleak ]; then
     for _ in 1 2; do

@@ -428,7 +428,7 @@ unsafe fn accumulate<F: Kernel>(
     // SAFETY: see the head of the file.
     unsafe {
         let d = _mm512_set1_ps(*row.scales.add(b));
-        let mut scaled = _mm512_setzero_ps();
+        let mut halves = _mm512_setzero_ps();
         for half in 0..F::PER_BLOCK {
             let mut dot = _mm512_setzero_si512();
             if F::BIAS_BITS.is_some() {
@@ -443,13 +443,15 @@ unsafe fn accumulate<F: Kernel>(
                 dot = end::<F>(dot, add::<F>(chains[0], chains[1]));
             }
             let dot = _mm512_cvtepi32_ps(dot);
-            scaled = if half == 0 {
-                _mm512_mul_ps(dot, scales.scale[0])
+            if !F::HALVES {
+                // In this order, because powers of two may be so large that their product with the sum is infinite.
+                *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scales.scale[0], d), *acc);
+            } else if half == 0 {
+                halves = _mm512_mul_ps(dot, scales.scale[0]);
             } else {
-                _mm512_fmadd_ps(dot, scales.scale[half], scaled)
-            };
+                *acc = _mm512_fmadd_ps(_mm512_fmadd_ps(dot, scales.scale[1], halves), d, *acc);
+            }
         }
-        *acc = _mm512_fmadd_ps(scaled, d, *acc);
         if F::MINS {
             for half in 0..F::PER_BLOCK {
                 *acc =

@@ -245,7 +245,9 @@ pub const TESTS: &[Test] = &[
     ("PROGRESS and COMMIT", || {
         let faults = Faults::new();
         let prepare = || {
-            let (server, working) = (Server::new(), Working::submitted());
+            let (server, working) = (Server::new(), Working::new());
+            // One that streams.
+            working.client.admit(&Job { opcode: opcode::GENERATE, ..nop(1) });
             let (record, ..) = server.job();
             (server, working, record)
         };

@@ -229,13 +229,13 @@ mod tests {
             entry("3\n", "Unified\n", "32768K\n"),
         ];
         let caches = Caches::of(listed.into_iter());
-        assert_eq!(caches, Caches { l2: 1 << 20, last: 32 << 20, overflow: 128 << 20 });
+        assert_eq!(caches, Caches { l2: 1 << 20, last: 32 << 20, overflow: 384 << 20 });
         assert_eq!(caches.level(1 << 20, 2), Level::L2);
         assert_eq!(caches.level(1 << 20, 1), Level::L3);
         assert_eq!(caches.level(30 << 20, 2), Level::Memory);
         let unknown = Caches::of(std::iter::once(entry("2", "Unified", "lots")));
         assert_eq!(unknown.level(1 << 20, 1), Level::Memory);
-        assert_eq!(unknown.overflow(), 128 << 20);
+        assert_eq!(unknown.overflow(), 256 << 20);
     }
 
     #[test]
