@@ -163,27 +163,59 @@ impl Listener {
     }
 }
 
+/// A connection that has said nothing yet.
+struct Silent {
+    connection: OwnedFd,
+    member: Member,
+}
+
 impl Listening {
+    /// Takes in clients. A connection gets a thread with its first message, so that one who only connects, again and again, costs
+    /// little of the processors that others need.
     fn accept(self: &Arc<Self>) {
+        let mut silent: Vec<Silent> = Vec::new();
         while !self.closing.load(Ordering::Acquire) {
-            match accept_with(&self.socket, SocketFlags::CLOEXEC) {
-                Ok(connection) => {
-                    if let Err(error) = self.admit(connection) {
-                        tracing::warn!(error = %error, "a client was turned away");
-                    }
+            let mut ready: Vec<PollFd<'_>> = std::iter::once(PollFd::new(&self.socket, PollFlags::IN))
+                .chain(silent.iter().map(|silent| PollFd::new(&silent.connection, PollFlags::IN)))
+                .collect();
+            if poll(&mut ready, None).is_err() {
+                // Interrupted, or out of memory: others may go, so try again.
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            let ready: Vec<PollFlags> = ready.iter().map(PollFd::revents).collect();
+            // From the last on, so that what is taken out moves only those that were looked at.
+            for (index, events) in ready[1..].iter().enumerate().rev() {
+                if events.is_empty() {
+                    continue;
                 }
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-                Err(_) if self.closing.load(Ordering::Acquire) => return,
-                Err(error) => {
-                    // Out of descriptors, perhaps: others may go, so try again.
-                    tracing::warn!(%error, "a client could not be accepted");
-                    std::thread::sleep(Duration::from_millis(100));
+                let Silent { connection, member } = silent.swap_remove(index);
+                // Of one that has gone nobody waits for answers.
+                if !events.contains(PollFlags::HUP)
+                    && let Err(error) = self.start(connection, member)
+                {
+                    tracing::warn!(%error, "a client was turned away");
+                }
+            }
+            if !ready[0].is_empty() {
+                match accept_with(&self.socket, SocketFlags::CLOEXEC) {
+                    Ok(connection) => match self.admit(connection) {
+                        Ok(client) => silent.push(client),
+                        Err(error) => tracing::warn!(%error, "a client was turned away"),
+                    },
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                    Err(_) if self.closing.load(Ordering::Acquire) => return,
+                    Err(error) => {
+                        // Out of descriptors, perhaps: others may go, so try again.
+                        tracing::warn!(%error, "a client could not be accepted");
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
                 }
             }
         }
     }
 
-    fn admit(self: &Arc<Self>, connection: OwnedFd) -> io::Result<()> {
+    fn admit(&self, connection: OwnedFd) -> io::Result<Silent> {
         let peer = socket::peer(&connection)?;
         let member = match self.broker.open(peer.uid, peer.pid, true) {
             Ok(member) => member,
@@ -193,6 +225,11 @@ impl Listening {
             }
         };
         tracing::debug!(uid = peer.uid, pid = peer.pid, known_by_pidfd = peer.pidfd.is_some(), "client connected");
+        Ok(Silent { connection, member })
+    }
+
+    /// Gives a connection its thread.
+    fn start(self: &Arc<Self>, connection: OwnedFd, member: Member) -> io::Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(number, connection.try_clone()?);
         let shared = self.clone();

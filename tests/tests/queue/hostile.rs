@@ -287,7 +287,12 @@ fn others_wait_no_longer_than_twice_as_long() {
     let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
     let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
     trips(&good, TRIPS);
-    let at = |times: &[u64], percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)] as f64 / 1e3;
+    let p99 = |times: &[u64]| times[times.len() * 99 / 100] as f64 / 1e3;
+    // A third program costs either 60 us or nothing, and p99 is one or the other by a hair: their mean around it is steady.
+    let slow = |times: &[u64]| {
+        let slow = &times[times.len() * 99 / 100..times.len() * 999 / 1000];
+        slow.iter().sum::<u64>() as f64 / slow.len() as f64 / 1e3
+    };
     let mut worst = 0.0f64;
     for (name, way) in WAYS {
         let alone = trips(&good, TRIPS);
@@ -296,18 +301,26 @@ fn others_wait_no_longer_than_twice_as_long() {
         for _ in 0..3 {
             let (times, count, time) = trips_beside(&good, TRIPS, || way(&rig));
             (rounds, each) = (rounds + count, time);
-            hostile.push(at(&times, 99));
-            busy.push(at(&trips_beside(&good, TRIPS, || work(time)).0, 99));
+            hostile.push([slow(&times), p99(&times)]);
+            let times = trips_beside(&good, TRIPS, || work(time)).0;
+            busy.push([slow(&times), p99(&times)]);
         }
-        hostile.sort_by(f64::total_cmp);
-        busy.sort_by(f64::total_cmp);
-        let ratio = hostile[1] / busy[1].max(at(&alone, 99));
+        let median = |values: &[[f64; 2]], which: usize| {
+            let mut values: Vec<f64> = values.iter().map(|value| value[which]).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let ratio = median(&hostile, 0) / median(&busy, 0).max(slow(&alone));
         eprintln!(
-            "{name} ({rounds} times, {} us each): p99 {:.1} us alone, {:.1} beside a busy thread, {:.1} beside it: x {ratio:.2}",
+            "{name} ({rounds} times, {} us each): p99 {:.1} us alone, {:.1} beside a busy thread, {:.1} beside it; slow ones \
+             {:.1}, {:.1}, {:.1}: x {ratio:.2}",
             each.as_micros(),
-            at(&alone, 99),
-            busy[1],
-            hostile[1],
+            p99(&alone),
+            median(&busy, 1),
+            median(&hostile, 1),
+            slow(&alone),
+            median(&busy, 0),
+            median(&hostile, 0),
         );
         worst = worst.max(ratio);
         rig.audit();
