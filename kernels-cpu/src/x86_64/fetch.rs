@@ -13,7 +13,7 @@ const AHEAD: usize = 12 << 10;
 /// Fetches, into the second-level cache, what a kernel needs some time after block `b` of the `blocks` blocks of the group at
 /// `group`. `next` is the group that it reads after this one.
 ///
-/// The first-level cache has too few lines under way at a time: fetching into it delays what is read now.
+/// Fetching into the first-level cache was slower (PERFORMANCE.md).
 #[inline(always)]
 pub(super) unsafe fn fetch_ahead<F: Packed>(mut group: *const u8, next: *const u8, blocks: usize, b: usize) {
     let (codes, scales) = const { (F::BLOCKS.codes.registers() * 64, F::BLOCKS.scales.bytes(256) / 8) };
