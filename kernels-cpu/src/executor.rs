@@ -107,8 +107,10 @@ struct RowPlace {
 /// Offsets in a thread's scratch.
 #[derive(Clone, Copy, Debug)]
 struct Scratch {
-    /// Two result blocks of a tile.
+    /// Two result blocks of a strip, or of a piece of it.
     results: [usize; 2],
+    /// Values that each has room for: a tile of two groups with all rows.
+    result_values: usize,
     /// Two rows of the widest buffer.
     rows: [usize; 2],
     panel: usize,
@@ -144,6 +146,7 @@ impl Executor {
         let query_rows = Queries::tile_tokens(facts.max_group).saturating_mul(facts.max_group);
         let layout = Scratch {
             results: [take(result), take(result)],
+            result_values: result,
             rows: [take(facts.max_width), take(facts.max_width)],
             panel: take(PANEL_BYTES / 4),
             dequantized: take(facts.dequantized_values),
@@ -276,6 +279,7 @@ impl Executor {
             arena: arena.as_ptr(),
             cache: cache.as_ptr(),
             layout,
+            threads: team.threads(),
             ropes,
             rope_of_call,
             counters,

@@ -9,6 +9,7 @@ use crate::{
     tile::{TILE_ROWS, Tile, TileKernel},
 };
 use rustai_abi::DType;
+use std::ops::Range;
 
 /// The form of activations that a matrix multiplies with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,18 @@ enum Storage {
     Packed { region: Region, layout: Layout, kernel: TileKernel },
 }
 
+/// Groups of a strip, at most.
+const STRIP: usize = 8;
+
+/// Bytes of packed weights of a strip, at most, but for two groups.
+const STRIP_BYTES: usize = 320 << 10;
+
+/// Strips for each thread, at least.
+const STRIPS_PER_THREAD: usize = 8;
+
+/// Tokens for which strips do not pay.
+const FEW: usize = 8;
+
 /// Activations that a matrix multiplies: the first row, and bytes from one row to the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ActRows {
@@ -101,7 +114,7 @@ pub(crate) struct ActRows {
     pub(crate) rows: usize,
 }
 
-/// Scratch of one thread for [`Matrix::tile`]; all parts are 64-byte aligned.
+/// Scratch of one thread for [`Matrix::multiply`]; all parts are 64-byte aligned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TileScratch {
     /// `PANEL_BYTES`.
@@ -217,9 +230,23 @@ impl Matrix {
         Some(if fast { isa.name() } else { Isa::Reference.name() })
     }
 
-    /// Tiles of `TILE_ROWS` rows.
-    pub(crate) fn tiles(&self) -> usize {
-        self.rows.div_ceil(TILE_ROWS)
+    /// Groups of rows.
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(GROUP)
+    }
+
+    /// Groups that one of `threads` threads best multiplies with `tokens` activation rows before it takes others: more than
+    /// a tile of two where the kernel takes so many, so that what it reads and prepares of the activations serves them all. Their weights
+    /// stay in the second-level cache, and there are tasks enough for threads to end together.
+    pub(crate) fn strip(&self, tokens: usize, threads: usize) -> usize {
+        match &self.storage {
+            Storage::Packed { layout, .. } if self.takes_strips() && tokens > FEW => {
+                let fitting = STRIP_BYTES / layout.group_bytes(self.cols);
+                let shared = self.groups() / (threads * STRIPS_PER_THREAD);
+                fitting.min(shared).clamp(2, STRIP) / 2 * 2
+            }
+            _ => 2,
+        }
     }
 
     /// Values of scratch that a tile of this matrix needs for dequantized rows.
@@ -231,16 +258,39 @@ impl Matrix {
         }
     }
 
-    /// Multiplies the rows of tile `tile` with all activation rows; `out` is `[x.rows][TILE_ROWS]`, and columns past the
-    /// matrix's last row are unspecified.
+    /// Whether the kernel multiplies any number of groups at a time; others take two.
+    fn takes_strips(&self) -> bool {
+        match &self.storage {
+            Storage::Packed { layout, .. } => layout.is_integer() && matches!(self.isa, Isa::Avx512 | Isa::Avx512Bw),
+            Storage::Rows { .. } => false,
+        }
+    }
+
+    /// Multiplies the rows of some groups with all activation rows; `out` is `[x.rows][groups.len() * GROUP]`, and columns
+    /// past the matrix's last row are unspecified.
     ///
     /// # Safety
-    /// The matrix has the tile, `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, and `out` and
+    /// The matrix has the groups, `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, and `out` and
     /// `scratch` are valid and this thread's alone.
-    pub(crate) unsafe fn tile(&self, tile: usize, x: ActRows, out: *mut f32, scratch: TileScratch) {
-        let first = tile * TILE_ROWS;
-        let count = TILE_ROWS.min(self.rows - first);
-        let groups = count.div_ceil(GROUP);
+    pub(crate) unsafe fn multiply(&self, groups: Range<usize>, x: ActRows, out: *mut f32, scratch: TileScratch) {
+        let most = if self.takes_strips() { groups.len() } else { 2 };
+        for first in groups.clone().step_by(most) {
+            let tile = first..groups.end.min(first + most);
+            // SAFETY: promised by the caller; the tile has its own columns of `out`.
+            unsafe {
+                let out = out.add((first - groups.start) * GROUP);
+                self.tile(tile, x, out, groups.len() * GROUP, scratch);
+            }
+        }
+    }
+
+    /// One tile of [`multiply`](Self::multiply), with `out_stride` values from one row of `out` to the next.
+    ///
+    /// # Safety
+    /// As there; two groups at most unless the matrix [`takes_strips`](Self::takes_strips).
+    unsafe fn tile(&self, groups: Range<usize>, x: ActRows, out: *mut f32, out_stride: usize, scratch: TileScratch) {
+        let (first, count) = (groups.start * GROUP, self.rows.min(groups.end * GROUP) - groups.start * GROUP);
+        let (group, groups) = (groups.start, groups.len());
         let (cols, panel) = (self.cols, scratch.panel);
         let args = |group: *const u8, stride: usize| Tile {
             group,
@@ -251,6 +301,7 @@ impl Matrix {
             x_stride: x.stride,
             tokens: x.rows,
             out,
+            out_stride,
             panel,
         };
         match &self.storage {
@@ -258,7 +309,7 @@ impl Matrix {
                 let stride = layout.group_bytes(cols);
                 // SAFETY: the region holds all groups of the matrix, and `new` has found the processor to have the kernel's
                 // features; the rest is the caller's promise.
-                unsafe { kernel(&args(region.as_ptr().add(tile * 2 * stride), stride)) }
+                unsafe { kernel(&args(region.as_ptr().add(group * stride), stride)) }
             }
             Storage::Rows { bytes, format } => {
                 let row_bytes = bytes.len() / self.rows;
@@ -272,7 +323,7 @@ impl Matrix {
                             // SAFETY: `x` has the row, and `out` has the row's column.
                             unsafe {
                                 let x = std::slice::from_raw_parts(x.start.add(t * x.stride).cast::<f32>(), cols);
-                                *out.add(t * TILE_ROWS + r) = reference::dot(values, x);
+                                *out.add(t * out_stride + r) = reference::dot(values, x);
                             }
                         }
                     }

@@ -1,6 +1,6 @@
-//! The unit of matrix multiplication: two groups of weight rows times all tokens of a batch.
+//! The unit of matrix multiplication: some groups of weight rows times tokens of a batch.
 //!
-//! A tile kernel leaves plain sums in a small scratch block `[tokens][TILE_ROWS]`; what happens to them then (bias,
+//! A tile kernel leaves plain sums in a small scratch block, a row for each token; what happens to them then (bias,
 //! residual, SwiGLU) is the same code for all formats and instruction sets, in `executor::run`.
 //!
 //! Every kernel adds up the blocks of a row in the order of its columns with the same operations, whatever the number
@@ -8,10 +8,10 @@
 
 use crate::pack::GROUP;
 
-/// Rows that one tile computes (the last tile of a matrix may have one group only).
+/// Rows of the smallest tile (the last one of a matrix may have one group only).
 pub(crate) const TILE_ROWS: usize = 2 * GROUP;
 
-/// Bytes of scratch that a tile kernel may use for expanded weights.
+/// Bytes of scratch that a tile kernel may use for expanded weights, or for what it prepares of activations.
 pub(crate) const PANEL_BYTES: usize = 64 << 10;
 
 /// Arguments of a tile kernel.
@@ -21,7 +21,7 @@ pub(crate) struct Tile {
     pub(crate) group: *const u8,
     /// Bytes from one group to the next.
     pub(crate) stride: usize,
-    /// Groups: 1 or 2.
+    /// Groups: 1 or 2, or any number for a kernel that takes strips (see `Matrix`).
     pub(crate) groups: usize,
     /// Columns of the matrix, which is the length of an activation row.
     pub(crate) cols: usize,
@@ -31,10 +31,24 @@ pub(crate) struct Tile {
     pub(crate) x_stride: usize,
     /// Activation rows, at least 1.
     pub(crate) tokens: usize,
-    /// Result, `[tokens][TILE_ROWS]`; 64-byte aligned.
+    /// Result, a row of `groups * GROUP` values for each token; 64-byte aligned.
     pub(crate) out: *mut f32,
+    /// Values from one row of the result to the next, a multiple of `GROUP`.
+    pub(crate) out_stride: usize,
     /// Scratch of `PANEL_BYTES`; 64-byte aligned.
     pub(crate) panel: *mut u8,
+}
+
+impl Tile {
+    /// Where the results of group `group` with token `token` go.
+    ///
+    /// # Safety
+    /// The tile has both.
+    #[inline(always)]
+    pub(crate) unsafe fn out(&self, token: usize, group: usize) -> *mut f32 {
+        // SAFETY: the caller says that the place exists.
+        unsafe { self.out.add(token * self.out_stride + group * GROUP) }
+    }
 }
 
 /// A tile kernel.

@@ -185,6 +185,33 @@ fn results_depend_on_neither_threads_nor_the_batch() {
     }
 }
 
+/// Matrices with so many rows that one thread takes several groups at a time, and rows so long that what is prepared of the
+/// activations is prepared in parts.
+#[test]
+fn results_do_not_depend_on_how_a_matrix_is_cut() {
+    let mut random = Random(11);
+    for isa in isas() {
+        for dtype in types() {
+            for (rows, cols, tokens) in [(600, 256, 21), (40, 17_408, 10)] {
+                let weights = blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.1);
+                let x = random.values(tokens * cols);
+                let make = || Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
+                let product = |threads, range: std::ops::Range<usize>| {
+                    let x = &x[range.start * cols..range.end * cols];
+                    let values = Bench { isa, threads, tokens: range.len() }.matmul(make(), x);
+                    values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let alone = product(1, 0..tokens);
+                assert_eq!(product(5, 0..tokens), alone, "{isa:?} {dtype} {rows} x {cols}");
+                for range in [0..1, 3..5, 6..tokens] {
+                    let part = &alone[range.start * rows..range.end * rows];
+                    assert_eq!(product(1, range), part, "{isa:?} {dtype} {rows} x {cols}");
+                }
+            }
+        }
+    }
+}
+
 /// The body of the fuzz target on random inputs, long and short.
 #[test]
 fn kernels_agree_with_the_reference_on_random_bytes() {

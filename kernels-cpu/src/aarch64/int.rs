@@ -16,7 +16,7 @@ use super::{
 use crate::{
     act::Row,
     pack::{GROUP, integer_types, types},
-    tile::{TILE_ROWS, Tile, TileKernel},
+    tile::{Tile, TileKernel},
 };
 use rustai_abi::DType;
 use std::arch::aarch64::*;
@@ -123,7 +123,7 @@ unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
             }
             for t in 0..T {
                 for q in 0..4 {
-                    vst1q_f32(tile.out.add(t * TILE_ROWS + g * GROUP + q * 4), acc[t][q]);
+                    vst1q_f32(tile.out(t, g).add(q * 4), acc[t][q]);
                 }
             }
         }
@@ -195,7 +195,7 @@ unsafe fn micro<L: Level, F: Kernel, const T: usize>(tile: &Tile, g: usize, toke
             sums[t].prepare::<F>(rows[t], first, count);
         }
         for q in [0, 2] {
-            let out = |t: usize, i: usize| tile.out.add((token + t) * TILE_ROWS + g * GROUP + (q + i) * 4);
+            let out = |t: usize, i: usize| tile.out(token + t, g).add((q + i) * 4);
             let mut acc = [[vdupq_n_f32(0.0); 2]; T];
             if first > 0 {
                 for t in 0..T {

@@ -24,8 +24,8 @@ use crate::{
     formats::q8a,
     matrix::{ActRows, TileScratch},
     ops::Ops,
+    pack::GROUP,
     team::Lockstep,
-    tile::TILE_ROWS,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
 use std::{ops::Range, sync::atomic::AtomicUsize};
@@ -52,6 +52,7 @@ pub(super) struct Step<'a> {
     pub(super) arena: *mut u8,
     pub(super) cache: *mut u8,
     pub(super) layout: &'a Scratch,
+    pub(super) threads: usize,
     pub(super) ropes: &'a [RopeTable],
     pub(super) rope_of_call: &'a [Option<usize>],
     pub(super) counters: &'a [AtomicUsize],
@@ -109,11 +110,12 @@ impl Step<'_> {
             Call::RmsNorm { x, .. } | Call::Quantize { x, .. } => rows(x),
             Call::MatMul { projections, .. } => {
                 let some = projections.first().is_some_and(|projection| rows(&projection.out) > 0);
-                if some { projections.iter().map(|projection| projection.weight.tiles()).sum() } else { 0 }
+                let strips = |projection: &Projection| self.strips(&projection.weight, projection.out.rows);
+                if some { projections.iter().map(strips).sum() } else { 0 }
             }
             Call::GatedMatMul { gate, out, .. } => {
                 if rows(out) > 0 {
-                    gate.tiles()
+                    self.strips(gate, out.rows)
                 } else {
                     0
                 }
@@ -159,22 +161,31 @@ impl Step<'_> {
                 },
                 Call::Quantize { x, out } => self.quantize(self.row(*x, task), *out, task, scratch),
                 Call::MatMul { x, projections } => {
-                    let mut tile = task;
+                    let mut strip = task;
                     for projection in projections {
-                        if tile < projection.weight.tiles() {
-                            self.project(index, *x, projection, tile, scratch);
+                        let strips = self.strips(&projection.weight, projection.out.rows);
+                        if strip < strips {
+                            self.project(index, *x, projection, strip, scratch);
                             return;
                         }
-                        tile -= projection.weight.tiles();
+                        strip -= strips;
                     }
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     let (gated, linear) = (self.result(scratch, 0), self.result(scratch, 1));
-                    let count = self.tile(gate, *x, task, gated, scratch);
-                    self.tile(up, *x, task, linear, scratch);
-                    for t in 0..self.row_count(out.rows) {
-                        let at = |from: *mut f32| std::slice::from_raw_parts(from.add(t * TILE_ROWS), count);
-                        (self.ops.swiglu)(at(gated), at(linear), self.columns_mut(*out, t, task * TILE_ROWS, count));
+                    let strip = self.strip(gate, out.rows, task);
+                    for rows in self.chunks(&strip, *x, out.rows) {
+                        self.tile(gate, &strip, *x, rows.clone(), gated, scratch);
+                        self.tile(up, &strip, *x, rows.clone(), linear, scratch);
+                        for (i, t) in rows.enumerate() {
+                            let at =
+                                |from: *mut f32| std::slice::from_raw_parts(from.add(i * strip.width()), strip.count);
+                            (self.ops.swiglu)(
+                                at(gated),
+                                at(linear),
+                                self.columns_mut(*out, t, strip.first(), strip.count),
+                            );
+                        }
                     }
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
@@ -262,69 +273,101 @@ impl Step<'_> {
         }
     }
 
-    /// Tile `tile` of one projection, for all rows.
+    /// Strips that a matrix is cut into for all rows.
+    fn strips(&self, weight: &Matrix, rows: Rows) -> usize {
+        weight.groups().div_ceil(weight.strip(self.row_count(rows), self.threads))
+    }
+
+    /// Strip `index` of a matrix.
+    fn strip(&self, weight: &Matrix, rows: Rows, index: usize) -> Strip {
+        let len = weight.strip(self.row_count(rows), self.threads);
+        let groups = index * len..weight.groups().min((index + 1) * len);
+        Strip { count: weight.rows().min(groups.end * GROUP) - groups.start * GROUP, groups }
+    }
+
+    /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch.
+    fn chunks(&self, strip: &Strip, x: Act, rows: Rows) -> impl Iterator<Item = Range<usize>> {
+        let (rows, planes) = (self.row_count(rows), planes(x));
+        let chunk = self.layout.result_values / (planes * strip.width());
+        (0..rows).step_by(chunk).map(move |first| first..rows.min(first + chunk))
+    }
+
+    /// Strip `strip` of one projection, for all rows.
     ///
     /// # Safety
     /// See the head of the file.
-    unsafe fn project(&self, index: usize, x: Act, projection: &Projection, tile: usize, scratch: *mut u8) {
-        // SAFETY: the columns of the tile are this task's own.
+    unsafe fn project(&self, index: usize, x: Act, projection: &Projection, strip: usize, scratch: *mut u8) {
+        // SAFETY: the columns of the strip are this task's own.
         unsafe {
             let result = self.result(scratch, 0);
-            let count = self.tile(&projection.weight, x, tile, result, scratch);
-            let first = tile * TILE_ROWS;
+            let strip = self.strip(&projection.weight, projection.out.rows, strip);
+            let (first, count) = (strip.first(), strip.count);
             let outside = self.output(index, projection.out);
-            for t in 0..self.row_count(projection.out.rows) {
-                let result = std::slice::from_raw_parts_mut(result.add(t * TILE_ROWS), count);
-                if let Some(bias) = &projection.bias {
-                    for (x, bias) in result.iter_mut().zip(&bias[first..]) {
-                        *x += bias;
+            for rows in self.chunks(&strip, x, projection.out.rows) {
+                self.tile(&projection.weight, &strip, x, rows.clone(), result, scratch);
+                for (i, t) in rows.enumerate() {
+                    let result = std::slice::from_raw_parts_mut(result.add(i * strip.width()), count);
+                    if let Some(bias) = &projection.bias {
+                        for (x, bias) in result.iter_mut().zip(&bias[first..]) {
+                            *x += bias;
+                        }
                     }
-                }
-                if let Some(Some(row)) = outside.get(t) {
-                    row.as_ptr().add(first).copy_from_nonoverlapping(result.as_ptr(), count);
-                    continue;
-                }
-                let out = self.columns_mut(projection.out, t, first, count);
-                if projection.accumulate {
-                    for (out, x) in out.iter_mut().zip(result) {
-                        *out += *x;
+                    if let Some(Some(row)) = outside.get(t) {
+                        row.as_ptr().add(first).copy_from_nonoverlapping(result.as_ptr(), count);
+                        continue;
                     }
-                } else {
-                    out.copy_from_slice(result);
+                    let out = self.columns_mut(projection.out, t, first, count);
+                    if projection.accumulate {
+                        for (out, x) in out.iter_mut().zip(result) {
+                            *out += *x;
+                        }
+                    } else {
+                        out.copy_from_slice(result);
+                    }
                 }
             }
         }
     }
 
-    /// Products of one tile of `weight` with all rows of `x`; returns how many of its columns are real.
+    /// Products of a strip of `weight` with some rows of `x`.
     ///
     /// # Safety
-    /// See the head of the file; `result` is this thread's own.
-    unsafe fn tile(&self, weight: &Matrix, x: Act, tile: usize, result: *mut f32, scratch: *mut u8) -> usize {
-        let (start, stride, rows, planes) = match x {
-            Act::F32(x) => (self.start(x), x.width * 4, x.rows, 1),
-            Act::Q8(x) => (self.arena.wrapping_add(x.offset), q8a::row_bytes(x.width), x.rows, q8a::planes(x.width)),
+    /// See the head of the file; `result` is this thread's own and has room for them.
+    unsafe fn tile(
+        &self,
+        weight: &Matrix,
+        strip: &Strip,
+        x: Act,
+        rows: Range<usize>,
+        result: *mut f32,
+        scratch: *mut u8,
+    ) {
+        let planes = planes(x);
+        let (start, stride) = match x {
+            Act::F32(x) => (self.start(x), x.width * 4),
+            Act::Q8(x) => (self.arena.wrapping_add(x.offset), q8a::row_bytes(x.width)),
         };
-        let rows = self.row_count(rows);
         // SAFETY: the input was written by an earlier call, before a barrier; scratch is this thread's own.
         unsafe {
-            let x = ActRows { start, stride, rows: rows * planes };
+            let start = start.add(rows.start * planes * stride);
+            let x = ActRows { start, stride, rows: rows.len() * planes };
             let scratch = TileScratch {
                 panel: scratch.add(self.layout.panel),
                 dequantized: scratch.add(self.layout.dequantized).cast(),
             };
-            weight.tile(tile, x, result, scratch);
+            weight.multiply(strip.groups.clone(), x, result, scratch);
             if planes == 2 {
-                // Products of the two planes of each row become one.
-                for t in 0..rows {
-                    for i in 0..TILE_ROWS {
-                        let (first, second) = (2 * t * TILE_ROWS + i, (2 * t + 1) * TILE_ROWS + i);
-                        *result.add(t * TILE_ROWS + i) = *result.add(first) + *result.add(second);
+                // Products of the two planes of each row become one, a group after the other.
+                let width = strip.width();
+                for t in 0..rows.len() {
+                    for i in (0..width).step_by(GROUP) {
+                        let group = |row: usize| result.add(row * width + i).cast::<[f32; GROUP]>();
+                        let (first, second) = (group(2 * t).read(), group(2 * t + 1).read());
+                        group(t).write(std::array::from_fn(|r| first[r] + second[r]));
                     }
                 }
             }
         }
-        TILE_ROWS.min(weight.rows() - tile * TILE_ROWS)
     }
 
     /// # Safety
@@ -456,6 +499,33 @@ impl Step<'_> {
     unsafe fn scratch_row(&self, scratch: *mut u8, which: usize, width: usize) -> &mut [f32] {
         // SAFETY: the share has room for the widest row; the region is initialised.
         unsafe { std::slice::from_raw_parts_mut(scratch.add(self.layout.rows[which]).cast(), width) }
+    }
+}
+
+/// Rows of a matrix that one task multiplies.
+struct Strip {
+    groups: Range<usize>,
+    /// Rows that there are; the last group may have fewer than a whole one.
+    count: usize,
+}
+
+impl Strip {
+    /// The first row.
+    fn first(&self) -> usize {
+        self.groups.start * GROUP
+    }
+
+    /// Values of the strip's results with one activation row.
+    fn width(&self) -> usize {
+        self.groups.len() * GROUP
+    }
+}
+
+/// Activation rows that stand for one row of `x`.
+fn planes(x: Act) -> usize {
+    match x {
+        Act::F32(_) => 1,
+        Act::Q8(x) => q8a::planes(x.width),
     }
 }
 

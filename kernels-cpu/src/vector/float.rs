@@ -73,7 +73,7 @@ unsafe fn micro<V: Simd, E: Element, const T: usize, const N: usize>(
     // SAFETY: see the head of the file.
     unsafe {
         let per_group = GROUP / V::LANES;
-        let out = |t: usize, n: usize| tile.out.add((token + t) * TILE_ROWS + group * GROUP + n * V::LANES);
+        let out = |t: usize, n: usize| tile.out(token + t, group).add(n * V::LANES);
         let x: [*const f32; T] =
             std::array::from_fn(|t| tile.x.add((token + t) * tile.x_stride).cast::<f32>().add(columns.first));
         let w: [*const u8; N] = std::array::from_fn(|n| {

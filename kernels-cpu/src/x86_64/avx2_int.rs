@@ -19,7 +19,7 @@ use super::{
 use crate::{
     act::Row,
     pack::{Codes, GROUP, Scales, Values, integer_types, types},
-    tile::{PANEL_BYTES, TILE_ROWS, Tile, TileKernel},
+    tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
 use std::{arch::x86_64::*, marker::PhantomData, mem::MaybeUninit};
@@ -643,7 +643,7 @@ unsafe fn rows_of<const T: usize>(tile: &Tile, token: usize) -> [Row; T] {
 #[inline(always)]
 unsafe fn out(tile: &Tile, t: usize, h: usize) -> *mut f32 {
     // SAFETY: see the head of the file.
-    unsafe { tile.out.add(t * TILE_ROWS + h * HALF) }
+    unsafe { tile.out(t, 0).add(h * HALF) }
 }
 
 /// Few tokens: weights of all groups (`H` halves) go from memory into registers and are expanded there, for the `T` tokens

@@ -3,7 +3,8 @@
 //! All formats come down to one shape: blocks of 32 columns of bytes for sixteen rows (eight registers), a scale per row
 //! (two for formats with scales per 16 columns), and perhaps as many minima. They are multiplied with four broadcast bytes
 //! of the activations, in one of the ways of [`dot`](super::dot). A block's weights are expanded into eight registers and
-//! multiplied with up to eight tokens from there; more tokens take turns, and find the packed tile in the second-level cache.
+//! multiplied with up to [`MOST`] tokens from there; more tokens take turns, and find the packed tile in the second-level
+//! cache. What tokens need besides products is prepared once for all groups of a tile: see [`Sums`].
 //!
 //! SAFETY of the whole file: functions are called through the entry points at the end only, whose contract is that of
 //! [`TileKernel`](crate::tile::TileKernel): the features are there and the tile's pointers cover `groups` groups of
@@ -17,13 +18,16 @@ use super::{
 use crate::{
     act::Row,
     pack::{Codes, GROUP, Scales, Values, integer_types, types},
-    tile::{TILE_ROWS, Tile, TileKernel},
+    tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
-use std::{arch::x86_64::*, mem::MaybeUninit};
+use std::arch::x86_64::*;
 
-/// Blocks of 32 columns whose [`Sums`] are prepared at a time.
-const SPAN: usize = 16;
+/// Tokens that are multiplied with a block while its weights are in registers.
+const MOST: usize = 16;
+
+/// Blocks of 32 columns that one [`Sums`] stands for.
+const CHUNK: usize = 16;
 
 /// Blocks that share their first-level scales.
 const RUN: usize = 8;
@@ -46,7 +50,7 @@ trait Kernel: Dot {
     /// Steps of four columns that share a scale.
     const STEPS: usize = 8 / Self::PER_BLOCK;
     /// Steps that are added up before they are widened to 32 bits: a power of two, at most [`STEPS`](Self::STEPS).
-    const CHUNK: usize = {
+    const UNWIDENED: usize = {
         let largest = match Self::BLOCKS.values {
             Values::Offset(_) => Self::BLOCKS.codes.largest(),
             Values::Signed => 128,
@@ -55,6 +59,10 @@ trait Kernel: Dot {
         let most = (i16::MAX as i32 / (PAIR * largest)) as usize;
         if Self::VNNI || most >= Self::STEPS { Self::STEPS } else { 1 << most.ilog2() }
     };
+    /// Bytes of a [`Sums`].
+    const SUMS: usize = 4 * CHUNK * (1 + Self::PER_BLOCK + if Self::MINS { Self::PER_BLOCK } else { 0 });
+    /// Blocks whose [`Sums`] fit the panel for [`MOST`] tokens.
+    const SPAN: usize = PANEL_BYTES / (MOST * Self::SUMS) * CHUNK;
 }
 
 impl<F: Dot> Kernel for F {}
@@ -253,39 +261,41 @@ unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, b: us
     }
 }
 
-/// What one token contributes to each block of a span, apart from dot products: per block, or per half block if there
-/// are halves.
-#[repr(align(64))]
-struct Sums {
-    /// What the bias of the codes adds, negated.
-    bias: [i32; 2 * SPAN],
-    /// The sum that the minimum multiplies.
-    min: [f32; 2 * SPAN],
-}
+/// What one token contributes to each of [`CHUNK`] blocks apart from dot products, in memory: the scales (f32), then what the
+/// bias of the codes adds, negated (i32), then the sums that minima multiply (f32, if there are any). The last two have an
+/// entry per half block if there are halves.
+#[derive(Clone, Copy)]
+struct Sums(*mut u8);
 
 impl Sums {
-    /// Sums are written before they are read, so they need not be cleared for each span.
-    const NONE: MaybeUninit<Self> = MaybeUninit::uninit();
-
-    /// # Safety
-    /// [`prepare`](Self::prepare) has written the entry.
+    /// The one that lies `n` further on.
     #[inline(always)]
-    unsafe fn bias(sums: &MaybeUninit<Self>, i: usize) -> i32 {
-        // SAFETY: promised by the caller.
-        unsafe { *(&raw const (*sums.as_ptr()).bias).cast::<i32>().add(i) }
+    fn next<F: Kernel>(self, n: usize) -> Self {
+        Self(self.0.wrapping_add(n * F::SUMS))
     }
 
-    /// # Safety
-    /// As [`bias`](Self::bias).
+    /// The scale of block `i`.
     #[inline(always)]
-    unsafe fn min(sums: &MaybeUninit<Self>, i: usize) -> f32 {
-        // SAFETY: promised by the caller.
-        unsafe { *(&raw const (*sums.as_ptr()).min).cast::<f32>().add(i) }
+    unsafe fn scale(self, i: usize) -> f32 {
+        // SAFETY: see the head of the file.
+        unsafe { *self.0.cast::<f32>().add(i) }
     }
 
-    /// For `count` blocks from `first` on.
     #[inline(always)]
-    unsafe fn prepare<F: Kernel>(sums: &mut MaybeUninit<Self>, row: Row, first: usize, count: usize) {
+    unsafe fn bias(self, i: usize) -> i32 {
+        // SAFETY: see the head of the file.
+        unsafe { *self.0.cast::<i32>().add(CHUNK + i) }
+    }
+
+    #[inline(always)]
+    unsafe fn min<F: Kernel>(self, i: usize) -> f32 {
+        // SAFETY: see the head of the file.
+        unsafe { *self.0.cast::<f32>().add(CHUNK * (1 + F::PER_BLOCK) + i) }
+    }
+
+    /// Writes what `row` contributes to `count` blocks from `first` on.
+    #[inline(always)]
+    unsafe fn prepare<F: Kernel>(self, row: Row, first: usize, count: usize) {
         // SAFETY: see the head of the file; masks keep loads inside the row. Whole registers are stored, so no entry that
         // a block can have is left out.
         unsafe {
@@ -296,8 +306,9 @@ impl Sums {
             let rest = lanes((count * 2).saturating_sub(16));
             let high = _mm512_madd_epi16(_mm512_maskz_loadu_epi32(rest, from.wrapping_add(16)), ones);
             let scales = _mm512_maskz_loadu_ps(lanes(count), row.scales.add(first));
-            let bias = (&raw mut (*sums.as_mut_ptr()).bias).cast::<i32>();
-            let min = (&raw mut (*sums.as_mut_ptr()).min).cast::<f32>();
+            _mm512_store_ps(self.0.cast(), scales);
+            let bias = self.0.cast::<i32>().add(CHUNK);
+            let min = self.0.cast::<f32>().add(CHUNK * (1 + F::PER_BLOCK));
             if F::HALVES {
                 _mm512_store_si512(bias.cast(), biased::<F>(low));
                 _mm512_store_si512(bias.add(16).cast(), biased::<F>(high));
@@ -316,7 +327,9 @@ impl Sums {
                     _mm512_permutex2var_epi32(low, odd, high),
                 );
                 _mm512_store_si512(bias.cast(), biased::<F>(whole));
-                _mm512_store_ps(min, _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
+                if F::MINS {
+                    _mm512_store_ps(min, _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole)));
+                }
             }
         }
     }
@@ -338,38 +351,73 @@ unsafe fn biased<F: Kernel>(sums: __m512i) -> __m512i {
     }
 }
 
-/// The `T` tokens from `token` on: each block of weights goes from memory into registers, is expanded there and multiplied with
-/// all of them.
+/// The `count` tokens from `token` on: each block of weights goes from memory into registers, is expanded there and multiplied
+/// with all of them.
+///
+/// Sums of `FEW` tokens, if that is not 0, stay in registers. Those of more stay in `out`, which costs a store a block and
+/// leaves registers for the rest.
 #[inline(always)]
-unsafe fn tokens<F: Kernel, const T: usize>(tile: &Tile, token: usize) {
+unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: usize) {
     // SAFETY: see the head of the file.
     unsafe {
-        let rows: [Row; T] = std::array::from_fn(|t| Row::of(tile, token + t));
+        let count = if FEW > 0 { FEW } else { count };
         let blocks = tile.cols / 32;
-        for g in 0..tile.groups {
-            let codes = tile.group.add(g * tile.stride);
-            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-            let mut acc = [_mm512_setzero_ps(); T];
-            for first in (0..blocks).step_by(SPAN) {
-                let end = blocks.min(first + SPAN);
-                let mut sums = [Sums::NONE; T];
-                for (sums, row) in sums.iter_mut().zip(rows) {
-                    Sums::prepare::<F>(sums, row, first, end - first);
+        // The last tokens fetch what they have already.
+        let later = if token + count < tile.tokens { count * tile.x_stride } else { 0 };
+        for start in (0..blocks).step_by(F::SPAN) {
+            let end = blocks.min(start + F::SPAN);
+            let mut sums = Sums(tile.panel);
+            for first in (start..end).step_by(CHUNK) {
+                for t in 0..count {
+                    sums.prepare::<F>(Row::of(tile, token + t), first, CHUNK.min(end - first));
+                    sums = sums.next::<F>(1);
                 }
-                for run in (first..end).step_by(RUN) {
+            }
+            for g in 0..tile.groups {
+                let codes = tile.group.add(g * tile.stride);
+                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
+                let out = tile.out(token, g);
+                if start == 0 {
+                    for t in 0..count {
+                        _mm512_store_ps(out.add(t * tile.out_stride), _mm512_setzero_ps());
+                    }
+                }
+                let mut few = [_mm512_setzero_ps(); FEW];
+                for t in 0..FEW {
+                    few[t] = _mm512_load_ps(out.add(t * tile.out_stride));
+                }
+                for run in (start..end).step_by(RUN) {
                     let level = first_level::<F>(scales, run);
+                    let sums = Sums(tile.panel).next::<F>((run - start) / CHUNK * count);
                     for b in run..end.min(run + RUN) {
-                        fetch_ahead::<F>(codes, codes.wrapping_add(tile.stride), blocks, b);
+                        if token == 0 {
+                            fetch_ahead::<F>(codes, codes.wrapping_add(tile.stride), blocks, b);
+                        }
                         let w = weights::<F>(codes.add(b * F::BLOCKS.codes.registers() * 64));
                         let row_scales = row_scales::<F>(level, scales, b);
-                        for t in 0..T {
-                            accumulate::<F>(&mut acc[t], &w, &row_scales, rows[t], &sums[t], b, b - first);
+                        let x = tile.x.add(token * tile.x_stride + b * 32);
+                        let s = (b - start) % CHUNK;
+                        for t in 0..FEW {
+                            let x = x.add(t * tile.x_stride);
+                            accumulate::<F>(&mut few[t], &w, &row_scales, x, sums.next::<F>(t), s);
+                        }
+                        if FEW > 0 {
+                            continue;
+                        }
+                        let (mut x, mut sums, mut out) = (x, sums, out);
+                        for _ in 0..count {
+                            _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(later).cast());
+                            let mut acc = _mm512_load_ps(out);
+                            accumulate::<F>(&mut acc, &w, &row_scales, x, sums, s);
+                            _mm512_store_ps(out, acc);
+                            (x, sums) = (x.wrapping_add(tile.x_stride), sums.next::<F>(1));
+                            out = out.wrapping_add(tile.out_stride);
                         }
                     }
                 }
-            }
-            for (t, acc) in acc.into_iter().enumerate() {
-                _mm512_storeu_ps(tile.out.add((token + t) * TILE_ROWS + g * GROUP), acc);
+                for t in 0..FEW {
+                    _mm512_store_ps(out.add(t * tile.out_stride), few[t]);
+                }
             }
         }
     }
@@ -407,38 +455,38 @@ unsafe fn add<F: Kernel>(a: __m512i, b: __m512i) -> __m512i {
     unsafe { if F::VNNI { _mm512_add_epi32(a, b) } else { _mm512_add_epi16(a, b) } }
 }
 
-/// `dot` and at most `F::CHUNK` steps that were added to what it made [`begin`].
+/// `dot` and at most `F::UNWIDENED` steps that were added to what it made [`begin`].
 #[inline(always)]
 unsafe fn end<F: Kernel>(dot: __m512i, sum: __m512i) -> __m512i {
     // SAFETY: see the head of the file.
     unsafe { if F::VNNI { sum } else { _mm512_add_epi32(dot, _mm512_madd_epi16(sum, _mm512_set1_epi16(1))) } }
 }
 
-/// Adds a block, which is block `b` of the activations and block `s` of `sums`, to `acc`.
+/// Adds a block to `acc`: its weights, 32 activations at `x`, and entry `s` of `sums`.
 #[inline(always)]
 unsafe fn accumulate<F: Kernel>(
     acc: &mut __m512,
     w: &[__m512i; 8],
     scales: &RowScales,
-    row: Row,
-    sums: &MaybeUninit<Sums>,
-    b: usize,
+    x: *const u8,
+    sums: Sums,
     s: usize,
 ) {
     // SAFETY: see the head of the file.
     unsafe {
-        let d = _mm512_set1_ps(*row.scales.add(b));
+        let d = _mm512_set1_ps(sums.scale(s));
         let mut halves = _mm512_setzero_ps();
         for half in 0..F::PER_BLOCK {
             let mut dot = _mm512_setzero_si512();
             if F::BIAS_BITS.is_some() {
-                dot = _mm512_set1_epi32(Sums::bias(sums, s * F::PER_BLOCK + half));
+                dot = _mm512_set1_epi32(sums.bias(s * F::PER_BLOCK + half));
             }
-            for first in (half * F::STEPS..(half + 1) * F::STEPS).step_by(F::CHUNK) {
+            for first in (half * F::STEPS..(half + 1) * F::STEPS).step_by(F::UNWIDENED) {
                 // Two chains hide some of the instructions' latency; integer sums do not depend on the order.
                 let mut chains = [begin::<F>(dot), _mm512_setzero_si512()];
-                for j in first..first + F::CHUNK {
-                    chains[j % 2] = multiply::<F>(chains[j % 2], w[j], _mm512_set1_epi32(row.four(b, j)));
+                for j in first..first + F::UNWIDENED {
+                    let four = x.cast::<i32>().add(j).read_unaligned();
+                    chains[j % 2] = multiply::<F>(chains[j % 2], w[j], _mm512_set1_epi32(four));
                 }
                 dot = end::<F>(dot, add::<F>(chains[0], chains[1]));
             }
@@ -454,34 +502,25 @@ unsafe fn accumulate<F: Kernel>(
         }
         if F::MINS {
             for half in 0..F::PER_BLOCK {
-                *acc =
-                    _mm512_fmadd_ps(scales.min[half], _mm512_set1_ps(Sums::min(sums, s * F::PER_BLOCK + half)), *acc);
+                let sum = _mm512_set1_ps(sums.min::<F>(s * F::PER_BLOCK + half));
+                *acc = _mm512_fmadd_ps(scales.min[half], sum, *acc);
             }
         }
     }
 }
 
-/// Tokens that are multiplied with a block while its weights are in registers: their sums take as many registers as the weights.
-const MOST: usize = 8;
-
 #[inline(always)]
 unsafe fn tile<F: Kernel>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
-        let mut t = 0;
-        while t + MOST <= tile.tokens {
-            tokens::<F, MOST>(tile, t);
-            t += MOST;
-        }
-        match tile.tokens - t {
-            0 => {}
-            1 => tokens::<F, 1>(tile, t),
-            2 => tokens::<F, 2>(tile, t),
-            3 => tokens::<F, 3>(tile, t),
-            4 => tokens::<F, 4>(tile, t),
-            5 => tokens::<F, 5>(tile, t),
-            6 => tokens::<F, 6>(tile, t),
-            _ => tokens::<F, 7>(tile, t),
+        for token in (0..tile.tokens).step_by(MOST) {
+            match MOST.min(tile.tokens - token) {
+                1 => pass::<F, 1>(tile, token, 1),
+                2 => pass::<F, 2>(tile, token, 2),
+                3 => pass::<F, 3>(tile, token, 3),
+                4 => pass::<F, 4>(tile, token, 4),
+                count => pass::<F, 0>(tile, token, count),
+            }
         }
     }
 }
