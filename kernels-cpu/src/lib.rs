@@ -31,11 +31,11 @@ mod vector;
 mod x86_64;
 
 /// What the bits of quantized blocks say, for backends that lay out weights their own way: which parts a block has
-/// ([`Layout::of`](order::Layout::of)), and its codes in the order of the dot product ([`pack_codes`](order::pack_codes)).
+/// ([`Layout::of`](order::Layout::of)), and its codes in the order of the dot product ([`Blocks::words_of`](order::Blocks)).
 pub mod order {
     pub use crate::{
         formats::parts::Parts,
-        pack::{Blocks, Codes, Layout, Scales, Values, pack_codes},
+        pack::{Blocks, Codes, Layout, Scales, Values, Words},
     };
 }
 

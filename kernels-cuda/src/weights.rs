@@ -9,7 +9,7 @@
 use crate::{Arena, Device, DeviceError, Span};
 use rayon::prelude::*;
 use rustai_abi::DType;
-use rustai_kernels_cpu::order::{Codes, Layout, Parts, Scales, pack_codes};
+use rustai_kernels_cpu::order::{Codes, Layout, Parts, Scales};
 
 /// Columns of a block of a quantized type.
 pub const BLOCK: usize = 32;
@@ -168,10 +168,10 @@ fn pack_row(dtype: DType, shape: &Shape, row: &[u8], [codes, extra, fine, coarse
     let (len, block_bytes) = (dtype.block_len(), dtype.block_bytes());
     let mut parts = Parts::ZERO;
     for (number, block) in row.chunks_exact(block_bytes).enumerate() {
-        (blocks.parts)(block, &mut parts);
-        for (i, thirty_two) in parts.codes[..len].as_chunks::<BLOCK>().0.iter().enumerate() {
+        (blocks.scales_of)(block, &mut parts);
+        for i in 0..len / BLOCK {
             let at = number * len / BLOCK + i;
-            let words = pack_codes(blocks.codes, thirty_two);
+            let words = (blocks.words_of)(block, i).map(u32::to_le_bytes);
             let words = &words.as_flattened()[..shape.codes + shape.extra];
             codes[at * shape.codes..][..shape.codes].copy_from_slice(&words[..shape.codes]);
             extra[at * shape.extra..][..shape.extra].copy_from_slice(&words[shape.codes..]);

@@ -8,7 +8,7 @@ use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
     iq4_nl::{Steps, VALUES, lookup},
-    parts::{Parts, fixed, nibbles, put_nibbles},
+    parts::{Parts, fixed, put_nibbles},
     search::Whole,
     superblock,
 };
@@ -40,16 +40,13 @@ pub(crate) fn scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
     })
 }
 
-/// Takes a block apart; codes are indices into IQ4_NL's table.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, h0, h1, l0, l1, l2, l3, ref quants @ ..] = fixed::<BYTES>(block);
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, h0, h1, l0, l1, l2, l3, ..] = fixed::<BYTES>(block);
     parts.d = [d0, d1];
     for (to, scale) in parts.scales.iter_mut().zip(scales([h0, h1], [l0, l1, l2, l3])) {
         *to = scale as u8;
-    }
-    for (quants, codes) in quants.as_chunks::<16>().0.iter().zip(parts.codes.as_chunks_mut::<32>().0) {
-        nibbles(quants, codes);
     }
 }
 
@@ -64,7 +61,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [d0, d1, rest @ ..] = block;

@@ -9,7 +9,7 @@ use super::{
     Format,
     block::{WriteBlock, read_blocks, write_searched},
     iq4_nl::lookup,
-    parts::{Parts, fixed, nibbles, put_nibbles},
+    parts::{Parts, fixed, put_nibbles},
     search::{sum, unit_of},
     superblock::shares,
 };
@@ -40,12 +40,10 @@ pub(crate) fn half_scale(exponent: u8) -> f32 {
     })
 }
 
-/// Takes a block apart; codes are indices into [`VALUES`], and the exponent is the only scale.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
-    let &[exponent, ref quants @ ..] = fixed::<BYTES>(block);
-    parts.scales[0] = exponent;
-    nibbles(quants, &mut parts.codes);
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
+    parts.scales[0] = fixed::<BYTES>(block)[0];
 }
 
 struct Writer;

@@ -1,5 +1,4 @@
-//! Blocks taken apart into whole numbers, before any arithmetic: what packing rearranges, and what quantizing puts
-//! together.
+//! Blocks as whole numbers, without any arithmetic: scales as packing reads them, and all that quantizing puts together.
 
 use super::{block::QK_K, k_scales};
 
@@ -29,24 +28,6 @@ impl Parts {
         self.scales[..8].copy_from_slice(&scales);
         self.mins[..8].copy_from_slice(&mins);
     }
-
-    /// The 128 bytes of Q4_K and Q5_K: of each 32, the low nibbles are one run and the high nibbles the next.
-    #[inline(always)]
-    pub(super) fn set_low_nibbles(&mut self, quants: &[u8]) {
-        for (quants, codes) in quants.as_chunks::<32>().0.iter().zip(self.codes.as_chunks_mut::<64>().0) {
-            nibbles(quants, codes);
-        }
-    }
-
-    /// The 64 bytes of Q2_K and Q3_K: of each 32, bits 0-1 are one run, bits 2-3 the next, and so on.
-    #[inline(always)]
-    pub(super) fn set_crumbs(&mut self, quants: &[u8]) {
-        for (run, codes) in self.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (code, q) in codes.iter_mut().zip(&quants[run / 4 * 32..][..32]) {
-                *code = q >> (run % 4 * 2) & 3;
-            }
-        }
-    }
 }
 
 /// The inverse of [`Parts::set_k_scales`].
@@ -56,7 +37,7 @@ pub(super) fn k_scales_of(parts: &Parts) -> [u8; 12] {
     k_scales::pack(&eight(&parts.scales), &eight(&parts.mins))
 }
 
-/// The inverse of [`Parts::set_low_nibbles`].
+/// The 128 bytes of Q4_K and Q5_K: of each 32, the low nibbles are one run and the high nibbles the next.
 #[inline(always)]
 pub(super) fn put_low_nibbles(codes: &[u8; QK_K], quants: &mut [u8]) {
     for (quants, codes) in quants.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
@@ -64,7 +45,7 @@ pub(super) fn put_low_nibbles(codes: &[u8; QK_K], quants: &mut [u8]) {
     }
 }
 
-/// The inverse of [`Parts::set_crumbs`].
+/// The 64 bytes of Q2_K and Q3_K: of each 32, bits 0-1 are one run, bits 2-3 the next, and so on.
 #[inline(always)]
 pub(super) fn put_crumbs(codes: &[u8; QK_K], quants: &mut [u8]) {
     for (quants, codes) in quants.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
@@ -74,7 +55,7 @@ pub(super) fn put_crumbs(codes: &[u8; QK_K], quants: &mut [u8]) {
     }
 }
 
-/// The inverse of [`nibbles`]; upper bits are left out.
+/// The first half of the codes as low nibbles, the other as high ones; upper bits are left out.
 #[inline(always)]
 pub(super) fn put_nibbles(codes: &[u8], quants: &mut [u8]) {
     let (low, high) = codes.split_at(quants.len());
@@ -91,23 +72,6 @@ pub(super) fn bits_of(codes: &[u8], place: u32) -> u32 {
 
 /// The block as an array.
 #[inline(always)]
-pub(super) fn fixed<const BYTES: usize>(block: &[u8]) -> &[u8; BYTES] {
+pub(crate) fn fixed<const BYTES: usize>(block: &[u8]) -> &[u8; BYTES] {
     block.try_into().expect("one whole block")
-}
-
-/// Low nibbles of `quants` become the first codes, high nibbles the next.
-#[inline(always)]
-pub(super) fn nibbles(quants: &[u8], codes: &mut [u8]) {
-    let (low, high) = codes.split_at_mut(quants.len());
-    for ((low, high), q) in low.iter_mut().zip(high).zip(quants) {
-        (*low, *high) = (q & 0x0f, q >> 4);
-    }
-}
-
-/// Sets bit `place` of 32 codes from the bits of `bits`, lowest first.
-#[inline(always)]
-pub(super) fn add_bits(bits: u32, place: u32, codes: &mut [u8]) {
-    for (i, code) in codes[..32].iter_mut().enumerate() {
-        *code |= ((bits >> i & 1) as u8) << place;
-    }
 }

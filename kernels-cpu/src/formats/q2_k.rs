@@ -34,16 +34,14 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
     let &[ref head @ .., d0, d1, m0, m1] = fixed::<BYTES>(block);
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    let (scales, quants) = head.split_at(16);
-    for ((scale, min), both) in parts.scales.iter_mut().zip(&mut parts.mins).zip(scales) {
+    for ((scale, min), both) in parts.scales.iter_mut().zip(&mut parts.mins).zip(&head[..16]) {
         (*scale, *min) = (both & 0x0f, both >> 4);
     }
-    parts.set_crumbs(quants);
 }
 
 struct Searched;
@@ -57,7 +55,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [head @ .., d0, d1, m0, m1] = block;

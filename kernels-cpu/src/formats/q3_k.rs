@@ -48,21 +48,13 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
     let &[ref head @ .., d0, d1] = fixed::<BYTES>(block);
     parts.d = [d0, d1];
-    let (third, rest) = head.split_at(32);
-    let (quants, packed) = rest.split_at(64);
-    let scales = unpack_scales(packed.first_chunk().expect("12 bytes are left"));
+    let scales = unpack_scales(head[32 + 64..].first_chunk().expect("12 bytes are left"));
     parts.scales = scales.map(|scale| scale as u8);
-    parts.set_crumbs(quants);
-    for (run, codes) in parts.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (code, third) in codes.iter_mut().zip(third) {
-            *code |= (third >> run & 1) << 2;
-        }
-    }
 }
 
 struct Searched;
@@ -77,7 +69,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [head @ .., d0, d1] = block;

@@ -36,14 +36,12 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
     let &[d0, d1, m0, m1, ref rest @ ..] = fixed::<BYTES>(block);
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    let (packed, quants) = rest.split_first_chunk().expect("scales come before the quants");
-    parts.set_k_scales(packed);
-    parts.set_low_nibbles(quants);
+    parts.set_k_scales(rest.first_chunk().expect("scales come before the quants"));
 }
 
 struct Searched;
@@ -57,7 +55,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [d0, d1, m0, m1, rest @ ..] = block;

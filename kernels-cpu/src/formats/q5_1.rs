@@ -6,7 +6,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, add_bits, bits_of, fixed, nibbles, put_nibbles},
+    parts::{Parts, bits_of, fixed, put_nibbles},
     simple::{LEN, above_minimum},
 };
 use rustai_abi::DType;
@@ -31,13 +31,11 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, m0, m1, h0, h1, h2, h3, ref quants @ ..] = fixed::<BYTES>(block);
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, m0, m1, ..] = fixed::<BYTES>(block);
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    nibbles(quants, &mut parts.codes);
-    add_bits(u32::from_le_bytes([h0, h1, h2, h3]), 4, &mut parts.codes);
 }
 
 struct Writer;

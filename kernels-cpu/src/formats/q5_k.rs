@@ -38,20 +38,12 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
     let &[d0, d1, m0, m1, ref rest @ ..] = fixed::<BYTES>(block);
     (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    let (packed, rest) = rest.split_first_chunk().expect("scales come before the quants");
-    parts.set_k_scales(packed);
-    let (fifth, quants) = rest.split_at(32);
-    parts.set_low_nibbles(quants);
-    for (group, codes) in parts.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (code, fifth) in codes.iter_mut().zip(fifth) {
-            *code |= (fifth >> group & 1) << 4;
-        }
-    }
+    parts.set_k_scales(rest.first_chunk().expect("scales come before the quants"));
 }
 
 struct Searched;
@@ -65,7 +57,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [d0, d1, m0, m1, rest @ ..] = block;

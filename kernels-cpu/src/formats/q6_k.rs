@@ -39,21 +39,12 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Takes a block apart; codes are the quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
     let &[ref head @ .., d0, d1] = fixed::<BYTES>(block);
     parts.d = [d0, d1];
-    let (low, rest) = head.split_at(128);
-    let (high, scales) = rest.split_at(64);
-    parts.scales.copy_from_slice(scales);
-    for (run, codes) in parts.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (half, run) = (run / 4, run % 4);
-        let low = &low[half * 64 + run % 2 * 32..][..32];
-        for ((code, low), high) in codes.iter_mut().zip(low).zip(&high[half * 32..][..32]) {
-            *code = low >> (run / 2 * 4) & 0x0f | (high >> (run * 2) & 3) << 4;
-        }
-    }
+    parts.scales.copy_from_slice(&head[128 + 64..]);
 }
 
 struct Searched;
@@ -68,7 +59,7 @@ impl WriteBlock<BYTES, QK_K> for Searched {
     }
 }
 
-/// The inverse of [`parts`].
+/// Writes a block.
 #[inline(always)]
 fn assemble(parts: &Parts, block: &mut [u8; BYTES]) {
     let [head @ .., d0, d1] = block;

@@ -57,10 +57,9 @@ pub(crate) fn quantize_block(values: &[f32; LEN]) -> (f32, [i8; LEN]) {
     (d, quants)
 }
 
-/// Takes a block apart; codes are the signed quants.
+/// Reads the scales of a block.
 #[inline(always)]
-pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, ref quants @ ..] = fixed::<BYTES>(block);
+pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
+    let &[d0, d1, ..] = fixed::<BYTES>(block);
     parts.d = [d0, d1];
-    parts.codes[..LEN].copy_from_slice(quants);
 }

@@ -3,6 +3,7 @@
 //! A layout says three things, and kernels are made from these alone: how codes lie in memory, which whole number a code
 //! stands for, and how scales are kept.
 
+use super::words::{self, Words};
 use crate::formats::{iq4_nl, iq4_xs, mxfp4, parts::Parts, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use rustai_abi::DType;
 
@@ -65,8 +66,10 @@ pub struct Blocks {
     pub values: Values,
     /// How scales are kept.
     pub scales: Scales,
-    /// Takes a block of the file apart.
-    pub parts: fn(&[u8], &mut Parts),
+    /// Reads the scales of a block of the file.
+    pub scales_of: fn(&[u8], &mut Parts),
+    /// Brings 32 columns of a block of the file, counted by the number, into the order of `codes`.
+    pub words_of: fn(&[u8], usize) -> Words,
 }
 
 /// A packed order.
@@ -83,23 +86,38 @@ pub(crate) const LAYOUTS: [(DType, Layout); 16] = [
     (DType::F32, Layout::Plain(4)),
     (DType::F16, Layout::Plain(2)),
     (DType::BF16, Layout::Plain(2)),
-    (DType::Q4_0, blocks(Codes::Four, Values::Offset(8), Scales::Half, q4_0::parts)),
-    (DType::Q4_1, blocks(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::parts)),
-    (DType::Q5_0, blocks(Codes::Five, Values::Offset(16), Scales::Half, q5_0::parts)),
-    (DType::Q5_1, blocks(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::parts)),
-    (DType::Q8_0, blocks(Codes::Eight, Values::Signed, Scales::Half, q8_0::parts)),
-    (DType::Q2_K, blocks(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::parts)),
-    (DType::Q3_K, blocks(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::parts)),
-    (DType::Q4_K, blocks(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::parts)),
-    (DType::Q5_K, blocks(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::parts)),
-    (DType::Q6_K, blocks(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::parts)),
-    (DType::IQ4_NL, blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::parts)),
-    (DType::IQ4_XS, blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::parts)),
-    (DType::MXFP4, blocks(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::parts)),
+    (DType::Q4_0, blocks(Codes::Four, Values::Offset(8), Scales::Half, q4_0::read_scales, words::q4_0)),
+    (DType::Q4_1, blocks(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::read_scales, words::q4_1)),
+    (DType::Q5_0, blocks(Codes::Five, Values::Offset(16), Scales::Half, q5_0::read_scales, words::q5_0)),
+    (DType::Q5_1, blocks(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::read_scales, words::q5_1)),
+    (DType::Q8_0, blocks(Codes::Eight, Values::Signed, Scales::Half, q8_0::read_scales, words::q8_0)),
+    (DType::Q2_K, blocks(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::read_scales, words::q2_k)),
+    (DType::Q3_K, blocks(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::read_scales, words::q3_k)),
+    (DType::Q4_K, blocks(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::read_scales, words::q4_k)),
+    (DType::Q5_K, blocks(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::read_scales, words::q5_k)),
+    (DType::Q6_K, blocks(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::read_scales, words::q6_k)),
+    (
+        DType::IQ4_NL,
+        blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::read_scales, words::q4_0),
+    ),
+    (
+        DType::IQ4_XS,
+        blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::read_scales, words::iq4_xs),
+    ),
+    (
+        DType::MXFP4,
+        blocks(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::read_scales, words::mxfp4),
+    ),
 ];
 
-const fn blocks(codes: Codes, values: Values, scales: Scales, parts: fn(&[u8], &mut Parts)) -> Layout {
-    Layout::Blocks(Blocks { codes, values, scales, parts })
+const fn blocks(
+    codes: Codes,
+    values: Values,
+    scales: Scales,
+    scales_of: fn(&[u8], &mut Parts),
+    words_of: fn(&[u8], usize) -> Words,
+) -> Layout {
+    Layout::Blocks(Blocks { codes, values, scales, scales_of, words_of })
 }
 
 impl Layout {
@@ -196,7 +214,6 @@ impl Scales {
     }
 
     /// Whether scales are products of whole numbers and one `d` for 256 columns.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const fn two_level(self) -> bool {
         matches!(self, Self::Runs32 | Self::Runs16 | Self::Runs32WithMin | Self::Runs16WithMin)
     }

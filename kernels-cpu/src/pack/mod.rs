@@ -10,9 +10,11 @@
 //! instead of 144; Q3_K, Q5_K and IQ4_XS likewise).
 
 mod layout;
+mod words;
 
 pub use layout::{Blocks, Codes, Layout, Scales, Values};
 pub(crate) use layout::{Packed, integer_types, types};
+pub use words::Words;
 
 use crate::formats::{self, mxfp4, parts::Parts};
 use half::f16;
@@ -76,27 +78,6 @@ fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
 }
 
 fn pack_blocks<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[target_feature(enable = "avx2")]
-        fn wide<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
-            pack_blocks_inline::<P>(rows, out);
-        }
-        // SAFETY: the processor has the feature; nothing else is asked for.
-        unsafe { wide::<P>(rows, out) };
-        return;
-    }
-    pack_blocks_inline::<P>(rows, out);
-}
-
-/// Not inlined, since the parts had better stay in memory: vectors go there and words come from there.
-#[inline(never)]
-fn take_apart<P: Packed>(block: &[u8], parts: &mut Parts) {
-    (P::BLOCKS.parts)(block, parts);
-}
-
-#[inline(always)]
-fn pack_blocks_inline<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     let Blocks { codes, scales, .. } = P::BLOCKS;
     let (len, bytes) = (P::DTYPE.block_len(), P::DTYPE.block_bytes());
     let blocks = rows[0].len() / bytes;
@@ -106,46 +87,34 @@ fn pack_blocks_inline<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     let mut parts = Parts::ZERO;
     for (b, (code_place, scale_place)) in places.enumerate() {
         for (r, row) in rows.iter().enumerate() {
-            take_apart::<P>(&row[b * bytes..(b + 1) * bytes], &mut parts);
-            let registers_of_blocks = code_place.chunks_exact_mut(codes.registers() * 64);
-            for (registers, block) in registers_of_blocks.zip(parts.codes[..len].as_chunks::<32>().0) {
-                let packed = pack_codes(codes, block);
-                for (register, four) in registers.as_chunks_mut::<64>().0.iter_mut().zip(&packed) {
-                    register[r * 4..r * 4 + 4].copy_from_slice(four);
-                }
+            let block = &row[b * bytes..(b + 1) * bytes];
+            // Unrolled by hand, so that what depends on `k` is known while compiling.
+            macro_rules! put_words {
+                ($($k:literal)+) => {
+                    $(
+                        let registers = &mut code_place[$k * codes.registers() * 64..][..codes.registers() * 64];
+                        let words = (P::BLOCKS.words_of)(block, $k);
+                        for (register, word) in registers.as_chunks_mut::<64>().0.iter_mut().zip(words) {
+                            register[r * 4..r * 4 + 4].copy_from_slice(&word.to_le_bytes());
+                        }
+                    )+
+                };
             }
+            if scales.two_level() {
+                put_words!(0 1 2 3 4 5 6 7);
+            } else {
+                put_words!(0);
+            }
+            (P::BLOCKS.scales_of)(block, &mut parts);
             put_scales(scales, &parts, r, scale_place);
         }
     }
 }
 
-/// One row's part of a block: four bytes of each register in turn; see [`Codes`].
-#[inline(always)]
-pub fn pack_codes(order: Codes, codes: &[u8; 32]) -> [[u8; 4]; 8] {
-    let step = |j: usize| u32::from_le_bytes([codes[4 * j], codes[4 * j + 1], codes[4 * j + 2], codes[4 * j + 3]]);
-    let nibbles = |i: usize| step(i) & 0x0f0f_0f0f | (step(i + 4) & 0x0f0f_0f0f) << 4;
-    // Two bits of each code, from bit `place` on.
-    let crumbs = |i: usize, place: u32| {
-        let crumb = |s: usize| (step(4 * i + s) >> place & 0x0303_0303) << (2 * s);
-        crumb(0) | crumb(1) | crumb(2) | crumb(3)
-    };
-    // Bit `place` of each code.
-    let bits = |place: u32| (0..8).fold(0, |bits, j| bits | (step(j) >> place & 0x0101_0101) << j);
-    let words = match order {
-        Codes::Two => [crumbs(0, 0), crumbs(1, 0), 0, 0, 0, 0, 0, 0],
-        Codes::Three => [crumbs(0, 0), crumbs(1, 0), bits(2), 0, 0, 0, 0, 0],
-        Codes::Four => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), 0, 0, 0, 0],
-        Codes::Five => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), bits(4), 0, 0, 0],
-        Codes::Six => [nibbles(0), nibbles(1), nibbles(2), nibbles(3), crumbs(0, 4), crumbs(1, 4), 0, 0],
-        Codes::Eight => [step(0), step(1), step(2), step(3), step(4), step(5), step(6), step(7)],
-    };
-    words.map(u32::to_le_bytes)
-}
-
 /// Bytes of a row's codes in one block of 32 columns, at most.
 const ROW_CODES: usize = 32;
 
-/// The code of column `col` of a row's part of a block, the inverse of [`pack_codes`].
+/// The code of column `col` of a row's part of a block, the inverse of [`words`].
 fn unpack_code(order: Codes, packed: &[u8; ROW_CODES], col: usize) -> u8 {
     let nibble = |bytes: &[u8]| bytes[col % 16] >> (col / 16 * 4) & 0x0f;
     let crumb = |bytes: &[u8]| bytes[col / 16 * 4 + col % 4] >> (col % 16 / 4 * 2) & 3;
