@@ -64,6 +64,7 @@ struct State {
     std::map<Address, size_t> allocations;
     std::map<void*, size_t> host_allocations;
     size_t allocated = 0;
+    size_t host_allocated = 0, host_most = 0;
     std::vector<Stream*> streams;
     long launches = 0, graph_launches = 0;
     Result lost = SUCCESS;
@@ -155,7 +156,8 @@ DRIVER standin_set(const char* name, long value) {
     return SUCCESS;
 }
 
-// Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations.
+// Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations, host_most (the most bytes of page-locked
+// memory at a time since the last reset).
 extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -164,6 +166,7 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
     if (key == "allocated") return static_cast<long>(state.allocated);
     if (key == "allocations") return static_cast<long>(state.allocations.size());
     if (key == "host_allocations") return static_cast<long>(state.host_allocations.size());
+    if (key == "host_most") return static_cast<long>(state.host_most);
     return -1;
 }
 
@@ -172,12 +175,13 @@ DRIVER standin_reset() {
     std::lock_guard<std::recursive_mutex> guard(lock);
     auto allocations = state.allocations;
     auto host_allocations = state.host_allocations;
-    auto allocated = state.allocated;
+    auto allocated = state.allocated, host_allocated = state.host_allocated;
     auto streams = state.streams;
     state = State();
     state.allocations = allocations;
     state.host_allocations = host_allocations;
     state.allocated = allocated;
+    state.host_allocated = state.host_most = host_allocated;
     state.streams = streams;
     for (Stream* stream : state.streams) stream->queue.clear();
     emu::schedule = emu::dropped_site = 0;
@@ -319,12 +323,17 @@ DRIVER cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     if (!*memory) return OUT_OF_MEMORY;
     memset(*memory, emu::POISON, bytes);
     state.host_allocations[*memory] = bytes;
+    state.host_allocated += bytes;
+    state.host_most = std::max(state.host_most, state.host_allocated);
     return SUCCESS;
 }
 DRIVER cuMemFreeHost(void* memory) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     run_all();
-    if (!state.host_allocations.erase(memory)) return INVALID_VALUE;
+    auto found = state.host_allocations.find(memory);
+    if (found == state.host_allocations.end()) return INVALID_VALUE;
+    state.host_allocated -= found->second;
+    state.host_allocations.erase(found);
     free(memory);
     return SUCCESS;
 }

@@ -3,7 +3,7 @@
 
 use rustai::{
     Batch, BatchSequence, DType, Error, KvType,
-    backend::{BuildError, DeviceChoice, Executable, StepError, cuda, fit::RESERVE},
+    backend::{BuildError, DeviceChoice, Executable, StepError, cuda},
     engine::{Engine, EngineError, Request},
     gguf::GgufFile,
     model::{self, LoadError, LoadOptions},
@@ -288,7 +288,7 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     let (info, part) = whole.gpu.as_ref().expect("the stand-in has a device");
     assert_eq!((part.layers, &info.name[..], whole.cpu), (3, "emulated device", None));
     assert!(whole.reason.contains("fits"), "{}", whole.reason);
-    let (all, memory) = (part.memory.total(), part.memory);
+    let (all, memory, reserve) = (part.memory.total(), part.memory, part.reserve);
     assert!(memory.cache > 0 && memory.activations > 0 && memory.weights > 0, "{memory:?}");
 
     // What is foreseen is what is taken, but for rounding.
@@ -299,7 +299,7 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     drop(loaded);
     assert_eq!(standin.get("allocated"), held);
 
-    standin.set("memory", held + (RESERVE + all - 1) as i64);
+    standin.set("memory", held + (reserve + all - 1) as i64);
     let most = plan(DeviceChoice::Auto, None).unwrap();
     let part = most.gpu.as_ref().unwrap().1;
     assert!(part.layers < 3 && part.layers > 0 && most.cpu.unwrap().layers == 3 - part.layers, "{most}");
@@ -318,10 +318,51 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     let error = plan(DeviceChoice::Cuda(0), Some(3)).unwrap_err();
     assert!(matches!(error, LoadError::Build(BuildError::OutOfDeviceMemory { layers: 3, .. })), "{error}");
 
-    standin.set("memory", held + RESERVE as i64);
+    standin.set("memory", held + reserve as i64);
     let on_cpu = plan(DeviceChoice::Auto, None).unwrap();
     assert!(on_cpu.gpu.is_none() && on_cpu.cpu.unwrap().layers == 3, "{on_cpu}");
     assert!(plan(DeviceChoice::Cuda(0), None).is_err());
+}
+
+#[test]
+fn page_locked_memory_is_foreseen() {
+    let (standin, folder) = (standin(), kernels());
+    let one_layer = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
+    // Where steps are small, the staging of weights takes most.
+    for (model, max_sequences, max_batch) in [(&one_layer, 1, 48), (&one_layer, 1024, 1024), (&tiny(DType::F32), 1, 48)] {
+        let file = file(model);
+        for gpu_layers in [None, Some(2)] {
+            let options =
+                LoadOptions { max_sequences, max_batch, gpu_layers, ..options(DeviceChoice::Cuda(0), &folder) };
+            let foreseen = model::fit(&file, &options).unwrap().gpu.unwrap().1.page_locked;
+            standin.reset();
+            let held = standin.get("host_most");
+            drop(load(&file, &options).unwrap());
+            let taken = (standin.get("host_most") - held) as u64;
+            assert!(taken <= foreseen + 4096 && taken + 4096 >= foreseen, "{taken} of {foreseen}");
+            assert!((max_sequences > 1) == (foreseen > 16 << 20), "{foreseen}");
+        }
+    }
+}
+
+#[test]
+fn steps_are_not_recorded_where_memory_for_it_lacks() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let mut run = || {
+        let before = standin.get("graph_launches");
+        let all: Vec<f32> = (0..4).flat_map(|_| logits(&mut *model, &tokens(3), 1)).collect();
+        (all, standin.get("graph_launches") - before)
+    };
+    let memory = standin.get("allocated");
+    standin.set("memory", memory + (1 << 20));
+    let (expected, recorded) = run();
+    assert_eq!(recorded, 0);
+    standin.reset();
+    let (got, recorded) = run();
+    assert!(recorded > 0);
+    assert_eq!(got, expected);
 }
 
 #[test]

@@ -8,7 +8,6 @@ mod load;
 mod program;
 
 pub(super) use load::device_bytes;
-pub(super) use program::Memory;
 
 pub use rustai_kernels_cuda::{
     DeviceError, DeviceInfo,
@@ -29,8 +28,8 @@ use rustai_kernels_cpu::{
     bench::{Residence, Shape},
 };
 use rustai_kernels_cuda::{
-    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
-    weights,
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, Uploader, ops::BatchInputs,
+    probe, weights,
 };
 use std::{
     collections::HashMap,
@@ -44,6 +43,14 @@ const MAX_RECORDED_TOKENS: usize = 64;
 
 /// Most shapes of steps that are remembered, with their recordings. A server meets more; those that were not met for longest go.
 const MAX_SHAPES: usize = 128;
+
+/// Device memory that recordings may take. The driver tells nobody how much one takes before it is made, so none is made while
+/// less than half of this is free: such steps are launched kernel by kernel.
+const RECORDINGS: u64 = 64 << 20;
+
+/// What a driver rounds allocations up to, and how many a model makes: weights, cache, activations, states, embeddings, inputs,
+/// tables of RoPE, and the stream's own.
+const ALLOCATIONS: u64 = 8 * (2 << 20);
 
 /// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_TOKENS: usize = 65_535;
@@ -88,7 +95,16 @@ impl Cuda {
         let cache = crate::hub::cache_dir().ok().map(|folder| folder.join("kernels"));
         let sources = KernelSources { folder, cache };
         let kernels = Arc::new(Kernels::load(&device, &sources)?);
+        // What a driver takes for a process is there when the first kernel has run, and not counted as free afterwards.
+        kernels.run_one(&Stream::new(&device)?)?;
         Ok(Self { device, kernels })
+    }
+
+    /// Bytes of free memory that a model must leave: for the code of kernels, which a driver may load when they are first used
+    /// (CUDA C++ Programming Guide, "Lazy Loading"), for recordings, and for the rounding of allocations. Kernels have no
+    /// stacks that could grow: `kernels-cuda/check.py` refuses spills.
+    pub fn reserve(&self) -> u64 {
+        self.kernels.code_bytes() + RECORDINGS + ALLOCATIONS
     }
 
     /// What the device is.
@@ -145,12 +161,31 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
     Ok(plan)
 }
 
-/// What a plan takes of a device's memory beside the weights.
+/// What a plan takes beside the weights, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    /// Of the device.
+    pub(super) cache: u64,
+    /// Of the device.
+    pub(super) activations: u64,
+    /// Of the host.
+    pub(super) page_locked: u64,
+}
+
 pub(super) fn memory(plan: &Plan, info: &DeviceInfo) -> Memory {
-    let mut memory = Program::memory(plan, info.multiprocessors as usize);
-    let inputs = BatchInputs::room(plan.options.max_tokens, plan.options.max_outputs, most_pages(&plan.options));
-    memory.activations = memory.activations.saturating_add(inputs as u64);
-    memory
+    let PlanOptions { max_tokens, max_outputs, .. } = plan.options;
+    let (cache, activations) = Program::memory(plan, info.multiprocessors as usize);
+    let inputs = BatchInputs::room(max_tokens, max_outputs, most_pages(&plan.options));
+    let floats = |rows: usize, width: usize| rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+    let logits = floats(max_outputs, plan.buffer(plan.output).width);
+    let head = plan.inputs.first().map_or(0, |input| floats(max_tokens, plan.buffer(*input).width));
+    // What stages the weights is given back before the rest is taken.
+    let page_locked = inputs.saturating_add(logits).saturating_add(head).max(Uploader::ROOM);
+    Memory {
+        cache,
+        activations: activations.saturating_add(inputs as u64),
+        page_locked: page_locked as u64,
+    }
 }
 
 /// Pages that the sequences of a batch can list together: prefixes may be shared, so this is more than the cache has.
@@ -257,7 +292,8 @@ impl CudaModel {
         let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
         self.steps += 1;
-        let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, shapes, .. } = self;
+        let Self { program, cuda, stream, inputs, shapes, .. } = self;
+        let kernels = &cuda.kernels;
         // Tokens of a prompt are attended to in tiles, which a recording could not know of. Steps that only decode come again
         // and again; others are of many shapes.
         let decodes = shape.tokens == shape.outputs && batch.sequences.iter().all(|sequence| sequence.len == 1);
@@ -268,6 +304,10 @@ impl CudaModel {
             Some(Met { last, recording: Some(recording) }) => {
                 *last = self.steps;
                 Ok(recording.launch()?)
+            }
+            Some(met) if cuda.free_memory()? < RECORDINGS / 2 => {
+                met.last = self.steps;
+                Ok(program.launch(kernels, stream, inputs, shape, false)?)
             }
             Some(met) => {
                 let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;

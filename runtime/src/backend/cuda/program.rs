@@ -181,21 +181,14 @@ pub(super) struct Program {
     pub(super) normalized: Option<Floats>,
 }
 
-/// Device memory of a program, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Memory {
-    pub(in super::super) cache: u64,
-    pub(in super::super) activations: u64,
-}
-
 impl Program {
-    /// What a plan takes beside its weights.
-    pub(super) fn memory(plan: &Plan, multiprocessors: usize) -> Memory {
+    /// Bytes of cache and activations that a plan takes.
+    pub(super) fn memory(plan: &Plan, multiprocessors: usize) -> (u64, u64) {
         let cache = plan.kv.map_or(0, |kv| {
             (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
         });
         let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
-        Memory { cache, activations: (plan.arena_bytes as u64).saturating_add(states as u64) }
+        (cache, (plan.arena_bytes as u64).saturating_add(states as u64))
     }
 
     /// Whether there are kernels for a plan's attentions.
