@@ -136,6 +136,26 @@ fn long_prompts_agree_with_the_cpu_beside_other_sequences() {
 }
 
 #[test]
+fn heads_of_other_lengths_agree_with_the_cpu() {
+    let (_standin, folder) = (standin(), kernels());
+    for (width, heads, kv_heads, kv_type) in
+        [(128, 4, 2, KvType::Q8_0), (320, 4, 1, KvType::F16), (192, 2, 2, KvType::Q8_0), (256, 1, 1, KvType::F16)]
+    {
+        let file = file(&TinyLlama { width, heads, kv_heads, feed_forward: 64, layers: 1, ..tiny(DType::F16) });
+        let tokens = tokens(24);
+        let run = |device, chunk| {
+            let options = LoadOptions { kv_type, ..options(device, &folder) };
+            logits(&mut *load(&file, &options).unwrap(), &tokens, chunk)
+        };
+        let expected = run(DeviceChoice::Cpu, 24);
+        for chunk in [24, 5] {
+            let error = error(&run(DeviceChoice::Cuda(0), chunk), &expected);
+            assert!(error < tolerance(DType::Q8_0), "heads of {} in chunks of {chunk}: {error:.2e}", width / heads);
+        }
+    }
+}
+
+#[test]
 fn layers_on_both_devices_compute_what_one_does() {
     let (_standin, folder) = (standin(), kernels());
     let file = file(&TinyLlama { tied: false, ..tiny(DType::Q8_0) });
@@ -368,9 +388,9 @@ fn steps_are_not_recorded_where_memory_for_it_lacks() {
 #[test]
 fn what_has_no_kernel_runs_on_the_cpu_unless_the_gpu_was_asked_for() {
     let (_standin, folder) = (standin(), kernels());
-    let narrow_heads = TinyLlama::default();
+    let narrow_heads = TinyLlama { heads: 16, ..TinyLlama::default() };
     let no_kernels = TinyLlama { dtype: DType::IQ2_XXS, embedding_dtype: Some(DType::F16), ..tiny(DType::F16) };
-    for (model, reason) in [(narrow_heads, "heads of 16 values"), (no_kernels, "IQ2_XXS")] {
+    for (model, reason) in [(narrow_heads, "heads of 4 values"), (no_kernels, "IQ2_XXS")] {
         let file = file(&model);
         let auto = model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap();
         assert!(auto.gpu.is_none() && auto.reason.contains(reason), "{}", auto.reason);

@@ -10,7 +10,7 @@ use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
-    ops::{BatchInputs, HEAD_DIMS, LayerCache, MAX_GROUP, MAX_MATRICES, Operation, Rotation, Split, Targets},
+    ops::{BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, Targets, has_attention},
     weights,
 };
 use std::sync::Arc;
@@ -198,9 +198,10 @@ impl Program {
     pub(super) fn check(plan: &Plan) -> Result<(), DeviceError> {
         let Some(kv) = plan.kv else { return Ok(()) };
         let fail = |reason: String| Err(DeviceError::Invalid(reason));
-        if !HEAD_DIMS.contains(&kv.head_dim) {
+        if !has_attention(kv.kv_type, kv.head_dim) {
             return fail(format!(
-                "there is no CUDA kernel for attention with heads of {} values, only of {HEAD_DIMS:?}; use --device cpu",
+                "there is no CUDA kernel for attention with heads of {} values, only of multiples of 8 up to {MAX_HEAD_DIM}; \
+                 use --device cpu",
                 kv.head_dim
             ));
         }
