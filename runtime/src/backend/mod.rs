@@ -188,6 +188,15 @@ pub trait Executable: Send {
         let mut rows = outside.inputs.iter().chain(outside.output).chain(outside.normalized);
         if rows.any(Option::is_some) { Err(StepError::OwnMemoryOnly) } else { self.step(batch) }
     }
+    /// As [`step`](Self::step), but of each row only the token of the largest logit is returned, of equal ones the first; NaN is
+    /// less than anything. `None`, and nothing has run, if the executable leaves choosing to the caller.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
+        let _ = batch;
+        None
+    }
     /// Values of an embedding: what the last product of the model takes, if there is such a thing.
     fn embedding_width(&self) -> Option<usize> {
         None
