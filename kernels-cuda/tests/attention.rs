@@ -249,7 +249,12 @@ fn heads_of_every_length_agree_with_the_reference() {
             if has_attention(kv_type, dim) {
                 let shape = Shape { kv_type, heads, kv_heads, dim, window: Some(90), ..BASE };
                 check(&standin, &shape, &[1, 130], Split { runs: 2, run_pages: 3 });
-                check(&standin, &Shape { style: RopeStyle::Interleaved, ..shape }, &[64], Split { runs: 1, run_pages: 2 });
+                check(
+                    &standin,
+                    &Shape { style: RopeStyle::Interleaved, ..shape },
+                    &[64],
+                    Split { runs: 1, run_pages: 2 },
+                );
             }
         }
     }
@@ -409,7 +414,8 @@ fn tiles_hide_what_is_older_than_the_window() {
 fn missing_barriers_of_tiles_are_noticed() {
     let standin = standin();
     // An 8-bit cache goes through registers, an f16 one through copies that have to be awaited. One is of the append.
-    for (kv_type, syncs, dim) in [(KvType::Q8_0, 3, 64), (KvType::F16, 5, 64), (KvType::Q8_0, 3, 256), (KvType::F16, 5, 256)]
+    for (kv_type, syncs, dim) in
+        [(KvType::Q8_0, 3, 64), (KvType::F16, 5, 64), (KvType::Q8_0, 3, 256), (KvType::F16, 5, 256)]
     {
         let shape = Shape { kv_type, heads: 4, kv_heads: 1, dim, ..BASE };
         let (sequences, pages) = sequences(&shape, &[150]);

@@ -56,9 +56,7 @@ impl PartReport {
 
 /// Prints it.
 pub fn run(args: &FitArgs) -> Result<(), Failure> {
-    for (flag, value) in
-        [("sequences", args.sequences), ("batch-size", args.batch_size), ("outputs", args.outputs)]
-    {
+    for (flag, value) in [("sequences", args.sequences), ("batch-size", args.batch_size), ("outputs", args.outputs)] {
         if value == 0 {
             return Err(Failure::usage(format!("--{flag} 0 computes nothing")).help("give at least 1"));
         }

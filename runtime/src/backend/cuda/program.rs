@@ -10,7 +10,10 @@ use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
-    ops::{BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, Targets, has_attention},
+    ops::{
+        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, Targets,
+        has_attention,
+    },
     weights,
 };
 use std::sync::Arc;
