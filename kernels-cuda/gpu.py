@@ -38,7 +38,14 @@ KERNEL_TESTS = {
     "rows": (),
     "sample": (),
 }
-MODEL_TESTS = ("logits_agree", "layers_on_both", "sequences_of_a_batch", "same_seed", "embeddings_and_logits")
+MODEL_TESTS = (
+    "logits_agree",
+    "heads_of_other_lengths",
+    "layers_on_both",
+    "sequences_of_a_batch",
+    "same_seed",
+    "embeddings_and_logits",
+)
 
 MODELS = {"1b-q4_0": ("1b", "Q4_0"), "8b-q4_k_m": ("8b", "Q4_K_M")}
 

@@ -58,6 +58,11 @@ impl External {
         (end <= self.len).then(|| Self { start: unsafe { self.start.add(first) }, len, owner: self.owner.clone() })
     }
 
+    /// What keeps the memory mapped.
+    pub fn owner(&self) -> &(dyn Any + Send + Sync) {
+        &*self.owner
+    }
+
     /// A copy of the values.
     pub fn to_vec(&self) -> Vec<f32> {
         // SAFETY: the memory is mapped and aligned, and any bits are an `f32`.

@@ -113,15 +113,16 @@ struct AttentionArgs {
 
 constexpr u32 ATTENTION_WARPS = 4;
 
-// GROUP is how many queries share a head, rounded up.
-template <u32 DIM, u32 GROUP, bool EIGHT_BIT>
+// GROUP is how many queries share a head, rounded up. Heads have DIM values, or if ANY, at most so many, in eights.
+template <u32 DIM, u32 GROUP, bool EIGHT_BIT, bool ANY>
 DEVICE void attend(const AttentionArgs& args) {
-    constexpr u32 PIECES = DIM / 8;             // of a row of values, 8 to a lane
-    constexpr u32 ROWS = WARP / PIECES;         // of values that a warp reads at once
-    constexpr u32 STATE = DIM + 2;              // sums, maximum, total
+    constexpr u32 LANES = DIM / 8;              // to a row of values, 8 to a lane; a power of two
+    constexpr u32 ROWS = WARP / LANES;          // of values that a warp reads at once
     SHARED(float, queries, GROUP * DIM);
     SHARED(float, weights, ATTENTION_WARPS * GROUP * PAGE);
-    SHARED(float, states, ATTENTION_WARPS * GROUP * STATE);
+    SHARED(float, states, ATTENTION_WARPS * GROUP * (DIM + 2));
+    const u32 dim = ANY ? args.cache.head_dim : DIM;
+    const u32 state_size = dim + 2;             // sums, maximum, total
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
 
@@ -133,9 +134,9 @@ DEVICE void attend(const AttentionArgs& args) {
 
     // Scores in powers of two.
     const float scale = args.scale * 1.44269504f;
-    for (u32 i = threadIdx.x; i < GROUP * DIM; i += blockDim.x) {
-        const float* row = args.q + (size_t(token) * args.heads + kv_head * group) * DIM;
-        queries[i] = i < group * DIM ? row[i] * scale : 0.0f;
+    for (u32 i = threadIdx.x; i < GROUP * dim; i += blockDim.x) {
+        const float* row = args.q + (size_t(token) * args.heads + kv_head * group) * dim;
+        queries[i] = i < group * dim ? row[i] * scale : 0.0f;
     }
     __syncthreads();
 
@@ -161,10 +162,10 @@ DEVICE void attend(const AttentionArgs& args) {
 #pragma unroll
         for (u32 g = 0; g < GROUP; g++) scores[g] = 0.0f;
 #pragma unroll 4
-        for (u32 piece = 0; piece < PIECES; piece++) {
+        for (u32 piece = 0; piece < dim / 8; piece++) {
             float key[8];
             if (EIGHT_BIT) {
-                const u16* scales = reinterpret_cast<const u16*>(keys + PAGE * DIM);
+                const u16* scales = reinterpret_cast<const u16*>(keys + PAGE * dim);
                 unpack_bytes(ptx::load8(keys + (piece / 2 * PAGE + lane) * 16 + piece % 2 * 8),
                              ptx::half_to_float(scales[piece / 4 * PAGE + lane]), key);
             } else {
@@ -172,7 +173,7 @@ DEVICE void attend(const AttentionArgs& args) {
             }
 #pragma unroll
             for (u32 g = 0; g < GROUP; g++) {
-                const float4* q = reinterpret_cast<const float4*>(queries + g * DIM + piece * 8);
+                const float4* q = reinterpret_cast<const float4*>(queries + g * dim + piece * 8);
                 const float4 a = q[0], b = q[1];
                 scores[g] += a.x * key[0] + a.y * key[1] + a.z * key[2] + a.w * key[3] +
                              (b.x * key[4] + b.y * key[5] + b.z * key[6] + b.w * key[7]);
@@ -196,15 +197,16 @@ DEVICE void attend(const AttentionArgs& args) {
 
         const u32 from = first_seen > page * PAGE ? first_seen - page * PAGE : 0;
         const u32 until = min(PAGE, position + 1 - page * PAGE);
-        const u32 column = lane % PIECES * 8;
-        for (u32 slot = from + lane / PIECES; slot < until; slot += ROWS) {
+        const u32 column = lane % LANES * 8;
+        // Lanes beyond a short row have none.
+        for (u32 slot = from + lane / LANES; slot < until && column < dim; slot += ROWS) {
             float value[8];
             if (EIGHT_BIT) {
-                const u16* scales = reinterpret_cast<const u16*>(values + PAGE * DIM);
-                unpack_bytes(ptx::load8(values + slot * DIM + column),
-                             ptx::half_to_float(scales[slot * (DIM / 32) + column / 32]), value);
+                const u16* scales = reinterpret_cast<const u16*>(values + PAGE * dim);
+                unpack_bytes(ptx::load8(values + slot * dim + column),
+                             ptx::half_to_float(scales[slot * (dim / 32) + column / 32]), value);
             } else {
-                unpack_halves(ptx::load16(values + (slot * DIM + column) * 2), value);
+                unpack_halves(ptx::load16(values + (slot * dim + column) * 2), value);
             }
 #pragma unroll
             for (u32 g = 0; g < GROUP; g++) {
@@ -224,40 +226,40 @@ DEVICE void attend(const AttentionArgs& args) {
 #pragma unroll
         for (u32 i = 0; i < 8; i++)
 #pragma unroll
-            for (u32 by = WARP / 2; by >= PIECES; by /= 2) sums[g][i] += __shfl_xor_sync(ALL_LANES, sums[g][i], by);
-        float* state = states + (warp * GROUP + g) * STATE;
-        if (lane < PIECES) {
+            for (u32 by = WARP / 2; by >= LANES; by /= 2) sums[g][i] += __shfl_xor_sync(ALL_LANES, sums[g][i], by);
+        float* state = states + (warp * GROUP + g) * state_size;
+        if (lane < dim / 8) {
 #pragma unroll
             for (u32 i = 0; i < 8; i++) state[lane * 8 + i] = sums[g][i];
         }
         if (lane == 0) {
-            state[DIM] = maximum[g];
-            state[DIM + 1] = total[g];
+            state[dim] = maximum[g];
+            state[dim + 1] = total[g];
         }
     }
     __syncthreads();
 
-    for (u32 i = threadIdx.x; i < group * DIM; i += blockDim.x) {
-        const u32 g = i / DIM, column = i % DIM;
+    for (u32 i = threadIdx.x; i < group * dim; i += blockDim.x) {
+        const u32 g = i / dim, column = i % dim;
         float top = LOWEST, sum = 0.0f, all = 0.0f;
 #pragma unroll
-        for (u32 w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, states[(w * GROUP + g) * STATE + DIM]);
+        for (u32 w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, states[(w * GROUP + g) * state_size + dim]);
 #pragma unroll
         for (u32 w = 0; w < ATTENTION_WARPS; w++) {
-            const float* state = states + (w * GROUP + g) * STATE;
-            const float weight = ptx::exp2_fast(state[DIM] - top);
+            const float* state = states + (w * GROUP + g) * state_size;
+            const float weight = ptx::exp2_fast(state[dim] - top);
             sum += weight * state[column];
-            all += weight * state[DIM + 1];
+            all += weight * state[dim + 1];
         }
         if (args.runs == 1) {
-            args.out[(size_t(token) * args.heads + kv_head * group + g) * DIM + column] = sum / all;
+            args.out[(size_t(token) * args.heads + kv_head * group + g) * dim + column] = sum / all;
         } else {
             float* partial =
-                args.partial + ((size_t(token) * args.heads + kv_head * group + g) * args.runs + run) * STATE;
+                args.partial + ((size_t(token) * args.heads + kv_head * group + g) * args.runs + run) * state_size;
             partial[column] = sum;
             if (column == 0) {
-                partial[DIM] = top;
-                partial[DIM + 1] = all;
+                partial[dim] = top;
+                partial[dim + 1] = all;
             }
         }
     }
@@ -292,9 +294,14 @@ KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
     }
 }
 
-#define ATTEND(dim, group)                                                                                             \
-    KERNEL(attend_##dim##_##group##_f16, AttentionArgs, ATTENTION_WARPS * WARP) { attend<dim, group, false>(args); }    \
-    KERNEL(attend_##dim##_##group##_q8_0, AttentionArgs, ATTENTION_WARPS * WARP) { attend<dim, group, true>(args); }
-#define ATTEND_GROUPS(dim) ATTEND(dim, 1) ATTEND(dim, 4) ATTEND(dim, 8)
-ATTEND_GROUPS(64)
-ATTEND_GROUPS(128)
+#define ATTEND(name, dim, group, any)                                                                                  \
+    KERNEL(attend_##name##_##group##_f16, AttentionArgs, ATTENTION_WARPS * WARP) {                                      \
+        attend<dim, group, false, any>(args);                                                                          \
+    }                                                                                                                  \
+    KERNEL(attend_##name##_##group##_q8_0, AttentionArgs, ATTENTION_WARPS * WARP) { attend<dim, group, true, any>(args); }
+#define ATTEND_GROUPS(name, dim, any) ATTEND(name, dim, 1, any) ATTEND(name, dim, 4, any) ATTEND(name, dim, 8, any)
+// The lengths of most models, and those up to a limit.
+ATTEND_GROUPS(64, 64, false)
+ATTEND_GROUPS(128, 128, false)
+ATTEND_GROUPS(any_128, 128, true)
+ATTEND_GROUPS(any_256, 256, true)

@@ -2,9 +2,11 @@
 // (FlashAttention-2: Dao, 2023, arXiv 2307.08691).
 //
 // A row of a tile is a query: all those that share a key/value head, of consecutive tokens. A warp owns 16 rows. The block goes
-// along the positions in steps of two pages: keys and values come to shared memory as f16, keys of the next step while the
+// along the positions in steps of two pages, with long heads of one: keys and values come to shared memory as f16, keys of the next step while the
 // values of this one are multiplied, and values while the keys are. An 8-bit cache goes through registers, where a quant
 // becomes quant * scale rounded to f16.
+//
+// Sums of a long head are more than a warp's registers hold: its columns are dealt out to two blocks, and both compute all scores.
 //
 // Queries (times the scale) and weights are rounded to f16; everything else is f32. Weights of positions that a row does not see
 // are zeros, so a value there that is infinite or no number spoils it if other rows of the tile see the position.
@@ -31,8 +33,6 @@ struct PrefillArgs {
 
 constexpr u32 THREADS = 128;
 constexpr u32 TILE_ROWS = 64;
-constexpr u32 STEP_PAGES = 2;
-constexpr u32 STEP = STEP_PAGES * PAGE;
 // Queries beyond are not f16.
 constexpr float MOST = 65504.0f;
 
@@ -41,23 +41,29 @@ struct View {
     Cache cache;
     const u32* pages;
     u32 head;
+    u32 column;       // the first of the values that this block sums
     u32 first, last;  // positions that any of its rows sees
 
     DEVICE bool sees(u32 position) const { return position >= first && position <= last; }
     // The pages of a step; behind the last, it again.
-    DEVICE void places(u32 page, u32 (&out)[STEP_PAGES]) const {
+    template <u32 COUNT>
+    DEVICE void places(u32 page, u32 (&out)[COUNT]) const {
 #pragma unroll
-        for (u32 i = 0; i < STEP_PAGES; i++) out[i] = pages[min(page + i, last / PAGE)];
+        for (u32 i = 0; i < COUNT; i++) out[i] = pages[min(page + i, last / PAGE)];
     }
 };
 
-// Where keys and values of a step lie in shared memory.
+// What a block takes at a time, and where keys and values of a step lie in shared memory.
 template <u32 DIM>
 struct Step {
+    static constexpr u32 PAGES = DIM <= 128 ? 2 : 1;
+    static constexpr u32 POSITIONS = PAGES * PAGE;
+    // Of the values.
+    static constexpr u32 COLUMNS = DIM <= 128 ? DIM : DIM / 2;
     // As in a page of an f16 cache: the 8 positions that ldmatrix reads are one run of memory.
-    static constexpr u32 KEY_BYTES = STEP * DIM * 2;
+    static constexpr u32 KEY_BYTES = POSITIONS * DIM * 2;
     // The 16 bytes besides put the 8 rows that ldmatrix reads into different banks.
-    static constexpr u32 VALUE_STRIDE = DIM * 2 + 16;
+    static constexpr u32 VALUE_STRIDE = COLUMNS * 2 + 16;
     u8* keys;
     u8* values;
     DEVICE u8* key(u32 slot, u32 piece) const {
@@ -66,6 +72,24 @@ struct Step {
     DEVICE u8* value(u32 slot, u32 column) const { return values + slot * VALUE_STRIDE + column * 2; }
 };
 
+// The pieces of a step's keys or values, COLUMNS of each position, that a thread brings.
+template <u32 PAGES, u32 COLUMNS, u32 PIECE_COLUMNS>
+struct Pieces {
+    static constexpr u32 OF_ROW = COLUMNS / PIECE_COLUMNS;
+    static constexpr u32 COUNT = PAGES * PAGE * OF_ROW / THREADS;
+    static_assert(COUNT > 0 && PAGES * PAGE * OF_ROW % THREADS == 0, "each thread has as many");
+    // The page of a thread's i-th piece, which is `number` of all: known to the compiler where a page is whole rounds.
+    DEVICE static u32 page(u32 i, u32 number) {
+        return COUNT % PAGES == 0 ? i / (COUNT / PAGES) : number / (PAGE * OF_ROW);
+    }
+};
+
+// An array that is indexed would not be registers.
+template <u32 COUNT>
+DEVICE u32 choose(const u32 (&places)[COUNT], u32 at) {
+    return at == 0 ? places[0] : places[COUNT - 1];
+}
+
 // Brings keys or values from the cache in two halves, `begin` and `finish`, between which other work may be done. Positions
 // that no row sees may never have been written; they become zeros.
 template <u32 DIM, bool EIGHT_BIT>
@@ -73,17 +97,19 @@ struct Fetch;
 
 template <u32 DIM>
 struct Fetch<DIM, false> {
-    static constexpr u32 PIECES = STEP * DIM / 8 / THREADS;
+    static constexpr u32 PAGES = Step<DIM>::PAGES;
+    using Keys = Pieces<PAGES, DIM, 8>;
+    using Values = Pieces<PAGES, Step<DIM>::COLUMNS, 8>;
 
     DEVICE void begin_keys(const View& view, u32 page, const Step<DIM>& to) {
-        u32 places[STEP_PAGES];
+        u32 places[PAGES];
         view.places(page, places);
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
+        for (u32 i = 0; i < Keys::COUNT; i++) {
             // A page is one run of memory: positions, then pieces of 8 columns.
-            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % (DIM / 8);
-            const u32 half = i / (PIECES / STEP_PAGES), slot = half * PAGE + number % PAGE;
-            const u8* keys = keys_of<false>(view.cache, places[half], view.head);
+            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % Keys::OF_ROW;
+            const u32 half = Keys::page(i, number), slot = half * PAGE + number % PAGE;
+            const u8* keys = keys_of<false>(view.cache, choose(places, half), view.head);
             ptx::copy16_async(to.key(slot, piece), keys + (piece * PAGE + slot % PAGE) * 16, view.sees(page * PAGE + slot));
         }
         ptx::commit_copies();
@@ -91,13 +117,13 @@ struct Fetch<DIM, false> {
     DEVICE void finish_keys(const Step<DIM>&) { AWAIT_COPIES(0); }
 
     DEVICE void begin_values(const View& view, u32 page, const Step<DIM>& to) {
-        u32 places[STEP_PAGES];
+        u32 places[PAGES];
         view.places(page, places);
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
-            const u32 number = threadIdx.x + i * THREADS, slot = number / (DIM / 8), piece = number % (DIM / 8);
-            const u8* values = values_of<false>(view.cache, places[i / (PIECES / STEP_PAGES)], view.head);
-            const u32 from = (slot % PAGE * DIM + piece * 8) * 2;
+        for (u32 i = 0; i < Values::COUNT; i++) {
+            const u32 number = threadIdx.x + i * THREADS, slot = number / Values::OF_ROW, piece = number % Values::OF_ROW;
+            const u8* values = values_of<false>(view.cache, choose(places, Values::page(i, number)), view.head);
+            const u32 from = (slot % PAGE * DIM + view.column + piece * 8) * 2;
             ptx::copy16_async(to.value(slot, piece * 8), values + from, view.sees(page * PAGE + slot));
         }
         ptx::commit_copies();
@@ -114,9 +140,11 @@ DEVICE uint2 scale_bytes(u32 bytes, u32 scale) {
 
 template <u32 DIM>
 struct Fetch<DIM, true> {
-    static constexpr u32 PIECES = STEP * DIM / 16 / THREADS;
-    uint4 quants[PIECES];
-    u32 scales[PIECES];
+    static constexpr u32 PAGES = Step<DIM>::PAGES;
+    using Keys = Pieces<PAGES, DIM, 16>;
+    using Values = Pieces<PAGES, Step<DIM>::COLUMNS, 16>;
+    uint4 quants[Keys::COUNT];
+    u32 scales[Keys::COUNT];
 
     DEVICE void load(u32 i, const u8* side, u32 quants_at, u32 scale_at, bool real) {
         quants[i] = {0, 0, 0, 0};
@@ -135,51 +163,52 @@ struct Fetch<DIM, true> {
     }
 
     DEVICE void begin_keys(const View& view, u32 page, const Step<DIM>&) {
-        u32 places[STEP_PAGES];
+        u32 places[PAGES];
         view.places(page, places);
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
-            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % (DIM / 16), slot = number % PAGE;
-            const u32 half = i / (PIECES / STEP_PAGES);
-            const u8* keys = keys_of<true>(view.cache, places[half], view.head);
+        for (u32 i = 0; i < Keys::COUNT; i++) {
+            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % Keys::OF_ROW, slot = number % PAGE;
+            const u32 half = Keys::page(i, number);
+            const u8* keys = keys_of<true>(view.cache, choose(places, half), view.head);
             const bool real = view.sees((page + half) * PAGE + slot);
             load(i, keys, (piece * PAGE + slot) * 16, piece / 2 * PAGE + slot, real);
         }
     }
     DEVICE void finish_keys(const Step<DIM>& to) {
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
-            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % (DIM / 16);
-            const u32 slot = i / (PIECES / STEP_PAGES) * PAGE + number % PAGE;
+        for (u32 i = 0; i < Keys::COUNT; i++) {
+            const u32 number = threadIdx.x + i * THREADS, piece = number / PAGE % Keys::OF_ROW;
+            const u32 slot = Keys::page(i, number) * PAGE + number % PAGE;
             store(i, to.key(slot, piece * 2), to.key(slot, piece * 2 + 1));
         }
     }
 
     DEVICE void begin_values(const View& view, u32 page, const Step<DIM>&) {
-        u32 places[STEP_PAGES];
+        u32 places[PAGES];
         view.places(page, places);
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
-            const u32 number = threadIdx.x + i * THREADS, slot = number / (DIM / 16), piece = number % (DIM / 16);
-            const u8* values = values_of<true>(view.cache, places[i / (PIECES / STEP_PAGES)], view.head);
-            const u32 from = slot % PAGE * DIM + piece * 16;
+        for (u32 i = 0; i < Values::COUNT; i++) {
+            const u32 number = threadIdx.x + i * THREADS, slot = number / Values::OF_ROW, piece = number % Values::OF_ROW;
+            const u8* values = values_of<true>(view.cache, choose(places, Values::page(i, number)), view.head);
+            const u32 from = slot % PAGE * DIM + view.column + piece * 16;
             load(i, values, from, from / 32, view.sees(page * PAGE + slot));
         }
     }
     DEVICE void finish_values(const Step<DIM>& to) {
 #pragma unroll
-        for (u32 i = 0; i < PIECES; i++) {
-            const u32 number = threadIdx.x + i * THREADS, slot = number / (DIM / 16), piece = number % (DIM / 16);
+        for (u32 i = 0; i < Values::COUNT; i++) {
+            const u32 number = threadIdx.x + i * THREADS, slot = number / Values::OF_ROW, piece = number % Values::OF_ROW;
             store(i, to.value(slot, piece * 16), to.value(slot, piece * 16 + 8));
         }
     }
 };
 
-// A tile per block in x, the last ones first, which see the most; a key/value head in y.
+// A tile per block in x, the last ones first, which see the most; a key/value head in y; a part of the columns in z.
 template <u32 DIM, bool EIGHT_BIT>
 DEVICE void prefill(const PrefillArgs& args) {
     SHARED(u8, keys, Step<DIM>::KEY_BYTES);
-    SHARED(u8, values, STEP * Step<DIM>::VALUE_STRIDE);
+    SHARED(u8, values, Step<DIM>::POSITIONS * Step<DIM>::VALUE_STRIDE);
+    constexpr u32 STEP = Step<DIM>::POSITIONS, STEP_PAGES = Step<DIM>::PAGES, COLUMNS = Step<DIM>::COLUMNS;
     const Step<DIM> memory{keys, values};
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
@@ -198,7 +227,8 @@ DEVICE void prefill(const PrefillArgs& args) {
     const u32 first_token = segment.first + tile * tile_tokens;
     const u32 tokens = min(tile_tokens, segment.tokens - tile * tile_tokens);
     const u32 start = args.places.positions[first_token];
-    View view{args.cache, args.places.pages + args.places.tables[first_token], kv_head, 0, start + tokens - 1};
+    const u32* pages = args.places.pages + args.places.tables[first_token];
+    View view{args.cache, pages, kv_head, blockIdx.z * COLUMNS, 0, start + tokens - 1};
     if (start >= args.window) view.first = start - args.window + 1;
 
     // This thread's two rows. Those behind the last are copies of it, and their results are dropped.
@@ -220,9 +250,9 @@ DEVICE void prefill(const PrefillArgs& args) {
         }
     }
 
-    float maximum[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f}, sums[DIM / 8][4];
+    float maximum[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f}, sums[COLUMNS / 8][4];
 #pragma unroll
-    for (u32 n = 0; n < DIM / 8; n++)
+    for (u32 n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
         for (u32 e = 0; e < 4; e++) sums[n][e] = 0.0f;
 
@@ -285,7 +315,7 @@ DEVICE void prefill(const PrefillArgs& args) {
                     total[r] += scores[n][e];
                 }
 #pragma unroll
-            for (u32 n = 0; n < DIM / 8; n++) {
+            for (u32 n = 0; n < COLUMNS / 8; n++) {
                 sums[n][2 * r] *= shrink;
                 sums[n][2 * r + 1] *= shrink;
             }
@@ -298,7 +328,7 @@ DEVICE void prefill(const PrefillArgs& args) {
                                     ptx::pack_halves(scores[2 * k + 1][0], scores[2 * k + 1][1]),
                                     ptx::pack_halves(scores[2 * k + 1][2], scores[2 * k + 1][3])};
 #pragma unroll
-            for (u32 n = 0; n < DIM / 16; n++) {
+            for (u32 n = 0; n < COLUMNS / 16; n++) {
                 u32 matrices[4];
                 ptx::load_matrices_transposed(matrices, memory.value(k * 16 + lane % 16, n * 16 + lane / 16 * 8));
                 const u32 first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
@@ -315,15 +345,21 @@ DEVICE void prefill(const PrefillArgs& args) {
         if (warp * 16 + r * 8 + lane / 4 >= tokens * group) continue;
         const float share = 1.0f / total[r];
 #pragma unroll
-        for (u32 n = 0; n < DIM / 8; n++) {
-            float2* out = reinterpret_cast<float2*>(args.out + row[r] + n * 8 + lane % 4 * 2);
+        for (u32 n = 0; n < COLUMNS / 8; n++) {
+            float2* out = reinterpret_cast<float2*>(args.out + row[r] + view.column + n * 8 + lane % 4 * 2);
             *out = {sums[n][2 * r] * share, sums[n][2 * r + 1] * share};
         }
     }
 }
 
+#define PREFILL_F16(dim) KERNEL(prefill_##dim##_f16, PrefillArgs, THREADS) { prefill<dim, false>(args); }
 #define PREFILL(dim)                                                                                                   \
-    KERNEL(prefill_##dim##_f16, PrefillArgs, THREADS) { prefill<dim, false>(args); }                                    \
+    PREFILL_F16(dim)                                                                                                   \
     KERNEL(prefill_##dim##_q8_0, PrefillArgs, THREADS) { prefill<dim, true>(args); }
+PREFILL(32)
 PREFILL(64)
+// An 8-bit cache has blocks of 32 values.
+PREFILL_F16(80)
+PREFILL(96)
 PREFILL(128)
+PREFILL(256)

@@ -16,9 +16,10 @@ struct SampleArgs {
     float top_p;        // the fewest candidates with this much of the probability stay
 };
 
-// Orders as the logits do, and of equal ones the first token is the largest. NaN comes last.
+// Orders as the logits do, and of equal ones, both zeros among them, the first token is the largest. NaN comes last.
 DEVICE u64 key_of(float logit, u32 token) {
     u32 bits = __float_as_uint(logit);
+    if (bits == 0x80000000) bits = 0;
     bits = bits & 0x80000000 ? ~bits : bits | 0x80000000;
     if (logit != logit) bits = 0;
     return u64(bits) << 32 | (0xffffffff - token);
@@ -40,6 +41,34 @@ DEVICE u32 random_bits(u64 seed, u32 counter) {
         k1 += 0xbb67ae85u;
     }
     return c[0];
+}
+
+struct ArgmaxArgs {
+    const float* logits;  // a row per block
+    u32* tokens;          // one per row
+    u32 vocabulary;
+};
+
+KERNEL(argmax, ArgmaxArgs, SAMPLE_THREADS) {
+    SHARED(u64, tops, SAMPLE_THREADS / WARP);
+    ptx::let_next_kernel_start();
+    ptx::wait_for_previous_kernel();
+    const float* logits = args.logits + size_t(blockIdx.x) * args.vocabulary;
+    u64 top = 0;
+    for (u32 token = threadIdx.x; token < args.vocabulary; token += blockDim.x) {
+        const u64 key = key_of(logits[token], token);
+        top = key > top ? key : top;
+    }
+#pragma unroll
+    for (u32 by = WARP / 2; by > 0; by /= 2) {
+        const u64 other = u64(__shfl_xor_sync(ALL_LANES, u32(top >> 32), by)) << 32 | __shfl_xor_sync(ALL_LANES, u32(top), by);
+        top = other > top ? other : top;
+    }
+    if (threadIdx.x % WARP == 0) tops[threadIdx.x / WARP] = top;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (u32 warp = 1; warp < blockDim.x / WARP; warp++) top = tops[warp] > top ? tops[warp] : top;
+    args.tokens[blockIdx.x] = 0xffffffff - u32(top);
 }
 
 KERNEL(sample, SampleArgs, SAMPLE_THREADS) {

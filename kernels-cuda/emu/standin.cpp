@@ -25,6 +25,8 @@ enum Result {
     INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    ALREADY_REGISTERED = 712,
+    NOT_REGISTERED = 713,
     LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALID = 901,
@@ -60,12 +62,15 @@ struct Module {
 struct State {
     std::map<std::string, long> settings{
         {"devices", 1}, {"driver", 13000}, {"capability", 90}, {"memory", 4l << 30}, {"fail_launch", 0},
-        {"stub", 0}, {"init", 0}, {"fail_host_memory", 0}};
+        {"stub", 0}, {"init", 0}, {"fail_host_memory", 0}, {"fail_register", 0}};
     std::map<Address, size_t> allocations;
     std::map<void*, size_t> host_allocations;
     size_t allocated = 0;
+    size_t host_allocated = 0, host_most = 0;
+    std::map<void*, size_t> registered;
+    long registrations = 0;
     std::vector<Stream*> streams;
-    long launches = 0, graph_launches = 0;
+    long launches = 0, graph_launches = 0, fetched = 0, fetched_locked = 0, waits = 0;
     Result lost = SUCCESS;
 };
 
@@ -111,6 +116,8 @@ const char* name_of(int result) {
         case INVALID_CONTEXT: return "CUDA_ERROR_INVALID_CONTEXT";
         case INVALID_HANDLE: return "CUDA_ERROR_INVALID_HANDLE";
         case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
+        case ALREADY_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED";
+        case NOT_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED";
         case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
         case 802: return "CUDA_ERROR_SYSTEM_NOT_READY";
         case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
@@ -139,7 +146,7 @@ struct LaunchConfig {
 
 // Settings: devices, driver (its version), capability (10 * major + minor), memory (bytes), fail_launch (the so-many-th launch
 // from now on fails; 0 for none), stub (the library is one to link against), init (what cuInit returns), fail_host_memory (there is none that can be
-// page-locked), schedule, drop (a synchronisation that is left out).
+// page-locked), fail_register (others' memory cannot be page-locked), schedule, drop (a synchronisation that is left out).
 DRIVER standin_set(const char* name, long value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -155,7 +162,10 @@ DRIVER standin_set(const char* name, long value) {
     return SUCCESS;
 }
 
-// Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations.
+// Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations, host_most (the most bytes of page-locked
+// memory at a time since the last reset), fetched (bytes copied to the host), waits (for devices, streams and
+// events), registered (ranges of others' memory that are page-locked), registrations (how many there were), fetched_locked
+// (bytes copied to such ranges).
 extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -164,6 +174,12 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
     if (key == "allocated") return static_cast<long>(state.allocated);
     if (key == "allocations") return static_cast<long>(state.allocations.size());
     if (key == "host_allocations") return static_cast<long>(state.host_allocations.size());
+    if (key == "host_most") return static_cast<long>(state.host_most);
+    if (key == "fetched") return state.fetched;
+    if (key == "fetched_locked") return state.fetched_locked;
+    if (key == "registered") return static_cast<long>(state.registered.size());
+    if (key == "registrations") return state.registrations;
+    if (key == "waits") return state.waits;
     return -1;
 }
 
@@ -172,12 +188,15 @@ DRIVER standin_reset() {
     std::lock_guard<std::recursive_mutex> guard(lock);
     auto allocations = state.allocations;
     auto host_allocations = state.host_allocations;
-    auto allocated = state.allocated;
+    auto allocated = state.allocated, host_allocated = state.host_allocated;
     auto streams = state.streams;
+    auto registered = state.registered;
     state = State();
+    state.registered = registered;
     state.allocations = allocations;
     state.host_allocations = host_allocations;
     state.allocated = allocated;
+    state.host_allocated = state.host_most = host_allocated;
     state.streams = streams;
     for (Stream* stream : state.streams) stream->queue.clear();
     emu::schedule = emu::dropped_site = 0;
@@ -267,6 +286,7 @@ DRIVER cuCtxSynchronize() {
     GUARDED;
     for (Stream* stream : state.streams)
         if (stream->capture) return CAPTURE_UNSUPPORTED;
+    state.waits++;
     return run_all();
 }
 
@@ -309,6 +329,7 @@ DRIVER cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
     GUARDED;
     if (!inside(from, bytes)) return INVALID_VALUE;
     memcpy(to, reinterpret_cast<void*>(from), bytes);
+    state.fetched += static_cast<long>(bytes);
     return SUCCESS;
 }
 
@@ -319,13 +340,49 @@ DRIVER cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     if (!*memory) return OUT_OF_MEMORY;
     memset(*memory, emu::POISON, bytes);
     state.host_allocations[*memory] = bytes;
+    state.host_allocated += bytes;
+    state.host_most = std::max(state.host_most, state.host_allocated);
     return SUCCESS;
 }
 DRIVER cuMemFreeHost(void* memory) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     run_all();
-    if (!state.host_allocations.erase(memory)) return INVALID_VALUE;
+    auto found = state.host_allocations.find(memory);
+    if (found == state.host_allocations.end()) return INVALID_VALUE;
+    state.host_allocated -= found->second;
+    state.host_allocations.erase(found);
     free(memory);
+    return SUCCESS;
+}
+// Whether `bytes` at `memory` are page-locked by somebody else than its allocator.
+bool is_registered(void* memory, size_t bytes) {
+    auto next = state.registered.upper_bound(memory);
+    if (next == state.registered.begin()) return false;
+    auto found = std::prev(next);
+    return static_cast<char*>(memory) + bytes <= static_cast<char*>(found->first) + found->second;
+}
+DRIVER cuMemHostRegister_v2(void* memory, size_t bytes, unsigned) {
+    GUARDED;
+    if (setting("fail_register")) return OUT_OF_MEMORY;
+    if (!memory || bytes == 0) return INVALID_VALUE;
+    auto next = state.registered.lower_bound(memory);
+    bool overlaps = next != state.registered.end() && next->first < static_cast<char*>(memory) + bytes;
+    if (overlaps || is_registered(memory, 1)) return ALREADY_REGISTERED;
+    state.registered[memory] = bytes;
+    state.registrations++;
+    return SUCCESS;
+}
+DRIVER cuMemHostUnregister(void* memory) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    auto found = state.registered.find(memory);
+    if (found == state.registered.end()) return NOT_REGISTERED;
+    // Copies that still run would write to memory that may be gone.
+    for (Stream* stream : state.streams)
+        if (!stream->queue.empty()) return state.lost = LAUNCH_FAILED;
+    // It must still be there.
+    volatile char* first = static_cast<char*>(memory);
+    first[0] = first[0], first[found->second - 1] = first[found->second - 1];
+    state.registered.erase(found);
     return SUCCESS;
 }
 // Puts a copy behind a stream's work. It reads and writes when it runs, and not before.
@@ -346,6 +403,8 @@ DRIVER cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* st
 DRIVER cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     GUARDED;
     if (!inside(from, bytes)) return INVALID_VALUE;
+    state.fetched += static_cast<long>(bytes);
+    if (is_registered(to, bytes)) state.fetched_locked += static_cast<long>(bytes);
     return copy_later(stream, to, reinterpret_cast<const void*>(from), bytes);
 }
 
@@ -370,6 +429,7 @@ DRIVER cuStreamSynchronize(void* stream) {
     // The stream that copies without a stream use has nothing to wait for: here they are over when they return.
     if (!one) return SUCCESS;
     if (one->capture) return CAPTURE_INVALID;
+    state.waits++;
     return run(one->queue);
 }
 DRIVER cuStreamBeginCapture_v2(void* stream, int) {
@@ -439,6 +499,7 @@ DRIVER cuEventRecord(void* event, void* stream) {
 DRIVER cuEventQuery(void* event) { return static_cast<Event*>(event)->recorded ? SUCCESS : INVALID_HANDLE; }
 DRIVER cuEventSynchronize(void*) {
     GUARDED;
+    state.waits++;
     return run_all();
 }
 DRIVER cuEventElapsedTime(float* milliseconds, void* start, void* end) {

@@ -27,6 +27,7 @@ pub struct Kernels {
 pub(crate) struct Modules {
     device: Device,
     modules: Vec<Module>,
+    image_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +61,8 @@ impl Kernels {
     /// [`DeviceError::NoKernels`] if the driver says that they are not for this device; [`DeviceError::Driver`].
     pub fn from_images<I: AsRef<[u8]>>(device: &Device, images: &[I]) -> Result<Self, DeviceError> {
         device.bind()?;
-        let mut loaded = Modules { device: device.clone(), modules: Vec::new() };
+        let image_bytes = images.iter().map(|image| image.as_ref().len() as u64).sum();
+        let mut loaded = Modules { device: device.clone(), modules: Vec::new(), image_bytes };
         for image in images {
             // The driver looks for the end itself.
             let image = image.as_ref();
@@ -93,6 +95,11 @@ impl Kernels {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.modules.device
+    }
+
+    /// Bytes of the images: their code hardly takes more of the device's memory.
+    pub fn code_bytes(&self) -> u64 {
+        self.modules.image_bytes
     }
 
     /// The kernel of this name; `shared` is the dynamic shared memory that launches ask for.

@@ -12,7 +12,8 @@ pub mod ops;
 pub mod weights;
 
 pub use driver::{
-    Arena, Device, DeviceError, DeviceInfo, Event, Graph, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader, probe,
+    Arena, Device, DeviceError, DeviceInfo, Event, Graph, PageLock, ReadbackBuffer, Span, Stream, UploadBuffer,
+    Uploader, probe,
 };
 pub use images::{KernelSources, embedded_target};
 pub use kernels::Kernels;

@@ -7,7 +7,7 @@ use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvType, RopeStyle, formats, reference};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Kernels, Stream,
-    ops::{LayerCache, Places, Rotation, Split},
+    ops::{LayerCache, Places, Rotation, Split, TILED_HEAD_DIMS, has_attention},
 };
 use support::{Numbers, Standin, error, open, standin};
 
@@ -238,6 +238,39 @@ fn attention_agrees_with_the_reference() {
     }
 }
 
+/// Heads of other lengths: short rows, lanes without columns, more columns than a block sums.
+#[test]
+fn heads_of_every_length_agree_with_the_reference() {
+    let standin = standin();
+    for kv_type in KvType::ALL {
+        for (heads, kv_heads, dim) in
+            [(2, 1, 16), (3, 3, 32), (4, 2, 80), (8, 1, 96), (2, 2, 112), (1, 1, 160), (8, 1, 256), (2, 1, 256)]
+        {
+            if has_attention(kv_type, dim) {
+                let shape = Shape { kv_type, heads, kv_heads, dim, window: Some(90), ..BASE };
+                check(&standin, &shape, &[1, 130], Split { runs: 2, run_pages: 3 });
+                check(
+                    &standin,
+                    &Shape { style: RopeStyle::Interleaved, ..shape },
+                    &[64],
+                    Split { runs: 1, run_pages: 2 },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_without_kernels_are_refused() {
+    let standin = standin();
+    let (device, ..) = open(&standin);
+    for (kv_type, dim) in [(KvType::F16, 0), (KvType::F16, 100), (KvType::F16, 264), (KvType::Q8_0, 80)] {
+        let mut arena = Arena::new(&device, "test", LayerCache::room(kv_type, 1, dim, 1)).unwrap();
+        let refused = LayerCache::take(&mut arena, kv_type, 1, dim, 1).unwrap_err().to_string();
+        assert!(refused.contains(&format!("heads of {dim} values")) && refused.contains("up to 256"), "{refused}");
+    }
+}
+
 #[test]
 fn runs_are_merged_and_windows_hide_what_is_older() {
     let standin = standin();
@@ -350,6 +383,23 @@ fn tiles_agree_with_the_reference() {
 }
 
 #[test]
+fn tiles_of_other_heads_agree_with_the_reference() {
+    let standin = standin();
+    for kv_type in KvType::ALL {
+        for (heads, kv_heads, dim) in [(4, 4, 32), (3, 1, 80), (2, 2, 96), (8, 1, 96), (2, 1, 256), (1, 1, 256)] {
+            if has_attention(kv_type, dim) {
+                assert!(TILED_HEAD_DIMS.contains(&dim));
+                let shape = Shape { kv_type, heads, kv_heads, dim, window: Some(60), ..BASE };
+                check_tiles(&standin, &shape, &[(0, 70)], &[0]);
+                check_tiles(&standin, &Shape { window: None, ..shape }, &[(70, 1), (5, 35), (0, 3), (64, 16)], &[7]);
+            }
+        }
+        // There are no tiles for these: each token by itself.
+        check_tiles(&standin, &Shape { kv_type, dim: 160, ..BASE }, &[(3, 20), (0, 40)], &[1]);
+    }
+}
+
+#[test]
 fn tiles_hide_what_is_older_than_the_window() {
     let standin = standin();
     for kv_type in KvType::ALL {
@@ -364,8 +414,10 @@ fn tiles_hide_what_is_older_than_the_window() {
 fn missing_barriers_of_tiles_are_noticed() {
     let standin = standin();
     // An 8-bit cache goes through registers, an f16 one through copies that have to be awaited. One is of the append.
-    for (kv_type, syncs) in [(KvType::Q8_0, 3), (KvType::F16, 5)] {
-        let shape = Shape { kv_type, heads: 4, kv_heads: 1, ..BASE };
+    for (kv_type, syncs, dim) in
+        [(KvType::Q8_0, 3, 64), (KvType::F16, 5, 64), (KvType::Q8_0, 3, 256), (KvType::F16, 5, 256)]
+    {
+        let shape = Shape { kv_type, heads: 4, kv_heads: 1, dim, ..BASE };
         let (sequences, pages) = sequences(&shape, &[150]);
         let expected: Vec<f32> = (134..150).flat_map(|at| expected(&shape, &sequences[0], at)).collect();
         standin.expect_every_sync_to_matter(syncs, || {

@@ -3,12 +3,15 @@
 mod support;
 
 use rustai_abi::{Batch, BatchSequence};
+use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer,
-    driver::OLDEST_DRIVER,
+    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, PageLock, ReadbackBuffer, Span, Stream,
+    UploadBuffer,
+    driver::{MOST_LOCKED, OLDEST_DRIVER},
     ops::{BatchInputs, Operation, parameter_sizes},
     probe,
 };
+use std::ptr::NonNull;
 use support::{open, standin};
 
 #[test]
@@ -48,6 +51,49 @@ fn no_kernels_for_an_architecture_is_an_error_that_says_what_to_do() {
     let error = Kernels::load(&device, &KernelSources::default()).map(|_| ()).unwrap_err();
     assert!(matches!(error, DeviceError::NoKernels { capability: (3, 0), .. }), "{error}");
     assert!(error.to_string().contains("use the CPU"), "{error}");
+}
+
+#[test]
+fn pages_of_others_are_locked_and_released() {
+    let standin = standin();
+    let device = Device::open(0).unwrap();
+    let stream = Stream::new(&device).unwrap();
+    let rows = External::zeroed(4096);
+    let start = NonNull::new(rows.as_ptr()).unwrap().cast::<u8>();
+    // SAFETY: `rows` lives to the end of the test, and copies are awaited.
+    let lock = |bytes| unsafe { PageLock::new(&device, start, bytes) };
+    let values: Vec<f32> = (0..4096).map(|i| i as f32).collect();
+    let floats = Floats::with(&device, 4096, &values).unwrap();
+    let fetch = || {
+        let before = ["fetched_locked", "waits"].map(|name| standin.get(name));
+        let halves = [rows.part(0, 2048).unwrap(), rows.part(2048, 2048).unwrap()];
+        let from = |half: usize| floats.span().part(half * 8192, 8192).unwrap();
+        stream.download(&[(from(0), &halves[0]), (from(1), &halves[1])]).unwrap();
+        assert_eq!(rows.to_vec(), values);
+        assert_eq!(standin.get("waits") - before[1], 1);
+        standin.get("fetched_locked") - before[0]
+    };
+    assert_eq!(fetch(), 0);
+    let held = lock(16384).unwrap();
+    assert_eq!((standin.get("registered"), fetch()), (1, 16384));
+    // Twice is once too often, and what fails leaves nothing behind.
+    let error = lock(8192).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"), "{error}");
+    drop(held);
+    assert_eq!((standin.get("registered"), fetch()), (0, 0));
+    standin.set("fail_register", 1);
+    let error = lock(16384).map(|_| ()).unwrap_err();
+    assert_eq!(error, DeviceError::OutOfHostMemory { what: "a caller's buffer", bytes: 16384 });
+    standin.set("fail_register", 0);
+    // More than may be locked is refused before the driver hears of it.
+    let registrations = standin.get("registrations");
+    assert!(matches!(lock(MOST_LOCKED + 1), Err(DeviceError::OutOfHostMemory { .. })));
+    assert_eq!(standin.get("registrations"), registrations);
+    drop(lock(16384).unwrap());
+    assert_eq!(standin.get("registered"), 0);
+
+    let too_long = External::zeroed(4097);
+    assert!(matches!(stream.download(&[(floats.span().clone(), &too_long)]), Err(DeviceError::Invalid(_))));
 }
 
 #[test]

@@ -29,17 +29,39 @@ fn ranked(logits: &[f32]) -> Vec<u32> {
     tokens
 }
 
+/// The tokens of the largest logits of rows of this width.
+fn largest(standin: &Standin, width: usize, logits: &[f32]) -> Result<Vec<u32>, DeviceError> {
+    let (device, kernels, stream) = open(standin);
+    let logits = Floats::with(&device, width, logits)?;
+    let tokens = Span::new(&device, "test", logits.rows() * 4)?;
+    kernels.argmax(&stream, &logits, &tokens, logits.rows())?;
+    let mut chosen = vec![0; logits.rows()];
+    tokens.download(&mut chosen)?;
+    Ok(chosen)
+}
+
 #[test]
 fn the_largest_wins_and_the_first_of_equals() {
     let standin = standin();
     let mut logits = Numbers::new(1).values(3000);
     (logits[1200], logits[2900], logits[1100]) = (5.0, 5.0, f32::NAN);
+    let greedy = Sampling { top_k: 1, temperature: 1.0, top_p: 1.0, seed: 0 };
     standin.in_every_order(|_| {
-        assert_eq!(choose(&standin, &logits, 1, Sampling::GREEDY).unwrap(), [1200]);
-        assert_eq!(choose(&standin, &[-3.0, f32::NEG_INFINITY, -1.0], 1, Sampling::GREEDY).unwrap(), [2]);
-        assert_eq!(choose(&standin, &[f32::NAN; 3], 1, Sampling::GREEDY).unwrap(), [0]);
-        assert_eq!(choose(&standin, &[0.5; 1500], 1, Sampling::GREEDY).unwrap(), [0]);
+        for (logits, expected) in [
+            (&logits[..], 1200),
+            (&[-3.0, f32::NEG_INFINITY, -1.0], 2),
+            (&[f32::NAN, f32::NEG_INFINITY], 1),
+            (&[1.0, f32::INFINITY, f32::MAX], 1),
+            (&[-1.0, -0.0, 0.0], 1),
+            (&[f32::NAN; 3], 0),
+            (&[0.5; 1500], 0),
+        ] {
+            assert_eq!(choose(&standin, logits, 1, greedy).unwrap(), [expected]);
+            assert_eq!(largest(&standin, logits.len(), logits).unwrap(), [expected]);
+        }
     });
+    assert_eq!(largest(&standin, 4, &[0.0, 1.0, 2.0, 2.0, 5.0, -1.0, 0.0, 0.0]).unwrap(), [2, 0]);
+    assert!(matches!(largest(&standin, 3, &[]), Err(DeviceError::Invalid(_))));
 }
 
 #[test]
@@ -91,6 +113,15 @@ fn a_missing_barrier_is_noticed() {
     standin.expect_every_sync_to_matter(7, || {
         choose(&standin, &logits, rows, sampling).is_ok_and(|chosen| chosen == expected)
     });
+}
+
+#[test]
+fn a_missing_barrier_of_the_largest_is_noticed() {
+    let standin = standin();
+    // The largest is another warp's than the one that writes the result.
+    let mut logits = Numbers::new(3).values(2048);
+    logits[999] = 2.0;
+    standin.expect_every_sync_to_matter(1, || largest(&standin, 2048, &logits).is_ok_and(|chosen| chosen == [999]));
 }
 
 #[test]

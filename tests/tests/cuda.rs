@@ -3,10 +3,12 @@
 
 use rustai::{
     Batch, BatchSequence, DType, Error, KvType,
-    backend::{BuildError, DeviceChoice, Executable, StepError, cuda, fit::RESERVE},
+    backend::{BuildError, DeviceChoice, Executable, StepError, cuda},
     engine::{Engine, EngineError, Request},
     gguf::GgufFile,
     model::{self, LoadError, LoadOptions},
+    queue::{Broker, BrokerOptions, Client, ClientOptions, InProcess, Job, Server, ServerOptions},
+    sampler::SamplerParams,
 };
 use rustai_cuda_standin::Standin;
 use rustai_tests::{
@@ -14,7 +16,11 @@ use rustai_tests::{
     divergence::{kl, squares},
     fixtures,
 };
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tempfile::TempDir;
 
 /// A folder with an image for the stand-in's architecture. What is in it does not matter there. A real device has those of the
@@ -132,6 +138,26 @@ fn long_prompts_agree_with_the_cpu_beside_other_sequences() {
         let error = error(&run(DeviceChoice::Cuda(0)), &run(DeviceChoice::Cpu));
         println!("{dtype}, cache {kv_type}: {error:.2e}");
         assert!(error < tolerance(dtype), "{dtype}, cache {kv_type}: {error:.2e}");
+    }
+}
+
+#[test]
+fn heads_of_other_lengths_agree_with_the_cpu() {
+    let (_standin, folder) = (standin(), kernels());
+    for (width, heads, kv_heads, kv_type) in
+        [(128, 4, 2, KvType::Q8_0), (320, 4, 1, KvType::F16), (192, 2, 2, KvType::Q8_0), (256, 1, 1, KvType::F16)]
+    {
+        let file = file(&TinyLlama { width, heads, kv_heads, feed_forward: 64, layers: 1, ..tiny(DType::F16) });
+        let tokens = tokens(24);
+        let run = |device, chunk| {
+            let options = LoadOptions { kv_type, ..options(device, &folder) };
+            logits(&mut *load(&file, &options).unwrap(), &tokens, chunk)
+        };
+        let expected = run(DeviceChoice::Cpu, 24);
+        for chunk in [24, 5] {
+            let error = error(&run(DeviceChoice::Cuda(0), chunk), &expected);
+            assert!(error < tolerance(DType::Q8_0), "heads of {} in chunks of {chunk}: {error:.2e}", width / heads);
+        }
     }
 }
 
@@ -288,7 +314,7 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     let (info, part) = whole.gpu.as_ref().expect("the stand-in has a device");
     assert_eq!((part.layers, &info.name[..], whole.cpu), (3, "emulated device", None));
     assert!(whole.reason.contains("fits"), "{}", whole.reason);
-    let (all, memory) = (part.memory.total(), part.memory);
+    let (all, memory, reserve) = (part.memory.total(), part.memory, part.reserve);
     assert!(memory.cache > 0 && memory.activations > 0 && memory.weights > 0, "{memory:?}");
 
     // What is foreseen is what is taken, but for rounding.
@@ -299,7 +325,7 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     drop(loaded);
     assert_eq!(standin.get("allocated"), held);
 
-    standin.set("memory", held + (RESERVE + all - 1) as i64);
+    standin.set("memory", held + (reserve + all - 1) as i64);
     let most = plan(DeviceChoice::Auto, None).unwrap();
     let part = most.gpu.as_ref().unwrap().1;
     assert!(part.layers < 3 && part.layers > 0 && most.cpu.unwrap().layers == 3 - part.layers, "{most}");
@@ -318,18 +344,60 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     let error = plan(DeviceChoice::Cuda(0), Some(3)).unwrap_err();
     assert!(matches!(error, LoadError::Build(BuildError::OutOfDeviceMemory { layers: 3, .. })), "{error}");
 
-    standin.set("memory", held + RESERVE as i64);
+    standin.set("memory", held + reserve as i64);
     let on_cpu = plan(DeviceChoice::Auto, None).unwrap();
     assert!(on_cpu.gpu.is_none() && on_cpu.cpu.unwrap().layers == 3, "{on_cpu}");
     assert!(plan(DeviceChoice::Cuda(0), None).is_err());
 }
 
 #[test]
+fn page_locked_memory_is_foreseen() {
+    let (standin, folder) = (standin(), kernels());
+    let one_layer = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
+    // Where steps are small, the staging of weights takes most.
+    for (model, max_sequences, max_batch) in [(&one_layer, 1, 48), (&one_layer, 1024, 1024), (&tiny(DType::F32), 1, 48)]
+    {
+        let file = file(model);
+        for gpu_layers in [None, Some(2)] {
+            let options =
+                LoadOptions { max_sequences, max_batch, gpu_layers, ..options(DeviceChoice::Cuda(0), &folder) };
+            let foreseen = model::fit(&file, &options).unwrap().gpu.unwrap().1.page_locked;
+            standin.reset();
+            let held = standin.get("host_most");
+            drop(load(&file, &options).unwrap());
+            let taken = (standin.get("host_most") - held) as u64;
+            assert!(taken <= foreseen + 4096 && taken + 4096 >= foreseen, "{taken} of {foreseen}");
+            assert!((max_sequences > 1) == (foreseen > 16 << 20), "{foreseen}");
+        }
+    }
+}
+
+#[test]
+fn steps_are_not_recorded_where_memory_for_it_lacks() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let mut run = || {
+        let before = standin.get("graph_launches");
+        let all: Vec<f32> = (0..4).flat_map(|_| logits(&mut *model, &tokens(3), 1)).collect();
+        (all, standin.get("graph_launches") - before)
+    };
+    let memory = standin.get("allocated");
+    standin.set("memory", memory + (1 << 20));
+    let (expected, recorded) = run();
+    assert_eq!(recorded, 0);
+    standin.reset();
+    let (got, recorded) = run();
+    assert!(recorded > 0);
+    assert_eq!(got, expected);
+}
+
+#[test]
 fn what_has_no_kernel_runs_on_the_cpu_unless_the_gpu_was_asked_for() {
     let (_standin, folder) = (standin(), kernels());
-    let narrow_heads = TinyLlama::default();
+    let narrow_heads = TinyLlama { heads: 16, ..TinyLlama::default() };
     let no_kernels = TinyLlama { dtype: DType::IQ2_XXS, embedding_dtype: Some(DType::F16), ..tiny(DType::F16) };
-    for (model, reason) in [(narrow_heads, "heads of 16 values"), (no_kernels, "IQ2_XXS")] {
+    for (model, reason) in [(narrow_heads, "heads of 4 values"), (no_kernels, "IQ2_XXS")] {
         let file = file(&model);
         let auto = model::fit(&file, &options(DeviceChoice::Auto, &folder)).unwrap();
         assert!(auto.gpu.is_none() && auto.reason.contains(reason), "{}", auto.reason);
@@ -378,6 +446,28 @@ fn the_same_seed_gives_the_same_answer() {
 }
 
 #[test]
+fn greedy_tokens_are_chosen_on_the_device() {
+    let (standin, folder) = (standin(), kernels());
+    let (engine, _place) = engine(&tiny(DType::Q4_0), &folder);
+    let greedy = || Request::raw("once").temperature(0.0).ignore_end(true).max_tokens(9);
+    let answer = |request: Request| {
+        let before = standin.get("fetched");
+        let tokens = engine.generate(request).unwrap().tokens;
+        (tokens, standin.get("fetched") - before)
+    };
+    let (tokens, fetched) = answer(greedy());
+    assert_eq!((tokens.len(), fetched), (9, 9 * 4));
+    // Logits come where somebody looks at them, and the tokens are the same.
+    let (same, fetched) = answer(greedy().logprobs(true));
+    assert_eq!(same, tokens);
+    assert!(fetched > 9 * 4 * 100, "{fetched}");
+    let mut penalties = SamplerParams::greedy();
+    penalties.repetition_penalty = 1.5;
+    let (_, fetched) = answer(greedy().sampling(penalties));
+    assert!(fetched > 9 * 4 * 100, "{fetched}");
+}
+
+#[test]
 fn embeddings_and_logits_are_written_where_they_are_wanted() {
     let (_standin, folder) = (standin(), kernels());
     for dtype in [DType::Q8_0, DType::F16] {
@@ -404,6 +494,73 @@ fn embeddings_and_logits_are_written_where_they_are_wanted() {
         let batch = Batch { tokens: &[1], sequences: &sequences, outputs: &[0] };
         let outside = rustai::backend::Outside { output: &wrong, ..Default::default() };
         assert!(on_gpu.step_with(&batch, outside).is_err());
+    }
+}
+
+#[test]
+fn rows_of_callers_are_awaited_together_and_fetched_once() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q8_0));
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let (vocab, tokens) = (model.limits().vocab, tokens(8));
+    let expected = logits(&mut *model, &tokens, 8);
+    let sequences = [BatchSequence { len: 8, start: 0, pages: &PAGES }];
+    let batch = Batch { tokens: &tokens, sequences: &sequences, outputs: &[0, 1, 2, 3, 4, 5, 6, 7] };
+    let rows: Vec<_> = (0..8).map(|_| Some(rustai::engine::External::zeroed(vocab))).collect();
+    let counts = || ["waits", "fetched"].map(|name| standin.get(name));
+    let before = counts();
+    model.step_with(&batch, rustai::backend::Outside { output: &rows, ..Default::default() }).unwrap();
+    let after = counts();
+    // The last inputs have arrived, the rows have, and nothing is left to do.
+    assert!(after[0] - before[0] <= 3, "{}", after[0] - before[0]);
+    assert_eq!(after[1] - before[1], (8 * vocab * 4) as i64);
+    let got: Vec<f32> = rows.iter().flatten().flat_map(|row| row.to_vec()).collect();
+    assert!(error(&got, &expected) < 1e-3, "{:.2e}", error(&got, &expected));
+}
+
+/// Logits for a client of the queue: its buffer is page-locked by the first job that is worth it, and as long as it is mapped.
+#[test]
+fn buffers_of_clients_are_page_locked() {
+    let (standin, folder) = (standin(), kernels());
+    let small = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
+    let builder = Engine::builder(file(&small)).threads(1).max_batch(64).max_outputs(64);
+    let engine = builder.device(DeviceChoice::Cuda(0)).cuda_kernels(folder.path()).build().unwrap();
+    let vocab = engine.info().vocab;
+    let prompt = tokens(64);
+    let rows = (64usize << 10).div_ceil(vocab * 4);
+    assert!(rows <= prompt.len());
+    let expected = engine.logits(&prompt[..rows]).unwrap();
+    for refused in [0, 1] {
+        standin.set("fail_register", refused);
+        let broker = Broker::new(BrokerOptions::default()).unwrap();
+        let server = Server::start(broker.clone(), Some(engine.clone()), ServerOptions::default()).unwrap();
+        let client = Client::over(Arc::new(InProcess::open(&broker).unwrap()), ClientOptions::default()).unwrap();
+        let before = ["registered", "registrations", "fetched_locked"].map(|name| standin.get(name));
+        let since = || {
+            let now = ["registered", "registrations", "fetched_locked"].map(|name| standin.get(name));
+            [0, 1, 2].map(|i| now[i] - before[i])
+        };
+        let run = |rows: usize| {
+            let tokens = client.buffer(rows * 4).unwrap().tensor::<u32>(0, &[rows]).unwrap();
+            tokens.write(0, &prompt[..rows]);
+            let out = client.buffer(vocab * rows * 4).unwrap().tensor::<f32>(0, &[vocab, rows]).unwrap();
+            for _ in 0..2 {
+                assert_eq!(client.run(&Job::logits(&tokens, &out)).unwrap().result as usize, rows);
+            }
+            out.to_vec()
+        };
+        run(1);
+        assert_eq!(since(), [0, 0, 0], "a small copy");
+        let all = run(rows);
+        assert!(error(&all[vocab * (rows - 1)..], &expected) < 1e-3);
+        let bytes = (2 * rows * vocab * 4) as i64;
+        assert_eq!(since()[1..], if refused == 1 { [0, 0] } else { [1, bytes] });
+        drop(client);
+        let until = Instant::now() + Duration::from_secs(20);
+        while server.stat().mapped > 0 || since()[0] > 0 {
+            assert!(Instant::now() < until, "a mapping or a page lock is left behind");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 

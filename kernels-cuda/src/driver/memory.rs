@@ -1,11 +1,7 @@
 //! Device memory: a few large allocations, handed out in spans.
 
-use super::{Device, DeviceError, check, error::check_raw};
-use cudarc::driver::{
-    result,
-    sys::{self, CUresult},
-};
-use rustai_kernels_cpu::External;
+use super::{Device, DeviceError, check};
+use cudarc::driver::{result, sys::CUresult};
 use std::sync::Arc;
 
 /// Alignment of every span in bytes: enough for 16-byte loads, for whole cache lines and for tensor-map addresses.
@@ -182,22 +178,7 @@ impl Span {
         check("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_sync(values, self.address()) })
     }
 
-    /// Waits for the device's work and copies the start of the span to memory that is not this program's alone, whole.
-    ///
-    /// # Errors
-    /// [`DeviceError::Invalid`] if the span has less; [`DeviceError::Driver`].
-    pub fn download_to(&self, to: &External) -> Result<(), DeviceError> {
-        let bytes = to.len() * size_of::<f32>();
-        self.fits(bytes)?;
-        self.device().synchronize()?;
-        if to.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: the memory is mapped and writable while `to` lives, which is as long as the call; the span has the bytes.
-        check_raw("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(to.as_ptr().cast(), self.address(), bytes) })
-    }
-
-    fn fits(&self, bytes: usize) -> Result<(), DeviceError> {
+    pub(super) fn fits(&self, bytes: usize) -> Result<(), DeviceError> {
         if bytes > self.bytes {
             return Err(DeviceError::Invalid(format!("{bytes} bytes for a span of {}", self.bytes)));
         }

@@ -8,6 +8,7 @@ mod device;
 mod error;
 mod launch;
 mod memory;
+mod page_lock;
 mod staging;
 mod stream;
 
@@ -15,6 +16,7 @@ pub use device::{Device, DeviceInfo, OLDEST_DRIVER, probe};
 pub use error::DeviceError;
 pub use launch::{KernelArgs, Launch};
 pub use memory::{ALIGN, Arena, Pod, Span};
+pub use page_lock::{MOST_LOCKED, PageLock};
 pub use staging::{ReadbackBuffer, UploadBuffer, Uploader};
 pub use stream::{Event, Graph, Stream};
 

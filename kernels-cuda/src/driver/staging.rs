@@ -184,6 +184,9 @@ impl<'a> Uploader<'a> {
     /// Bytes of each buffer: a fraction of a millisecond of copying, which hides what a copy costs to begin.
     const BYTES: usize = 8 << 20;
 
+    /// Bytes of page-locked memory that the buffers take.
+    pub const ROOM: usize = 2 * Self::BYTES;
+
     /// Takes the buffers; copies go by `stream`.
     ///
     /// # Errors

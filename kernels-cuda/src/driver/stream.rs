@@ -1,11 +1,12 @@
 //! Streams, events and recorded graphs.
 
-use super::{Device, DeviceError, Span, check};
+use super::{Device, DeviceError, Span, check, error::check_raw};
 use crate::kernels::Modules;
 use cudarc::driver::{
     CudaEvent, CudaGraph, CudaStream, DriverError,
-    sys::{CUevent_flags, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode},
+    sys::{self, CUevent_flags, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode},
 };
+use rustai_kernels_cpu::External;
 use std::{
     cell::{Cell, RefCell},
     sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
@@ -79,6 +80,31 @@ impl Stream {
     /// [`DeviceError::Driver`], also of work that was begun earlier.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
         check("cuStreamSynchronize", self.stream.synchronize())
+    }
+
+    /// Copies the start of each span, after the stream's work, to memory that is not this program's alone, whole, and waits once
+    /// for all of them.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if a span has less, or a capture is under way, and nothing is copied; [`DeviceError::Driver`].
+    pub fn download(&self, copies: &[(Span, &External)]) -> Result<(), DeviceError> {
+        if self.capturing.get() {
+            return Err(DeviceError::Invalid("the stream is being captured: nothing can be awaited".into()));
+        }
+        for (from, to) in copies {
+            from.fits(to.len() * size_of::<f32>())?;
+        }
+        self.device.bind()?;
+        let begun = copies.iter().filter(|(_, to)| !to.is_empty()).try_for_each(|(from, to)| {
+            let bytes = to.len() * size_of::<f32>();
+            // SAFETY: the memory is mapped and writable while `to` lives, and the span has the bytes; both are borrowed until
+            // the copy is over.
+            let copy = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast(), from.address(), bytes, self.raw()) };
+            check_raw("cuMemcpyDtoHAsync", copy)
+        });
+        // Those that were begun must be over in any case.
+        let ended = self.synchronize();
+        begun.and(ended)
     }
 
     /// Records what `work` launches on this stream, and runs none of it.

@@ -5,6 +5,7 @@ use super::{Floats, small};
 use crate::{
     Arena, DeviceError, Kernels, Span, Stream,
     driver::{KernelArgs, Launch},
+    weights::BLOCK,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvType, RopeStyle};
@@ -12,11 +13,23 @@ use rustai_kernels_cpu::{KvType, RopeStyle};
 /// Queries that may share a key/value head.
 pub const MAX_GROUP: usize = 8;
 
-/// Longest head that can be written to the cache, as in `cuda/attention.cu`.
-const MAX_HEAD_DIM: usize = 256;
+/// Longest head, as in `cuda/attention.cu`.
+pub const MAX_HEAD_DIM: usize = 256;
 
-/// Head lengths with attention kernels.
-pub const HEAD_DIMS: [usize; 2] = [64, 128];
+/// Head lengths whose kernels for single tokens are made for them; others share some.
+const OWN_HEAD_DIMS: [usize; 2] = [64, 128];
+
+/// Head lengths with kernels that attend to many tokens in tiles. With others, each token is attended to by itself.
+pub const TILED_HEAD_DIMS: [usize; 6] = [32, 64, 80, 96, 128, 256];
+
+/// Longest head of which a block sums all columns, as in `cuda/attention_prefill.cu`; of longer ones two do.
+const WHOLE_HEAD_DIM: usize = 128;
+
+/// Whether there are attention kernels for heads of so many values in a cache of such a type: whole eights, or blocks.
+pub fn has_attention(kv_type: KvType, head_dim: usize) -> bool {
+    let unit = if kv_type == KvType::Q8_0 { BLOCK } else { 8 };
+    (1..=MAX_HEAD_DIM).contains(&head_dim) && head_dim.is_multiple_of(unit)
+}
 
 /// Threads of a block that writes to the cache, and of one that attends.
 const THREADS: u32 = 128;
@@ -54,9 +67,10 @@ impl LayerCache {
         head_dim: usize,
         pages: usize,
     ) -> Result<Self, DeviceError> {
-        if !HEAD_DIMS.contains(&head_dim) || kv_heads == 0 || pages == 0 {
+        if !has_attention(kv_type, head_dim) || kv_heads == 0 || pages == 0 {
             return Err(DeviceError::Invalid(format!(
-                "no attention kernel for {kv_heads} heads of {head_dim} values; there are kernels for heads of {HEAD_DIMS:?}"
+                "no attention kernel for {kv_heads} heads of {head_dim} values in a cache of {pages} pages of {kv_type}; heads \
+                 are multiples of 8, for q8_0 of {BLOCK}, up to {MAX_HEAD_DIM}"
             )));
         }
         let span = arena.take(Self::room(kv_type, kv_heads, head_dim, pages))?;
@@ -416,7 +430,7 @@ impl Kernels {
         };
         if let Some(rotation) = rotation {
             let pairs = rotation.inv_freq.width();
-            if 2 * pairs > cache.head_dim || cache.head_dim > MAX_HEAD_DIM {
+            if 2 * pairs > cache.head_dim {
                 return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
             }
             args.inv_freq = rotation.inv_freq.span.address();
@@ -434,7 +448,8 @@ impl Kernels {
 
     /// Causal attention of `tokens` rows of queries over the cache, which must hold their own keys and values already.
     ///
-    /// Sequences with at least [`TILED_TOKENS`] tokens in the batch are attended to in tiles. Not so while `stream` is captured:
+    /// Sequences with at least [`TILED_TOKENS`] tokens in the batch are attended to in tiles, if heads are as long as
+    /// [`TILED_HEAD_DIMS`] says. Not so while `stream` is captured:
     /// the recording must hold for every batch of as many tokens, so it has the kernel that takes each token by itself.
     ///
     /// `states` is needed where `split` has more than one run: [`Split::state_width`] values per token. `split` must cover the
@@ -478,7 +493,8 @@ impl Kernels {
         let (heads, window) = (small("heads", heads)?, window.unwrap_or(u32::MAX).max(1));
         let (mut rows, mut single) = (0, tokens);
         let segments = &places.listed.segments;
-        if !segments.is_empty() && places.listed.tokens == tokens && !stream.is_captured() {
+        let tiled = TILED_HEAD_DIMS.contains(&cache.head_dim) && !stream.is_captured();
+        if tiled && !segments.is_empty() && places.listed.tokens == tokens {
             let args = PrefillArgs {
                 q: q.span.address(),
                 out: out.span.address(),
@@ -493,6 +509,7 @@ impl Kernels {
             let tiles = segments.iter().map(|tokens| tokens.div_ceil(TILE_ROWS / group)).sum();
             let mut shape = Launch::new(small("tiles", tiles)?, THREADS);
             shape.grid[1] = cache.kv_heads as u32;
+            shape.grid[2] = if cache.head_dim > WHOLE_HEAD_DIM { 2 } else { 1 };
             let function = self.get(&format!("prefill_{}_{}", cache.head_dim, cache.kv_type), 0)?;
             // SAFETY: rows are checked; `Places` holds positions and pages that the cache has, and segments of the batch.
             unsafe { stream.launch(function, shape, &args, &spans)? };
@@ -520,7 +537,12 @@ impl Kernels {
         let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
         shape.grid[1] = args.runs;
         shape.grid[2] = small("tokens", single)?;
-        let function = self.get(&format!("attend_{}_{width}_{}", cache.head_dim, cache.kv_type), 0)?;
+        let name = match cache.head_dim {
+            dim if OWN_HEAD_DIMS.contains(&dim) => dim.to_string(),
+            dim if dim <= 128 => "any_128".to_owned(),
+            _ => "any_256".to_owned(),
+        };
+        let function = self.get(&format!("attend_{name}_{width}_{}", cache.kv_type), 0)?;
         // SAFETY: rows and states are checked; `Places` holds positions and pages that the cache has.
         unsafe { stream.launch(function, shape, &args, &spans)? };
         if split.runs == 1 {

@@ -10,7 +10,9 @@ mod roof;
 mod rows;
 mod sample;
 
-pub use attention::{HEAD_DIMS, LayerCache, MAX_GROUP, Places, Rotation, Split, TILED_TOKENS};
+pub use attention::{
+    LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
+};
 pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
 pub use roof::Peak;

@@ -242,6 +242,16 @@ impl Kernels {
         unsafe { stream.launch(function, Launch::new(blocks, THREADS), &args, &spans) }
     }
 
+    /// Runs a kernel that changes nothing, and waits for it: what a driver takes for a process at its first launch is taken then.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no memory, or from the driver.
+    pub fn run_one(&self, stream: &Stream) -> Result<(), DeviceError> {
+        let value = Floats::with(self.device(), 1, &[0.0])?;
+        self.elements(stream, Operation::Silu, &value, None, &value, 1)?;
+        stream.synchronize()
+    }
+
     /// Rows of `x` whose numbers are in `rows` (`u32` on the device). A row that `x` does not have gives NaN.
     ///
     /// # Errors

@@ -27,10 +27,21 @@ struct SampleArgs {
 // SAFETY: fields and order are those of `SampleArgs` in `cuda/sample.cu`.
 unsafe impl KernelArgs for SampleArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ArgmaxArgs {
+    logits: u64,
+    tokens: u64,
+    vocabulary: u32,
+}
+
+// SAFETY: fields and order are those of `ArgmaxArgs` in `cuda/sample.cu`.
+unsafe impl KernelArgs for ArgmaxArgs {}
+
 /// How a token is chosen. The same logits, seed and counter give the same token on one device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Candidates: the so many largest logits, 1 to [`MAX_TOP_K`]. One takes the largest; of equal ones the first wins.
+    /// Candidates: the so many largest logits, 1 to [`MAX_TOP_K`]. One takes the largest, as [`Kernels::argmax`] does.
     pub top_k: usize,
     /// Logits are divided by this; above 0.
     pub temperature: f32,
@@ -40,12 +51,28 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-impl Sampling {
-    /// The largest logit.
-    pub const GREEDY: Self = Self { top_k: 1, temperature: 1.0, top_p: 1.0, seed: 0 };
-}
-
 impl Kernels {
+    /// The token (`u32`) of the largest logit for each of the first `rows` rows, of equal ones the first. NaN is less than
+    /// anything.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if buffers do not fit; [`DeviceError::Driver`].
+    pub fn argmax(&self, stream: &Stream, logits: &Floats, tokens: &Span, rows: usize) -> Result<(), DeviceError> {
+        logits.check("logits", rows, logits.width())?;
+        let room = tokens.bytes() / 4;
+        if rows == 0 || rows > room || logits.width() == 0 {
+            return Err(DeviceError::Invalid(format!("{rows} rows of {} logits, {room} tokens", logits.width())));
+        }
+        let args = ArgmaxArgs {
+            logits: logits.span.address(),
+            tokens: tokens.address(),
+            vocabulary: small("vocabulary", logits.width())?,
+        };
+        let function = self.get("argmax", 0)?;
+        // SAFETY: logits and tokens have room for `rows` rows.
+        unsafe { stream.launch(function, Launch::new(small("rows", rows)?, THREADS), &args, &[&logits.span, tokens]) }
+    }
+
     /// Chooses a token (`u32`) for each of the first `rows` rows of logits. `counters` (`u32`) says for each row which draw of
     /// the seed it takes; a token's position serves.
     ///
@@ -86,5 +113,5 @@ impl Kernels {
 
 /// Kernels and the bytes of their parameters as this file has them.
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
-    &[("sample", size_of::<SampleArgs>())]
+    &[("sample", size_of::<SampleArgs>()), ("argmax", size_of::<ArgmaxArgs>())]
 }

@@ -1,6 +1,6 @@
 //! Runs graphs on the CPU.
 
-use super::{BuildError, Executable, Limits, StepError, load, memory};
+use super::{BuildError, Executable, Limits, StepError, fit::Memory, load, memory};
 use crate::{
     graph::{Graph, Rows, WeightId, WeightSource, rewrite},
     plan::{Form, Plan, PlanOptions, Resolved, Step, Target},
@@ -118,7 +118,8 @@ fn compile(
     // What memory it takes is known before any is taken.
     let estimate = plan_used(graph, isa, options.sizes())?;
     let cache = cache_bytes(isa, &estimate);
-    refuse_if_too_large(cache, estimate.arena_bytes as u64, load::total_bytes(graph), memory::available())?;
+    let needed = Memory { cache, activations: estimate.arena_bytes as u64, weights: load::total_bytes(graph) };
+    refuse_if_too_large(needed, 0, memory::available())?;
 
     let weights = load::load(graph, source, isa, threads, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
@@ -162,11 +163,13 @@ fn cache_bytes(isa: Isa, plan: &Plan) -> u64 {
     page.unwrap_or(0).saturating_mul(plan.options.pages as u64)
 }
 
-fn refuse_if_too_large(cache: u64, activations: u64, weights: u64, available: Option<u64>) -> Result<(), BuildError> {
-    let needed = cache.saturating_add(activations).saturating_add(weights);
+/// Refuses what does not fit beside the page-locked memory that a GPU's part takes.
+pub(super) fn refuse_if_too_large(parts: Memory, page_locked: u64, available: Option<u64>) -> Result<(), BuildError> {
+    let needed = parts.total().saturating_add(page_locked);
     match available {
         Some(available) if needed > available => {
-            Err(BuildError::OutOfMemory { needed, cache, activations, weights, available })
+            let Memory { cache, activations, weights } = parts;
+            Err(BuildError::OutOfMemory { needed, cache, activations, weights, page_locked, available })
         }
         _ => Ok(()),
     }
@@ -380,13 +383,21 @@ mod tests {
 
     #[test]
     fn memory_that_does_not_suffice_is_named_part_by_part() {
-        let error = refuse_if_too_large(6 << 30, 1 << 20, 1 << 30, Some(4 << 30)).unwrap_err().to_string();
+        let parts = |cache, activations, weights| Memory { cache, activations, weights };
+        let refused = |page_locked| {
+            refuse_if_too_large(parts(6 << 30, 1 << 20, 1 << 30), page_locked, Some(4 << 30)).unwrap_err().to_string()
+        };
+        let error = refused(0);
         for part in ["7169 MiB", "6144 MiB", "1 MiB", "1024 MiB", "4096 MiB", "--ctx"] {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
-        assert!(refuse_if_too_large(3, 2, 1, Some(6)).is_ok());
-        assert!(refuse_if_too_large(u64::MAX, 2, 1, Some(6)).is_err());
-        assert!(refuse_if_too_large(3, 2, 1, None).is_ok());
+        assert!(!error.contains("page-locked"), "{error}");
+        let error = refused(3 << 20);
+        assert!(error.contains("7172 MiB") && error.contains("3 MiB page-locked for the GPU"), "{error}");
+        assert!(refuse_if_too_large(parts(3, 2, 1), 0, Some(6)).is_ok());
+        assert!(refuse_if_too_large(parts(3, 2, 1), 1, Some(6)).is_err());
+        assert!(refuse_if_too_large(parts(u64::MAX, 2, 1), 0, Some(6)).is_err());
+        assert!(refuse_if_too_large(parts(3, 2, 1), 0, None).is_ok());
     }
 
     #[test]

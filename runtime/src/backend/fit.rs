@@ -14,10 +14,6 @@ use crate::graph::{self, Cut, Graph, Op, WeightSource};
 use rustai_kernels_cuda::{DeviceError, DeviceInfo};
 use std::path::PathBuf;
 
-/// Device memory that is left to the driver: for its kernels, their stacks, and recorded graphs. A guess, which no GPU has
-/// confirmed yet.
-pub const RESERVE: u64 = 256 << 20;
-
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct FitOptions {
@@ -56,7 +52,13 @@ pub struct Part {
     pub layers: usize,
     /// What it takes.
     pub memory: Memory,
-    /// Bytes that are free there, if the system says.
+    /// Bytes that are left to a GPU's driver, for what it takes after `free` was measured: code of kernels, recordings of steps,
+    /// and the rounding of allocations. 0 on the CPU.
+    pub reserve: u64,
+    /// Bytes of page-locked host memory that a GPU's part takes, through which values go there and come back. 0 on the CPU.
+    pub page_locked: u64,
+    /// Bytes that are free there, if the system says. A GPU is asked after its first kernel has run, so that what its driver takes
+    /// for a process is not among them.
     pub free: Option<u64>,
 }
 
@@ -144,13 +146,15 @@ fn on_cpu(graph: &Graph, options: &FitOptions, layers: usize, reason: String) ->
 
 fn cpu_part(graph: &Graph, options: &CpuOptions, layers: usize) -> Result<Part, BuildError> {
     let [cache, activations, weights] = cpu::memory(graph, options)?;
-    Ok(Part { layers, memory: Memory { cache, activations, weights }, free: memory::available() })
+    let memory = Memory { cache, activations, weights };
+    Ok(Part { layers, memory, reserve: 0, page_locked: 0, free: memory::available() })
 }
 
-fn gpu_memory(graph: &Graph, options: &CpuOptions, info: &DeviceInfo) -> Result<Memory, BuildError> {
+fn gpu_part(graph: &Graph, options: &CpuOptions, layers: usize, cuda: &Cuda, free: u64) -> Result<Part, BuildError> {
     let plan = cuda::plan(graph, options.sizes())?;
-    let cuda::Memory { cache, activations } = cuda::memory(&plan, info);
-    Ok(Memory { cache, activations, weights: cuda::device_bytes(&plan.graph)? })
+    let cuda::Memory { cache, activations, page_locked } = cuda::memory(&plan, cuda.info());
+    let memory = Memory { cache, activations, weights: cuda::device_bytes(&plan.graph)? };
+    Ok(Part { layers, memory, reserve: cuda.reserve(), page_locked, free: Some(free) })
 }
 
 /// The parts of a graph whose last `layers` layers are apart; the second is the whole graph if that is all of them.
@@ -167,15 +171,16 @@ fn parts(graph: &Graph, layers: usize, all: usize) -> Result<(Option<(Cut, Graph
 fn on_gpu(graph: &Graph, options: &FitOptions, all: usize, cuda: Cuda) -> Result<Fit, BuildError> {
     let free = cuda.free_memory()?;
     let info = cuda.info().clone();
-    let try_with = |layers: usize| -> Result<(Option<(Cut, Graph)>, Memory), BuildError> {
+    let try_with = |layers: usize| -> Result<(Option<(Cut, Graph)>, Part), BuildError> {
         let (first, second) = parts(graph, layers, all)?;
-        let memory = gpu_memory(&second, &options.cpu, &info)?;
-        let needed = memory.total().saturating_add(RESERVE);
+        let part = gpu_part(&second, &options.cpu, layers, &cuda, free)?;
+        let Part { memory, reserve, .. } = part;
+        let needed = memory.total().saturating_add(reserve);
         if needed <= free {
-            return Ok((first, memory));
+            return Ok((first, part));
         }
         let Memory { cache, activations, weights } = memory;
-        Err(BuildError::OutOfDeviceMemory { layers, needed, cache, activations, weights, free })
+        Err(BuildError::OutOfDeviceMemory { layers, needed, cache, activations, weights, reserve, free })
     };
     let wanted = options.gpu_layers.map_or(all, |layers| layers.min(all));
     let (mut layers, mut found) = (wanted, try_with(wanted));
@@ -200,12 +205,12 @@ fn on_gpu(graph: &Graph, options: &FitOptions, all: usize, cuda: Cuda) -> Result
             }
         }
     }
-    let (first, memory) = found?;
+    let (first, part) = found?;
     let cpu = match &first {
         Some((_, first)) => Some(cpu_part(first, &options.cpu, all - layers)?),
         None => None,
     };
-    let gpu = Some((info, Part { layers, memory, free: Some(free) }));
+    let gpu = Some((info, part));
     let cut = first.map(|(cut, _)| cut);
     Ok(Fit { layers: all, cpu, gpu, reason, place: Place::Cuda { cuda, cut } })
 }
@@ -229,6 +234,9 @@ impl Fit {
             Place::Cpu => return Ok(Box::new(CpuModel::new(graph, source, options, context, progress)?)),
             Place::Cuda { cuda, cut } => (cuda, *cut),
         };
+        let own = self.cpu.map_or_else(Memory::default, |part| part.memory);
+        let page_locked = self.gpu.as_ref().map_or(0, |(_, part)| part.page_locked);
+        cpu::refuse_if_too_large(own, page_locked, memory::available())?;
         let sizes = options.sizes();
         let Some(cut) = cut else {
             return Ok(Box::new(CudaModel::new(graph, None, source, cuda, sizes, context, progress)?));

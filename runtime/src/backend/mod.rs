@@ -101,15 +101,16 @@ pub enum BuildError {
     },
     /// The device's memory would not suffice. Nothing was loaded.
     #[error(
-        "{} of device memory are needed for {layers} layers ({} key/value cache, {} activations, {} weights), and {} are free; \
+        "{} of device memory are needed for {layers} layers ({} key/value cache, {} activations, {} weights, {} for the driver), \
+         and {} are free; \
          put fewer layers there (--gpu-layers), or use a shorter context (--ctx), an 8-bit cache (--kv-type q8_0), fewer \
          sequences or a smaller batch",
-        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.free)
+        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.reserve), mib(*.free)
     )]
     OutOfDeviceMemory {
         /// Layers that were to run on the device.
         layers: usize,
-        /// Sum of the three below and what the driver keeps for itself, in bytes.
+        /// Sum of the four below, in bytes.
         needed: u64,
         /// Bytes of the key/value cache.
         cache: u64,
@@ -117,6 +118,8 @@ pub enum BuildError {
         activations: u64,
         /// Bytes of the weights.
         weights: u64,
+        /// Bytes that are left to the driver.
+        reserve: u64,
         /// Bytes that are free.
         free: u64,
     },
@@ -128,12 +131,14 @@ pub enum BuildError {
     Thread(std::io::Error),
     /// Memory would not suffice. Nothing was loaded.
     #[error(
-        "{} of memory are needed ({} key/value cache, {} activations, {} weights), and {} are available; use a shorter \
+        "{} of memory are needed ({} key/value cache, {} activations, {} weights{}), and {} are available; use a shorter \
          context (--ctx), an 8-bit cache (--kv-type q8_0), fewer sequences or a smaller batch",
-        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights), mib(*.available)
+        mib(*.needed), mib(*.cache), mib(*.activations), mib(*.weights),
+        if *.page_locked > 0 { format!(", {} page-locked for the GPU", mib(*.page_locked)) } else { String::new() },
+        mib(*.available)
     )]
     OutOfMemory {
-        /// Sum of the three below, in bytes.
+        /// Sum of the four below, in bytes.
         needed: u64,
         /// Bytes of the key/value cache.
         cache: u64,
@@ -141,6 +146,8 @@ pub enum BuildError {
         activations: u64,
         /// Bytes of the weights.
         weights: u64,
+        /// Bytes of page-locked memory for what goes to a GPU and comes back.
+        page_locked: u64,
         /// Bytes that the system and the control group leave.
         available: u64,
     },
@@ -180,6 +187,15 @@ pub trait Executable: Send {
     fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
         let mut rows = outside.inputs.iter().chain(outside.output).chain(outside.normalized);
         if rows.any(Option::is_some) { Err(StepError::OwnMemoryOnly) } else { self.step(batch) }
+    }
+    /// As [`step`](Self::step), but of each row only the token of the largest logit is returned, of equal ones the first; NaN is
+    /// less than anything. `None`, and nothing has run, if the executable leaves choosing to the caller.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
+        let _ = batch;
+        None
     }
     /// Values of an embedding: what the last product of the model takes, if there is such a thing.
     fn embedding_width(&self) -> Option<usize> {

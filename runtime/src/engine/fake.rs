@@ -7,7 +7,10 @@
 use crate::backend::{Executable, Limits, StepError};
 use rustai_abi::{Batch, PAGE_TOKENS};
 use rustai_kernels_cpu::{ExecutorError, Outside};
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 pub(super) const VOCAB: usize = 61;
 /// A kernel panics on a batch that contains this token, and the model is broken.
@@ -26,12 +29,22 @@ pub(super) struct FakeModel {
     logits: Vec<f32>,
     /// What each step was made of.
     pub(super) steps: Arc<Mutex<Vec<Step>>>,
+    /// The model chooses tokens itself where it may; how often it did.
+    pub(super) chose: Option<Arc<AtomicUsize>>,
+    tokens: Vec<u32>,
 }
 
 impl FakeModel {
     pub(super) fn new(max_tokens: usize, max_outputs: usize, pages: usize) -> Self {
         let limits = Limits { max_tokens, max_outputs, pages, context: pages * PAGE_TOKENS, vocab: VOCAB };
-        Self { limits, cache: vec![u32::MAX; pages * PAGE_TOKENS], logits: Vec::new(), steps: Arc::default() }
+        Self {
+            limits,
+            cache: vec![u32::MAX; pages * PAGE_TOKENS],
+            logits: Vec::new(),
+            steps: Arc::default(),
+            chose: None,
+            tokens: Vec::new(),
+        }
     }
 }
 
@@ -84,6 +97,15 @@ impl Executable for FakeModel {
             }
         }
         Ok(&self.logits)
+    }
+
+    fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
+        self.chose.as_ref()?.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.step(batch) {
+            return Some(Err(error));
+        }
+        self.tokens = self.logits.chunks_exact(VOCAB).map(greedy).collect();
+        Some(Ok(&self.tokens))
     }
 
     fn limits(&self) -> Limits {

@@ -71,29 +71,15 @@ impl Driver for Generation {
             return None;
         }
         let token = self.sampler.sample(logits);
-        self.clock.stamp();
-        self.clock.chosen += 1;
-        if !self.ignore_end && self.tokenizer.is_end(token) {
-            self.output.finish = Some(Finish::Stop);
-            return None;
-        }
-        self.output.generated += 1;
-        self.output.undecided.push((token, self.logprobs.then(|| logprob(logits, token))));
+        self.take(token, self.logprobs.then(|| logprob(logits, token)))
+    }
 
-        let passed = self.stops.push(self.detokenizer.push(token));
-        self.output.text.push_str(&passed.text);
-        if let Some(stop) = passed.matched {
-            self.output.finish = Some(Finish::StopString(stop));
-        } else if self.output.generated == self.limit.0 {
-            self.output.finish = Some(self.limit.1.clone());
-        } else if !self.detokenizer.is_holding() && !self.stops.is_holding() {
-            self.emit();
-        }
-        if self.output.finish.is_some() {
-            self.output.last = Some(token);
-            return None;
-        }
-        Some(token)
+    fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy() && !self.logprobs && self.limit.0 > 0
+    }
+
+    fn chosen(&mut self, _position: usize, token: u32) -> Option<u32> {
+        self.take(token, None)
     }
 
     fn last(&self) -> Option<u32> {
@@ -121,6 +107,33 @@ impl Driver for Generation {
 }
 
 impl Generation {
+    /// Takes the next token; returns it if the answer goes on.
+    fn take(&mut self, token: u32, logprob: Option<f32>) -> Option<u32> {
+        self.clock.stamp();
+        self.clock.chosen += 1;
+        if !self.ignore_end && self.tokenizer.is_end(token) {
+            self.output.finish = Some(Finish::Stop);
+            return None;
+        }
+        self.output.generated += 1;
+        self.output.undecided.push((token, logprob));
+
+        let passed = self.stops.push(self.detokenizer.push(token));
+        self.output.text.push_str(&passed.text);
+        if let Some(stop) = passed.matched {
+            self.output.finish = Some(Finish::StopString(stop));
+        } else if self.output.generated == self.limit.0 {
+            self.output.finish = Some(self.limit.1.clone());
+        } else if !self.detokenizer.is_holding() && !self.stops.is_holding() {
+            self.emit();
+        }
+        if self.output.finish.is_some() {
+            self.output.last = Some(token);
+            return None;
+        }
+        Some(token)
+    }
+
     /// Sends the tokens whose text is now certain; the last carries it. A token is undecided as long as a part of its
     /// text is held back, so there is no text without a token to carry it.
     fn emit(&mut self) {

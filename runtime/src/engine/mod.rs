@@ -447,6 +447,20 @@ impl Driver for Task {
         }
     }
 
+    fn is_greedy(&self) -> bool {
+        match self {
+            Self::Generation(generation) => generation.is_greedy(),
+            Self::Scoring(_) | Self::Outputs(_) => false,
+        }
+    }
+
+    fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
+        match self {
+            Self::Generation(generation) => generation.chosen(position, token),
+            Self::Scoring(_) | Self::Outputs(_) => None,
+        }
+    }
+
     fn last(&self) -> Option<u32> {
         match self {
             Self::Generation(generation) => generation.last(),

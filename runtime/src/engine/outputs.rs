@@ -63,6 +63,8 @@ impl Driver for Outputs {
     }
 
     fn finish(self, end: End) {
+        // Whoever hears of the end may give the memory up.
+        drop(self.wanted);
         (self.done)(match end {
             End::Done => Ok(()),
             End::Cancelled => Err(EngineError::Cancelled),

@@ -36,6 +36,16 @@ pub(super) trait Driver {
     /// is the last known token, the answer is the token to go on with, or `None` at the end; elsewhere ([`Rows::All`]) the
     /// answer is ignored.
     fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32>;
+    /// Whether [`logits`](Self::logits) would choose the token of the largest logit, of equal ones the first, and looks at nothing
+    /// else of the row. Then [`chosen`](Self::chosen) may be called in its place.
+    fn is_greedy(&self) -> bool {
+        false
+    }
+    /// The token of the largest logit behind the token at `position`. The answer is as that of [`logits`](Self::logits).
+    fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
+        let _ = (position, token);
+        None
+    }
     /// The token that the driver took last, but did not go on with.
     fn last(&self) -> Option<u32> {
         None
@@ -217,14 +227,35 @@ impl<D: Driver> Scheduler<D> {
             BatchSequence { len: share.len as u32, start: sequence.position as u32, pages: sequence.table.pages() }
         }));
         let batch = Batch { tokens: &self.tokens, sequences: &views, outputs: &self.outputs };
-        let (output, normalized) = (&self.logits_at[..], &self.embedding_at[..]);
-        let result = executable.step_with(&batch, Outside { inputs: &[], output, normalized });
-        self.views = recycle(views);
-
-        match result {
-            Ok(logits) => self.deliver(logits),
-            Err(error) => self.refuse(EngineError::of_step(error))?,
+        let greedy = !self.outputs.is_empty()
+            && self.shares.iter().all(|share| share.outputs == 0 || self.running[share.sequence].driver.is_greedy());
+        let tokens = if greedy { executable.step_greedy(&batch) } else { None };
+        if let Some(result) = tokens {
+            self.views = recycle(views);
+            match result {
+                Ok(tokens) => {
+                    assert_eq!(tokens.len(), self.outputs.len(), "the executable returned another number of tokens");
+                    self.deliver(tokens.iter(), |driver, position, token| driver.chosen(position, *token));
+                }
+                Err(error) => self.refuse(EngineError::of_step(error))?,
+            }
+        } else {
+            let (output, normalized) = (&self.logits_at[..], &self.embedding_at[..]);
+            let result = executable.step_with(&batch, Outside { inputs: &[], output, normalized });
+            self.views = recycle(views);
+            match result {
+                Ok(logits) => {
+                    let vocab = self.limits.vocab;
+                    let expected = self.outputs.len() * vocab;
+                    assert_eq!(logits.len(), expected, "the executable returned another number of logits");
+                    self.deliver(logits.chunks_exact(vocab), |driver, position, row| driver.logits(position, row));
+                }
+                Err(error) => self.refuse(EngineError::of_step(error))?,
+            }
         }
+        // Callers may give their memory up as soon as they hear of the end.
+        self.logits_at.clear();
+        self.embedding_at.clear();
         self.collect();
         Ok(())
     }
@@ -367,18 +398,15 @@ impl<D: Driver> Scheduler<D> {
         }
     }
 
-    /// Hands the rows of logits to their drivers.
-    fn deliver(&mut self, logits: &[f32]) {
-        let vocab = self.limits.vocab;
-        assert_eq!(logits.len(), self.outputs.len() * vocab, "the executable returned another number of logits");
-        let mut rows = logits.chunks_exact(vocab);
+    /// Hands the rows of a step, logits or tokens, to their drivers.
+    fn deliver<R>(&mut self, mut rows: impl Iterator<Item = R>, hand: impl Fn(&mut D, usize, R) -> Option<u32>) {
         for share in &self.shares {
             let sequence = &mut self.running[share.sequence];
             sequence.fed += share.len;
             sequence.position += share.len;
             let mut next = None;
-            for row in rows.by_ref().take(share.outputs).enumerate() {
-                next = sequence.driver.logits(sequence.position - share.outputs + row.0, row.1);
+            for (index, row) in rows.by_ref().take(share.outputs).enumerate() {
+                next = hand(&mut sequence.driver, sequence.position - share.outputs + index, row);
             }
             if sequence.pending() == 0 {
                 sequence.tokens.clear();

@@ -46,6 +46,11 @@ impl Sampler {
         self.seed
     }
 
+    /// Whether [`sample`](Self::sample) always takes the largest logit as it is given, of equal ones the first.
+    pub fn is_greedy(&self) -> bool {
+        self.params.temperature == 0.0 && self.penalties.is_none()
+    }
+
     /// Tells the chain a token of the prompt (for the penalties).
     pub fn observe(&mut self, token: u32) {
         if let Some(penalties) = &mut self.penalties {
@@ -215,12 +220,15 @@ mod tests {
         assert_eq!(greedy.sample(&[1.0, 3.0, 3.0, 2.0]), 1);
         assert_eq!(greedy.sample(&[f32::NAN, -1.0, f32::NEG_INFINITY]), 1);
         assert_eq!(greedy.sample(&[0.0, f32::INFINITY]), 1);
+        assert_eq!(greedy.sample(&[-0.0, 0.0]), 0);
+        assert!(greedy.is_greedy() && !sampler(SamplerParams::default(), 0).is_greedy());
     }
 
     #[test]
     fn penalties_come_first_and_see_prompt_and_answer() {
         let params = SamplerParams { repetition_penalty: 10.0, ..SamplerParams::greedy() };
         let mut sampler = sampler(params, 0);
+        assert!(!sampler.is_greedy());
         sampler.observe(2);
         let logits = [1.0, 2.0, 3.0];
         assert_eq!(sampler.sample(&logits), 1, "2 was in the prompt");

@@ -4,6 +4,7 @@
 //! stored atomically, bytes are copied in and out, and kernels get [`External`] floats.
 
 use rustai_kernels_cpu::External;
+use rustai_kernels_cuda::{Device, PageLock};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, ftruncate, memfd_create},
     mm::{MapFlags, ProtFlags, mmap, munmap},
@@ -14,7 +15,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     start: NonNull<u8>,
     len: usize,
     writable: bool,
+    /// A GPU's hold on the pages, if one was asked for and granted; it goes before the memory is unmapped.
+    locked: OnceLock<Option<PageLock>>,
 }
 
 // SAFETY: a mapping has no thread affinity, and is accessed through atomics and raw copies only.
@@ -84,7 +87,19 @@ impl Shared {
         let start = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, offset)? };
         // PANIC: `mmap` without a wanted address never returns null.
         let start = NonNull::new(start.cast()).expect("a mapping is not at address zero");
-        Ok(Self { start, len, writable })
+        Ok(Self { start, len, writable, locked: OnceLock::new() })
+    }
+
+    /// Locks the pages, once, so that GPUs copy to them by themselves. Where that fails, copies go through the driver's buffers.
+    ///
+    /// Copies must be over when the last user of the mapping lets go of it.
+    pub(crate) fn lock_pages(&self, device: &Device) {
+        self.locked.get_or_init(|| {
+            // SAFETY: the range is the mapping of this value, which drops the lock before it unmaps; nobody copies then, as only
+            // a user of the mapping would.
+            let locked = unsafe { PageLock::new(device, self.start, self.len) };
+            locked.inspect_err(|error| tracing::debug!(%error, bytes = self.len, "a buffer is not page-locked")).ok()
+        });
     }
 
     /// Bytes.
@@ -187,6 +202,7 @@ impl AsRef<[u8]> for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        drop(self.locked.take());
         // SAFETY: the range is the mapping of this value, and nothing borrowed from it outlives it.
         if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
             tracing::debug!(%error, "munmap failed; the mapping stays");

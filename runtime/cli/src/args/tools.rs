@@ -3,6 +3,7 @@
 use super::{ComputeArgs, DeviceArgs, KvTypeArg, ModelArgs, TextArgs};
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
+use rustai::model::LoadOptions;
 use std::path::PathBuf;
 
 /// Flags of `perplexity`.
@@ -42,9 +43,15 @@ pub struct FitArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Sequences that the cache holds at their longest.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Sequences of full length that the cache holds.
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub sequences: usize,
+    /// Most tokens in one step.
+    #[arg(short, long, value_name = "N", default_value_t = LoadOptions::default().max_batch)]
+    pub batch_size: usize,
+    /// Most rows of logits in one step, and so most sequences that run at once; never less than --sequences.
+    #[arg(long, value_name = "N", default_value_t = LoadOptions::default().max_outputs)]
+    pub outputs: usize,
     /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,

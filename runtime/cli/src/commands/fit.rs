@@ -8,7 +8,7 @@ use crate::{
     ui::{self, Printer, Table},
 };
 use rustai::{
-    backend::fit::{Fit, Part, RESERVE},
+    backend::fit::{Fit, Part},
     model::LoadOptions,
 };
 use serde::Serialize;
@@ -29,12 +29,13 @@ struct PartReport {
     cache_bytes: u64,
     activations_bytes: u64,
     reserve_bytes: u64,
+    page_locked_bytes: u64,
     free_bytes: Option<u64>,
 }
 
 impl PartReport {
-    fn new(device: String, name: Option<String>, part: &Part, reserve_bytes: u64) -> Self {
-        let Part { layers, memory, free } = *part;
+    fn new(device: String, name: Option<String>, part: &Part) -> Self {
+        let Part { layers, memory, reserve, page_locked, free } = *part;
         Self {
             device,
             name,
@@ -42,7 +43,8 @@ impl PartReport {
             weights_bytes: memory.weights,
             cache_bytes: memory.cache,
             activations_bytes: memory.activations,
-            reserve_bytes,
+            reserve_bytes: reserve,
+            page_locked_bytes: page_locked,
             free_bytes: free,
         }
     }
@@ -54,8 +56,10 @@ impl PartReport {
 
 /// Prints it.
 pub fn run(args: &FitArgs) -> Result<(), Failure> {
-    if args.sequences == 0 {
-        return Err(Failure::usage("no sequences need no cache").help("give --sequences at least 1"));
+    for (flag, value) in [("sequences", args.sequences), ("batch-size", args.batch_size), ("outputs", args.outputs)] {
+        if value == 0 {
+            return Err(Failure::usage(format!("--{flag} 0 computes nothing")).help("give at least 1"));
+        }
     }
     let path = model::find(&args.model.model)?;
     let file = model::open(&path)?;
@@ -63,7 +67,8 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
         threads: compute::threads(args.compute.threads),
         context: args.compute.ctx,
         max_sequences: args.sequences,
-        max_outputs: args.sequences.max(LoadOptions::default().max_outputs),
+        max_batch: args.batch_size,
+        max_outputs: args.outputs.max(args.sequences).min(args.batch_size),
         kv_type: args.compute.kv_type.into(),
         device: args.compute.device.device,
         gpu_layers: args.compute.device.gpu_layers.0,
@@ -77,17 +82,26 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
 fn report(fit: &Fit) -> Report {
     let mut parts = Vec::new();
     if let Some(part) = &fit.cpu {
-        parts.push(PartReport::new("cpu".into(), None, part, 0));
+        parts.push(PartReport::new("cpu".into(), None, part));
     }
     if let Some((info, part)) = &fit.gpu {
-        parts.push(PartReport::new(format!("cuda:{}", info.ordinal), Some(info.name.clone()), part, RESERVE));
+        parts.push(PartReport::new(format!("cuda:{}", info.ordinal), Some(info.name.clone()), part));
     }
     Report { layers: fit.layers, parts, reason: fit.reason.clone() }
 }
 
 fn print(report: &Report) -> Result<(), Failure> {
-    let mut table =
-        Table::new(&["device", ">layers", ">weights", ">cache", ">activations", ">reserve", ">needed", ">free"]);
+    let mut table = Table::new(&[
+        "device",
+        ">layers",
+        ">weights",
+        ">cache",
+        ">activations",
+        ">reserve",
+        ">needed",
+        ">free",
+        ">page-locked",
+    ]);
     for part in &report.parts {
         let device = match &part.name {
             Some(name) => format!("{} ({name})", part.device),
@@ -102,6 +116,7 @@ fn print(report: &Report) -> Result<(), Failure> {
             ui::bytes(part.reserve_bytes),
             ui::bytes(part.needed()),
             part.free_bytes.map_or_else(|| "unknown".to_owned(), ui::bytes),
+            ui::bytes(part.page_locked_bytes),
         ]);
     }
     Printer::default().piece(&format!("{}\nWhy: {}.\n", table.text(), report.reason.trim_end_matches('.')))

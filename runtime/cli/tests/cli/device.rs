@@ -39,6 +39,14 @@ fn a_gpu_is_found_named_and_used() {
     let fit = host.run("fit --json").json();
     assert_eq!((&fit["layers"], &fit["parts"][0]["device"]), (&2.into(), &"cuda:0".into()), "{fit}");
     assert!(fit["parts"][0]["weights_bytes"].as_u64().unwrap() > 10_000, "{fit}");
+    let larger = host.run("fit -s 4 -b 1024 --outputs 64 --json").json();
+    for bytes in ["cache_bytes", "activations_bytes"] {
+        let of = |fit: &serde_json::Value| fit["parts"][0][bytes].as_u64().unwrap();
+        assert!(of(&larger) > of(&fit), "{bytes}: {larger}");
+    }
+    assert!(larger["parts"][0]["page_locked_bytes"].as_u64().unwrap() >= 16 << 20, "{larger}");
+    assert!(larger["parts"][0]["reserve_bytes"].as_u64().unwrap() > 0, "{larger}");
+    host.run("fit --batch-size 0").refuses(2, &["--batch-size 0", "at least 1"]);
     let table = host.run("fit --gpu-layers 1").ok();
     assert!(table.contains("cuda:0 (emulated device)") && table.contains("1 of 2"), "{table}");
     assert!(table.contains("Why: 1 of 2 layers were asked for on the GPU."), "{table}");

@@ -3,12 +3,14 @@
 //! A step sends what the batch says in one copy, launches the plan's kernels, and fetches the logits. Steps of a shape that
 //! comes again and again, as in decoding, are recorded once and launched as one graph: positions, pages and tokens are read
 //! on the device, so the record holds for every batch of its shape.
+//!
+//! Where every row is sampled greedily, the tokens are chosen on the device and come back in place of the logits. Other samplers
+//! stay with the host: they promise the same tokens for a seed on every machine.
 
 mod load;
 mod program;
 
 pub(super) use load::device_bytes;
-pub(super) use program::Memory;
 
 pub use rustai_kernels_cuda::{
     DeviceError, DeviceInfo,
@@ -29,8 +31,8 @@ use rustai_kernels_cpu::{
     bench::{Residence, Shape},
 };
 use rustai_kernels_cuda::{
-    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Stream, UploadBuffer, ops::BatchInputs, probe,
-    weights,
+    Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader,
+    ops::BatchInputs, probe, weights,
 };
 use std::{
     collections::HashMap,
@@ -44,6 +46,19 @@ const MAX_RECORDED_TOKENS: usize = 64;
 
 /// Most shapes of steps that are remembered, with their recordings. A server meets more; those that were not met for longest go.
 const MAX_SHAPES: usize = 128;
+
+/// Buffers that a step writes less to are not page-locked: the call takes longer than such a copy through the driver's own
+/// buffers. A guess to be measured.
+#[cfg(target_os = "linux")]
+const LOCKED_BYTES: usize = 64 << 10;
+
+/// Device memory that recordings may take. The driver tells nobody how much one takes before it is made, so none is made while
+/// less than half of this is free: such steps are launched kernel by kernel.
+const RECORDINGS: u64 = 64 << 20;
+
+/// What a driver rounds allocations up to, and how many a model makes: weights, cache, activations, states, embeddings, inputs,
+/// chosen tokens, tables of RoPE, and the stream's own.
+const ALLOCATIONS: u64 = 9 * (2 << 20);
 
 /// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_TOKENS: usize = 65_535;
@@ -88,7 +103,16 @@ impl Cuda {
         let cache = crate::hub::cache_dir().ok().map(|folder| folder.join("kernels"));
         let sources = KernelSources { folder, cache };
         let kernels = Arc::new(Kernels::load(&device, &sources)?);
+        // What a driver takes for a process is there when the first kernel has run, and not counted as free afterwards.
+        kernels.run_one(&Stream::new(&device)?)?;
         Ok(Self { device, kernels })
+    }
+
+    /// Bytes of free memory that a model must leave: for the code of kernels, which a driver may load when they are first used
+    /// (CUDA C++ Programming Guide, "Lazy Loading"), for recordings, and for the rounding of allocations. Kernels have no
+    /// stacks that could grow: `kernels-cuda/check.py` refuses spills.
+    pub fn reserve(&self) -> u64 {
+        self.kernels.code_bytes() + RECORDINGS + ALLOCATIONS
     }
 
     /// What the device is.
@@ -145,12 +169,32 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
     Ok(plan)
 }
 
-/// What a plan takes of a device's memory beside the weights.
+/// What a plan takes beside the weights, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    /// Of the device.
+    pub(super) cache: u64,
+    /// Of the device.
+    pub(super) activations: u64,
+    /// Of the host.
+    pub(super) page_locked: u64,
+}
+
 pub(super) fn memory(plan: &Plan, info: &DeviceInfo) -> Memory {
-    let mut memory = Program::memory(plan, info.multiprocessors as usize);
-    let inputs = BatchInputs::room(plan.options.max_tokens, plan.options.max_outputs, most_pages(&plan.options));
-    memory.activations = memory.activations.saturating_add(inputs as u64);
-    memory
+    let PlanOptions { max_tokens, max_outputs, .. } = plan.options;
+    let (cache, activations) = Program::memory(plan, info.multiprocessors as usize);
+    let inputs = BatchInputs::room(max_tokens, max_outputs, most_pages(&plan.options));
+    let floats = |rows: usize, width: usize| rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+    let logits = floats(max_outputs, plan.buffer(plan.output).width);
+    let head = plan.inputs.first().map_or(0, |input| floats(max_tokens, plan.buffer(*input).width));
+    // What stages the weights is given back before the rest is taken.
+    let chosen = max_outputs.saturating_mul(size_of::<u32>());
+    let page_locked = [logits, head, chosen].into_iter().fold(inputs, usize::saturating_add).max(Uploader::ROOM);
+    Memory {
+        cache,
+        activations: activations.saturating_add(inputs.saturating_add(chosen) as u64),
+        page_locked: page_locked as u64,
+    }
 }
 
 /// Pages that the sequences of a batch can list together: prefixes may be shared, so this is more than the cache has.
@@ -182,6 +226,9 @@ pub struct CudaModel {
     program: Program,
     inputs: BatchInputs,
     logits: ReadbackBuffer<f32>,
+    /// Tokens that were chosen on the device.
+    chosen: Span,
+    tokens: ReadbackBuffer<u32>,
     cuda: Cuda,
     stream: Stream,
     limits: Limits,
@@ -229,6 +276,8 @@ impl CudaModel {
             steps: 0,
             inputs: BatchInputs::new(device, max_tokens, max_outputs, most_pages(&options), pages)?,
             logits: ReadbackBuffer::new(device, "logits", max_outputs.saturating_mul(vocab))?,
+            chosen: Span::new(device, "chosen tokens", max_outputs.saturating_mul(size_of::<u32>()))?,
+            tokens: ReadbackBuffer::new(device, "chosen tokens", max_outputs)?,
             stream: Stream::new(device)?,
             limits: Limits { max_tokens, max_outputs, pages, context, vocab },
             batches: BatchLimits { max_tokens, max_outputs, vocabulary: vocabulary(graph), pages: cached },
@@ -257,7 +306,8 @@ impl CudaModel {
         let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
         let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
         self.steps += 1;
-        let Self { program, cuda: Cuda { kernels, .. }, stream, inputs, shapes, .. } = self;
+        let Self { program, cuda, stream, inputs, shapes, .. } = self;
+        let kernels = &cuda.kernels;
         // Tokens of a prompt are attended to in tiles, which a recording could not know of. Steps that only decode come again
         // and again; others are of many shapes.
         let decodes = shape.tokens == shape.outputs && batch.sequences.iter().all(|sequence| sequence.len == 1);
@@ -268,6 +318,10 @@ impl CudaModel {
             Some(Met { last, recording: Some(recording) }) => {
                 *last = self.steps;
                 Ok(recording.launch()?)
+            }
+            Some(met) if cuda.free_memory()? < RECORDINGS / 2 => {
+                met.last = self.steps;
+                Ok(program.launch(kernels, stream, inputs, shape, false)?)
             }
             Some(met) => {
                 let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
@@ -287,6 +341,17 @@ impl CudaModel {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Locks the pages of buffers that other processes share with this one, if that is worth it. They stay locked until they
+    /// are unmapped, so it is paid for once.
+    #[cfg(target_os = "linux")]
+    fn lock_pages(&self, copies: &[(Span, &External)]) {
+        let bytes: usize = copies.iter().map(|(_, row)| row.len() * size_of::<f32>()).sum();
+        if bytes >= LOCKED_BYTES {
+            let shared = copies.iter().filter_map(|(_, row)| row.owner().downcast_ref::<crate::sys::memfd::Shared>());
+            shared.for_each(|shared| shared.lock_pages(&self.cuda.device));
         }
     }
 
@@ -369,7 +434,8 @@ impl Executable for CudaModel {
             ))));
         }
         self.start(batch, given(outside.normalized))?;
-        // Each row goes from the device to where it is wanted; the first copy waits for the step.
+        // Each row goes from the device to where it is wanted, and all of them are awaited together.
+        let mut copies = Vec::new();
         let rows =
             [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
         for (rows, from) in rows {
@@ -377,11 +443,30 @@ impl Executable for CudaModel {
             let bytes = from.width() * size_of::<f32>();
             for (index, row) in rows.iter().enumerate() {
                 if let Some(row) = row {
-                    from.span().part(index * bytes, bytes)?.download_to(row)?;
+                    copies.push((from.span().part(index * bytes, bytes)?, row));
                 }
             }
         }
-        self.finish(outputs)
+        #[cfg(target_os = "linux")]
+        self.lock_pages(&copies);
+        self.stream.download(&copies)?;
+        // What a caller has is not fetched again.
+        let own =
+            if outside.output.len() >= outputs && outside.output.iter().all(Option::is_some) { 0 } else { outputs };
+        self.finish(own)?;
+        Ok(&self.logits.values()?[..outputs * vocab])
+    }
+
+    fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
+        let rows = batch.outputs.len();
+        if rows == 0 {
+            return None;
+        }
+        let started = self.start(batch, false).and_then(|()| {
+            self.cuda.kernels.argmax(&self.stream, &self.program.output, &self.chosen, rows)?;
+            Ok(self.tokens.fetch(&self.stream, &self.chosen, rows)?)
+        });
+        Some(started.and_then(|()| Ok(&self.tokens.values()?[..rows])))
     }
 
     fn embedding_width(&self) -> Option<usize> {

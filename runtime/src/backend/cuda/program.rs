@@ -10,7 +10,10 @@ use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
-    ops::{BatchInputs, HEAD_DIMS, LayerCache, MAX_GROUP, MAX_MATRICES, Operation, Rotation, Split, Targets},
+    ops::{
+        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, Targets,
+        has_attention,
+    },
     weights,
 };
 use std::sync::Arc;
@@ -181,21 +184,14 @@ pub(super) struct Program {
     pub(super) normalized: Option<Floats>,
 }
 
-/// Device memory of a program, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Memory {
-    pub(in super::super) cache: u64,
-    pub(in super::super) activations: u64,
-}
-
 impl Program {
-    /// What a plan takes beside its weights.
-    pub(super) fn memory(plan: &Plan, multiprocessors: usize) -> Memory {
+    /// Bytes of cache and activations that a plan takes.
+    pub(super) fn memory(plan: &Plan, multiprocessors: usize) -> (u64, u64) {
         let cache = plan.kv.map_or(0, |kv| {
             (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
         });
         let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
-        Memory { cache, activations: (plan.arena_bytes as u64).saturating_add(states as u64) }
+        (cache, (plan.arena_bytes as u64).saturating_add(states as u64))
     }
 
     /// Whether there are kernels for a plan's attentions.
@@ -205,9 +201,10 @@ impl Program {
     pub(super) fn check(plan: &Plan) -> Result<(), DeviceError> {
         let Some(kv) = plan.kv else { return Ok(()) };
         let fail = |reason: String| Err(DeviceError::Invalid(reason));
-        if !HEAD_DIMS.contains(&kv.head_dim) {
+        if !has_attention(kv.kv_type, kv.head_dim) {
             return fail(format!(
-                "there is no CUDA kernel for attention with heads of {} values, only of {HEAD_DIMS:?}; use --device cpu",
+                "there is no CUDA kernel for attention with heads of {} values, only of multiples of 8 up to {MAX_HEAD_DIM}; \
+                 use --device cpu",
                 kv.head_dim
             ));
         }

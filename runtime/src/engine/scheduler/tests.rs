@@ -6,6 +6,7 @@ use rustai_abi::PAGE_TOKENS;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 /// What a test sees of one sequence.
@@ -43,13 +44,28 @@ impl Driver for Greedy {
         if self.count == 0 {
             return None;
         }
-        self.seen.tokens.borrow_mut().push(greedy(logits));
-        self.count -= 1;
-        (self.count > 0).then(|| greedy(logits))
+        self.take(greedy(logits))
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.rows == Rows::Last && self.count > 0
+    }
+
+    fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
+        self.seen.positions.borrow_mut().push(position);
+        self.take(token)
     }
 
     fn finish(self, end: End) {
         assert!(self.seen.end.replace(Some(end)).is_none(), "a sequence leaves once");
+    }
+}
+
+impl Greedy {
+    fn take(&mut self, token: u32) -> Option<u32> {
+        self.seen.tokens.borrow_mut().push(token);
+        self.count -= 1;
+        (self.count > 0).then_some(token)
     }
 }
 
@@ -121,6 +137,31 @@ fn scoring_sees_every_row_in_order_between_decoding_sequences() {
     assert_eq!(*scored.tokens.borrow(), rows);
     assert_eq!(*scored.positions.borrow(), (0..text.len()).collect::<Vec<_>>());
     assert_eq!(*decoding.tokens.borrow(), expected(&prompt(5, 1), 40));
+}
+
+#[test]
+fn a_model_chooses_tokens_where_nobody_wants_logits() {
+    let mut model = FakeModel::new(16, 4, 16);
+    let chose = Arc::<AtomicUsize>::default();
+    model.chose = Some(chose.clone());
+    let steps = model.steps.clone();
+    let mut scheduler = Scheduler::new(model.limits());
+    let first = submit(&mut scheduler, &prompt(5, 1), 40, Rows::Last);
+    let second = submit(&mut scheduler, &prompt(40, 2), 30, Rows::Last);
+    (0..10).for_each(|_| scheduler.step(&mut model).unwrap());
+    assert_eq!(chose.load(Ordering::Relaxed), 10);
+    // Two steps of scoring want logits of all who are part of them.
+    let scored = submit(&mut scheduler, &prompt(4, 3), 0, Rows::All);
+    run_out(&mut scheduler, &mut model);
+    assert_eq!(chose.load(Ordering::Relaxed), steps.lock().unwrap().len() - 2);
+    assert_eq!(scored.tokens.borrow().len(), 4);
+    assert_eq!(*first.tokens.borrow(), expected(&prompt(5, 1), 40));
+    assert_eq!(*first.positions.borrow(), (4..44).collect::<Vec<_>>());
+    assert_eq!(*second.tokens.borrow(), expected(&prompt(40, 2), 30));
+
+    let refused = submit(&mut scheduler, &[REFUSED], 2, Rows::Last);
+    run_out(&mut scheduler, &mut model);
+    assert!(matches!(*refused.end.borrow(), Some(End::Failed(_))));
 }
 
 #[test]
