@@ -279,7 +279,6 @@ impl Executor {
             arena: arena.as_ptr(),
             cache: cache.as_ptr(),
             layout,
-            threads: team.threads(),
             ropes,
             rope_of_call,
             counters,

@@ -94,14 +94,11 @@ enum Storage {
     Packed { region: Region, layout: Layout, kernel: TileKernel },
 }
 
-/// Groups of a strip, at most.
-const STRIP: usize = 8;
+/// Tiles of a strip, at most.
+const STRIP: usize = 4;
 
-/// Bytes of packed weights of a strip, at most, but for two groups.
+/// Bytes of packed weights of a strip, at most, but for one tile.
 const STRIP_BYTES: usize = 320 << 10;
-
-/// Strips for each thread, at least.
-const STRIPS_PER_THREAD: usize = 8;
 
 /// Tokens for which strips do not pay.
 const FEW: usize = 8;
@@ -230,22 +227,20 @@ impl Matrix {
         Some(if fast { isa.name() } else { Isa::Reference.name() })
     }
 
-    /// Groups of rows.
-    pub(crate) fn groups(&self) -> usize {
-        self.rows.div_ceil(GROUP)
+    /// Tiles of `TILE_ROWS` rows.
+    pub(crate) fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// Groups that one of `threads` threads best multiplies with `tokens` activation rows before it takes others: more than
-    /// a tile of two where the kernel takes so many, so that what it reads and prepares of the activations serves them all. Their weights
-    /// stay in the second-level cache, and there are tasks enough for threads to end together.
-    pub(crate) fn strip(&self, tokens: usize, threads: usize) -> usize {
+    /// Tiles that are best multiplied with `tokens` activation rows in one call of [`multiply`](Self::multiply): more than one
+    /// where the kernel takes many groups, so that what it reads and prepares of the activations serves them all. Their weights
+    /// stay in the second-level cache.
+    pub(crate) fn strip(&self, tokens: usize) -> usize {
         match &self.storage {
             Storage::Packed { layout, .. } if self.takes_strips() && tokens > FEW => {
-                let fitting = STRIP_BYTES / layout.group_bytes(self.cols);
-                let shared = self.groups() / (threads * STRIPS_PER_THREAD);
-                fitting.min(shared).clamp(2, STRIP) / 2 * 2
+                (STRIP_BYTES / (2 * layout.group_bytes(self.cols))).clamp(1, STRIP)
             }
-            _ => 2,
+            _ => 1,
         }
     }
 
@@ -273,7 +268,7 @@ impl Matrix {
     /// The matrix has the groups, `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, and `out` and
     /// `scratch` are valid and this thread's alone.
     pub(crate) unsafe fn multiply(&self, groups: Range<usize>, x: ActRows, out: *mut f32, scratch: TileScratch) {
-        let most = if self.takes_strips() { groups.len() } else { 2 };
+        let most = if self.takes_strips() { groups.len() } else { TILE_ROWS / GROUP };
         for first in groups.clone().step_by(most) {
             let tile = first..groups.end.min(first + most);
             // SAFETY: promised by the caller; the tile has its own columns of `out`.

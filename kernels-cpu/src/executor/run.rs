@@ -26,6 +26,7 @@ use crate::{
     ops::Ops,
     pack::GROUP,
     team::Lockstep,
+    tile::TILE_ROWS,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
 use std::{ops::Range, sync::atomic::AtomicUsize};
@@ -52,7 +53,6 @@ pub(super) struct Step<'a> {
     pub(super) arena: *mut u8,
     pub(super) cache: *mut u8,
     pub(super) layout: &'a Scratch,
-    pub(super) threads: usize,
     pub(super) ropes: &'a [RopeTable],
     pub(super) rope_of_call: &'a [Option<usize>],
     pub(super) counters: &'a [AtomicUsize],
@@ -86,9 +86,10 @@ impl Step<'_> {
             let call = &self.program.calls[index];
             let tasks = self.tasks(call);
             while let Some(run) = lockstep.next(&counters[index], tasks) {
-                for task in run {
+                let mut tasks = run;
+                while !tasks.is_empty() {
                     // SAFETY: see the head of the file.
-                    unsafe { self.task(index, call, task, scratch) };
+                    tasks.start += unsafe { self.task(index, call, tasks.clone(), scratch) };
                 }
             }
             lockstep.barrier();
@@ -110,12 +111,11 @@ impl Step<'_> {
             Call::RmsNorm { x, .. } | Call::Quantize { x, .. } => rows(x),
             Call::MatMul { projections, .. } => {
                 let some = projections.first().is_some_and(|projection| rows(&projection.out) > 0);
-                let strips = |projection: &Projection| self.strips(&projection.weight, projection.out.rows);
-                if some { projections.iter().map(strips).sum() } else { 0 }
+                if some { projections.iter().map(|projection| projection.weight.tiles()).sum() } else { 0 }
             }
             Call::GatedMatMul { gate, out, .. } => {
                 if rows(out) > 0 {
-                    self.strips(gate, out.rows)
+                    gate.tiles()
                 } else {
                     0
                 }
@@ -127,9 +127,12 @@ impl Step<'_> {
         }
     }
 
+    /// Does the first of some tasks, and perhaps more of them with it; returns how many.
+    ///
     /// # Safety
-    /// See the head of the file; the task was claimed by this thread.
-    unsafe fn task(&self, index: usize, call: &Call, task: usize, scratch: *mut u8) {
+    /// See the head of the file; the tasks were claimed by this thread.
+    unsafe fn task(&self, index: usize, call: &Call, tasks: Range<usize>, scratch: *mut u8) -> usize {
+        let task = tasks.start;
         // SAFETY: see the head of the file. Each arm touches the rows, columns or heads of its own task.
         unsafe {
             match call {
@@ -161,19 +164,19 @@ impl Step<'_> {
                 },
                 Call::Quantize { x, out } => self.quantize(self.row(*x, task), *out, task, scratch),
                 Call::MatMul { x, projections } => {
-                    let mut strip = task;
+                    let mut tile = task;
                     for projection in projections {
-                        let strips = self.strips(&projection.weight, projection.out.rows);
-                        if strip < strips {
-                            self.project(index, *x, projection, strip, scratch);
-                            return;
+                        if tile < projection.weight.tiles() {
+                            let strip = self.strip(&projection.weight, projection.out.rows, tile, tasks.len());
+                            self.project(index, *x, projection, &strip, scratch);
+                            return strip.tiles;
                         }
-                        strip -= strips;
+                        tile -= projection.weight.tiles();
                     }
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     let (gated, linear) = (self.result(scratch, 0), self.result(scratch, 1));
-                    let strip = self.strip(gate, out.rows, task);
+                    let strip = self.strip(gate, out.rows, task, tasks.len());
                     for rows in self.chunks(&strip, *x, out.rows) {
                         self.tile(gate, &strip, *x, rows.clone(), gated, scratch);
                         self.tile(up, &strip, *x, rows.clone(), linear, scratch);
@@ -183,10 +186,11 @@ impl Step<'_> {
                             (self.ops.swiglu)(
                                 at(gated),
                                 at(linear),
-                                self.columns_mut(*out, t, strip.first(), strip.count),
+                                self.columns_mut(*out, t, strip.first, strip.count),
                             );
                         }
                     }
+                    return strip.tiles;
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
@@ -245,6 +249,7 @@ impl Step<'_> {
                 }
             }
         }
+        1
     }
 
     /// A task of attention, or the part of it that `piece` names.
@@ -273,16 +278,12 @@ impl Step<'_> {
         }
     }
 
-    /// Strips that a matrix is cut into for all rows.
-    fn strips(&self, weight: &Matrix, rows: Rows) -> usize {
-        weight.groups().div_ceil(weight.strip(self.row_count(rows), self.threads))
-    }
-
-    /// Strip `index` of a matrix.
-    fn strip(&self, weight: &Matrix, rows: Rows, index: usize) -> Strip {
-        let len = weight.strip(self.row_count(rows), self.threads);
-        let groups = index * len..weight.groups().min((index + 1) * len);
-        Strip { count: weight.rows().min(groups.end * GROUP) - groups.start * GROUP, groups }
+    /// The rows of a matrix from tile `tile` on that are multiplied together, if `most` tiles are there to do.
+    fn strip(&self, weight: &Matrix, rows: Rows, tile: usize, most: usize) -> Strip {
+        let tiles = weight.strip(self.row_count(rows)).min(most).min(weight.tiles() - tile);
+        let first = tile * TILE_ROWS;
+        let count = (tiles * TILE_ROWS).min(weight.rows() - first);
+        Strip { tiles, first, count }
     }
 
     /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch.
@@ -292,19 +293,18 @@ impl Step<'_> {
         (0..rows).step_by(chunk).map(move |first| first..rows.min(first + chunk))
     }
 
-    /// Strip `strip` of one projection, for all rows.
+    /// A strip of one projection, for all rows.
     ///
     /// # Safety
     /// See the head of the file.
-    unsafe fn project(&self, index: usize, x: Act, projection: &Projection, strip: usize, scratch: *mut u8) {
+    unsafe fn project(&self, index: usize, x: Act, projection: &Projection, strip: &Strip, scratch: *mut u8) {
         // SAFETY: the columns of the strip are this task's own.
         unsafe {
             let result = self.result(scratch, 0);
-            let strip = self.strip(&projection.weight, projection.out.rows, strip);
-            let (first, count) = (strip.first(), strip.count);
+            let (first, count) = (strip.first, strip.count);
             let outside = self.output(index, projection.out);
-            for rows in self.chunks(&strip, x, projection.out.rows) {
-                self.tile(&projection.weight, &strip, x, rows.clone(), result, scratch);
+            for rows in self.chunks(strip, x, projection.out.rows) {
+                self.tile(&projection.weight, strip, x, rows.clone(), result, scratch);
                 for (i, t) in rows.enumerate() {
                     let result = std::slice::from_raw_parts_mut(result.add(i * strip.width()), count);
                     if let Some(bias) = &projection.bias {
@@ -355,7 +355,7 @@ impl Step<'_> {
                 panel: scratch.add(self.layout.panel),
                 dequantized: scratch.add(self.layout.dequantized).cast(),
             };
-            weight.multiply(strip.groups.clone(), x, result, scratch);
+            weight.multiply(strip.groups(), x, result, scratch);
             if planes == 2 {
                 // Products of the two planes of each row become one, a group after the other.
                 let width = strip.width();
@@ -502,22 +502,21 @@ impl Step<'_> {
     }
 }
 
-/// Rows of a matrix that one task multiplies.
+/// Rows of a matrix that are multiplied together.
 struct Strip {
-    groups: Range<usize>,
-    /// Rows that there are; the last group may have fewer than a whole one.
+    tiles: usize,
+    first: usize,
     count: usize,
 }
 
 impl Strip {
-    /// The first row.
-    fn first(&self) -> usize {
-        self.groups.start * GROUP
+    fn groups(&self) -> Range<usize> {
+        self.first / GROUP..(self.first + self.count).div_ceil(GROUP)
     }
 
     /// Values of the strip's results with one activation row.
     fn width(&self) -> usize {
-        self.groups.len() * GROUP
+        self.groups().len() * GROUP
     }
 }
 
