@@ -8,6 +8,7 @@ runtime/cli/src/commands/bench/queue.rs (`rustai bench queue`) and scripts/peers
     scripts/compare_queue.py                             builds what it needs, writes tests/results/queue
     scripts/compare_queue.py --before "chrt -f 3"        measured processes go before all others
     scripts/compare_queue.py --model default             also what a token through the queue costs
+    scripts/compare_queue.py --ours                      only the queue and the sockets; peers stay as they were measured
 
 Writes results.json, README.md and tensors.svg. This is a measurement, not a test; run it on a quiet machine.
 """
@@ -47,9 +48,9 @@ COLORS = {
 OURS = {"tensor through the queue": "queue", "tensor copied by a socket": "socket"}
 
 
-def build():
+def build(ours):
     say("building rustai and the peers (some minutes the first time)")
-    for folder, target in [(ROOT, ROOT / "target"), (PROGRAMS / "queue", PEERS / "queue")]:
+    for folder, target in [(ROOT, ROOT / "target"), (PROGRAMS / "queue", PEERS / "queue")][: 1 if ours else None]:
         environment = dict(os.environ, CARGO_TARGET_DIR=str(target))
         subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], check=True, cwd=folder, env=environment)
 
@@ -70,7 +71,7 @@ def measure(args):
             tensors[OURS[row["what"]], row["bytes"]] = row
         else:
             small[row["what"]] = row
-    for peer, trips in TRIPS.items():
+    for peer, trips in {} if args.ours else TRIPS.items():
         for size, count in zip(SIZES, trips):
             count = max(3, count // 20) if args.quick else count
             tensors[peer, size] = ask(args.before, PEERS / "queue/release/queue-peers", peer, size, count)
@@ -119,6 +120,11 @@ def table(results):
         "| | p50 | p99 | over the sleeping socket (p50) | jobs/s |",
         "|---|---:|---:|---:|---:|",
     ]
+    if peers := results.get("peers"):
+        lines[3:3] = [
+            f"The figures of {'; '.join(NAMES[way] for way in TRIPS)} are those of {peers['date']}, when the unix socket's 64 bytes "
+            f"took {time(peers['socket_ns'])}."
+        ]
     base = results["small"]["unix socket, 64 bytes"]["p50_ns"]
     for name, row in results["small"].items():
         rate = f"{row['jobs_per_second']:,.0f}" if "jobs_per_second" in row else ""
@@ -214,12 +220,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured [5]")
     parser.add_argument("--before", type=shlex.split, default=[], help='words before each command, such as "chrt -f 3"')
     parser.add_argument("--model", help="a model, such as default: also measures tokens through the queue")
+    parser.add_argument("--ours", action="store_true", help="measures no peers, and takes their figures from --out")
     parser.add_argument("--quick", action="store_true", help="fewer trips: a first impression")
     parser.add_argument("--no-build", action="store_true", help="measures what was built before")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/results/queue", help="folder for what is written")
     args = parser.parse_args()
     if not args.no_build:
-        build()
+        build(args.ours)
     rounds = []
     for number in range(args.rounds):
         say(f"round {number + 1} of {args.rounds}")
@@ -239,6 +246,11 @@ def main():
         fields = ("step_ns", "engine_ns", "queue_ns", "queue_adds_ns", "server_cpu_ns")
         times = {field: statistics.median(report[field] for report in tokens) for field in fields if field in tokens[0]}
         results["tokens"] = {**tokens[0], **times}
+    if args.ours:
+        before = json.loads((args.out / "results.json").read_text())
+        socket_ns = before["small"]["unix socket, 64 bytes"]["p50_ns"]
+        results["peers"] = before.get("peers", {"date": before["date"], "socket_ns": socket_ns})
+        results["tensors"] |= {way: row for way, row in before["tensors"].items() if way.split()[0] in TRIPS}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "tensors.svg").write_text(picture(results))

@@ -37,7 +37,8 @@ inside() {
         mount --rbind /dev "$root/dev"
         mount -t proc proc "$root/proc"
         mount --bind "$vm" "$root/vm"
-        mount --rbind "$repo" "$root/src"
+        mount --bind "$repo" "$root/src"
+        mount -o remount,bind,ro "$root/src"
         exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb JOBS="$JOBS" \
             chroot "$root" "$@"
     ' sh "$ROOT" "$VM" "$REPO" "$@"

@@ -4,87 +4,40 @@
 //! `cargo bench -p rustai-cli --bench queue` (two minutes) writes `target/criterion/report/index.html`. `rustai bench queue`
 //! measures single calls, with p50 and p99, and more ways to wait.
 
+#[path = "../src/commands/bench/peer.rs"]
+mod peer;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use peer::{BATCH, Peer, SIZES, SPIN, ping};
 use rustai::queue::{Choice, Client, ClientOptions, Job};
-use std::{
-    ffi::OsStr,
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
-const SIZES: [usize; 3] = [4 << 10, 1 << 20, 64 << 20];
-const BATCH: usize = 256;
-
-/// The program as another process, until it is dropped.
-struct Peer {
-    child: Child,
-    socket: PathBuf,
-    _folder: tempfile::TempDir,
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_rustai"))
 }
 
-impl Peer {
-    /// Starts the program with `words` and the socket's path; it says a line when it listens.
-    fn start(words: &[&str], prefix: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the socket");
-        let socket = folder.path().join("socket");
-        let mut last = OsStr::new(prefix).to_owned();
-        last.push(&socket);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rustai"))
-            .args(words)
-            .arg(last)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        assert!(!line.is_empty(), "the program ended before it listened");
-        Self { child, socket, _folder: folder }
-    }
-
-    /// A server without a model that looks for requests `spin` before it sleeps.
-    fn server(spin: &str) -> Self {
-        Self::start(&["serve", "--no-model", "--spin", spin, "--queue"], "socket:")
-    }
-
-    /// A process that sends back what a plain socket brings.
-    fn echo() -> Self {
-        Self::start(&["bench", "queue", "--peer"], "")
-    }
-
-    fn client(&self) -> Client {
-        let transport = Choice::Socket(self.socket.clone()).open().expect("the server listens");
-        Client::over(transport, ClientOptions::default()).expect("a client")
-    }
+/// A process that sends back what a plain socket brings, and the socket.
+fn echo(folder: &Path) -> (Peer, UnixStream) {
+    let peer = Peer::echo(program(), folder.join("echo"), false).expect("the program starts");
+    let socket = UnixStream::connect(&peer.path).expect("it listens");
+    (peer, socket)
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // One that ended by itself needs no ending.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Sends a message, which starts with its length, and reads its echo.
-fn ping(socket: &mut UnixStream, message: &mut [u8]) {
-    let len = (message.len() as u64).to_ne_bytes();
-    message[..len.len()].copy_from_slice(&len);
-    socket.write_all(message).expect("the other side reads");
-    socket.read_exact(message).expect("the other side answers");
+/// A server, and its client.
+fn server(folder: &Path) -> (Peer, Client) {
+    let peer = Peer::server(program(), folder.join("server"), SPIN).expect("the program starts");
+    let transport = Choice::Socket(peer.path.clone()).open().expect("it listens");
+    (peer, Client::over(transport, ClientOptions::default()).expect("a client"))
 }
 
 fn round_trips(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("round trip");
-    let echo = Peer::echo();
-    let mut socket = UnixStream::connect(&echo.socket).expect("the peer listens");
-    group.bench_function("unix socket, 64 bytes", |bencher| bencher.iter(|| ping(&mut socket, &mut [7; 64])));
-    let server = Peer::server("50");
-    let client = server.client();
+    let folder = tempfile::tempdir().expect("a folder for sockets");
+    let (_echo, mut socket) = echo(folder.path());
+    group.bench_function("unix socket, 64 bytes", |bencher| {
+        bencher.iter(|| ping(&mut socket, &mut [7; 64]).expect("an echo"));
+    });
+    let (_server, client) = server(folder.path());
     group.bench_function("NOP, one call", |bencher| bencher.iter(|| client.call(&Job::nop()).expect("a completion")));
     group.bench_function("NOP, submitted and waited for", |bencher| {
         bencher.iter(|| client.run(&Job::nop()).expect("a completion"));
@@ -103,9 +56,9 @@ fn round_trips(criterion: &mut Criterion) {
 fn tensors(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("tensor");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
-    let (echo, server) = (Peer::echo(), Peer::server("50"));
-    let mut socket = UnixStream::connect(&echo.socket).expect("the peer listens");
-    let client = server.client();
+    let folder = tempfile::tempdir().expect("a folder for sockets");
+    let (_echo, mut socket) = echo(folder.path());
+    let (_server, client) = server(folder.path());
     for size in SIZES {
         let (from, to) = (client.buffer(size).expect("memory"), client.buffer(size).expect("memory"));
         let from = from.tensor::<u8>(0, &[size]).expect("it fits");
@@ -123,7 +76,7 @@ fn tensors(criterion: &mut Criterion) {
         });
         let mut message = vec![1; size];
         group.bench_function(BenchmarkId::new("copied by a socket", size), |bencher| {
-            bencher.iter(|| ping(&mut socket, &mut message));
+            bencher.iter(|| ping(&mut socket, &mut message).expect("an echo"));
         });
     }
 }

@@ -6,7 +6,7 @@
 use super::{
     QueueError,
     broker::{Answer, Broker, Member, With},
-    lane::{Lane, Spin},
+    lane::{Lane, Other, Spin},
     message::{self, Jobs},
 };
 use crate::sys::socket;
@@ -278,8 +278,7 @@ impl Listening {
             let answer = if outcome.is_ok() { &*bytes } else { &[] };
             let ring = outcome.as_ref().ok().and_then(|answer| answer.ring.as_ref());
             // The client looks into a lane only after it knows that there is one.
-            let to_lane = ring.is_none() && number != message::LANE;
-            inbox.send(&head, answer, ring, to_lane)?;
+            inbox.send(&head, answer, ring, number != message::LANE)?;
         }
     }
 
@@ -316,53 +315,83 @@ impl Inbox<'_> {
 
     /// The next message, by either way; of length 0 at the end of the connection.
     fn receive(&mut self, into: &mut [u8]) -> io::Result<socket::Received> {
-        let began = Instant::now();
-        let Self { connection, lane, spin } = self;
-        let has_lane = lane.is_some();
-        let found = spin.until(began, has_lane, |socket_too| {
-            if let Some(len) = lane.as_mut().and_then(|lane| lane.take(into)) {
-                return Some(Ok(socket::Received { len, fd: None, truncated: false }));
-            }
-            if !socket_too {
-                return None;
-            }
-            match socket::receive(*connection, into, false) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                other => Some(other),
-            }
-        });
-        if let Some(found) = found {
+        let (began, spin) = (Instant::now(), self.spin);
+        let has_lane = self.lane.is_some();
+        if let Some(found) = spin.until(began, has_lane, |socket_too| self.look(into, socket_too)) {
             return found;
         }
-        if let Some(lane) = lane
-            && !lane.fall_asleep()
-        {
-            lane.awake();
-            let len = lane.take(into).unwrap_or(0);
-            return Ok(socket::Received { len, fd: None, truncated: false });
-        }
-        let received = socket::receive(*connection, into, true);
-        if let Some(lane) = lane {
-            lane.awake();
-        }
-        spin.learn(began.elapsed());
+        let received = match &self.lane {
+            // What came and is not there any more is a client's that breaks the rules.
+            Some(lane) if lane.nap() || !lane.fall_asleep() => {
+                lane.awake();
+                self.look(into, false).unwrap_or_else(|| Ok(socket::Received { len: 0, fd: None, truncated: false }))
+            }
+            _ => {
+                let received = self.receive_by_socket(into, true);
+                if let Some(lane) = &self.lane {
+                    lane.awake();
+                }
+                received
+            }
+        };
+        self.spin.learn(began.elapsed());
         received
     }
 
-    /// Answers: with `to_lane`, by the lane if the client is awake, else by the socket.
-    fn send(&mut self, head: &[u8], answer: &[u8], ring: Option<&OwnedFd>, to_lane: bool) -> io::Result<()> {
-        if let Some(lane) = &mut self.lane
-            && to_lane
-            && !lane.other_sleeps()
-            && let Some(sleeps) = lane.post(&[head, answer])
-        {
-            return match sleeps {
-                true => socket::send(self.connection, &[IoSlice::new(&message::reply(message::LOOK, Ok(0)))], None),
-                false => Ok(()),
-            };
+    /// The message that has come: to the lane, or with `socket_too` to the socket.
+    fn look(&mut self, into: &mut [u8], socket_too: bool) -> Option<io::Result<socket::Received>> {
+        if let Some(len) = self.lane.as_mut().and_then(|lane| lane.take(into)) {
+            if !is_look(&into[..len]) {
+                return Some(Ok(socket::Received { len, fd: None, truncated: false }));
+            }
+            // The message is on the socket. What wakes those who sleep there may lie in front of it.
+            loop {
+                match self.receive_by_socket(into, true) {
+                    Ok(received) if is_look(&into[..received.len]) => {}
+                    other => return Some(other),
+                }
+            }
         }
-        socket::send(self.connection, &[IoSlice::new(head), IoSlice::new(answer)], ring.map(AsFd::as_fd))
+        if !socket_too {
+            return None;
+        }
+        match self.receive_by_socket(into, false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            other => Some(other),
+        }
     }
+
+    fn receive_by_socket(&mut self, into: &mut [u8], wait: bool) -> io::Result<socket::Received> {
+        let received = socket::receive(self.connection, into, wait)?;
+        if let Some(lane) = &mut self.lane
+            && !is_look(&into[..received.len])
+        {
+            lane.skip();
+        }
+        Ok(received)
+    }
+
+    /// Answers: with `to_lane`, by the lane unless the client sleeps on the socket, else by the socket.
+    fn send(&mut self, head: &[u8], answer: &[u8], ring: Option<&OwnedFd>, to_lane: bool) -> io::Result<()> {
+        let look = message::reply(message::LOOK, Ok(0));
+        let posted = match &mut self.lane {
+            Some(lane) if to_lane && lane.other() != Other::Sleeps => match ring {
+                None => lane.post(&[head, answer]),
+                // Tells one who does not look at the socket to do so.
+                Some(_) => lane.post(&[&look]).and(None),
+            },
+            _ => None,
+        };
+        match posted {
+            Some(Other::Looks | Other::Naps) => Ok(()),
+            Some(Other::Sleeps) => socket::send(self.connection, &[IoSlice::new(&look)], None),
+            None => socket::send(self.connection, &[IoSlice::new(head), IoSlice::new(answer)], ring.map(AsFd::as_fd)),
+        }
+    }
+}
+
+fn is_look(message: &[u8]) -> bool {
+    message::operation(message) == Some(message::LOOK)
 }
 
 /// Tells a client that there is no place for it, in answer to its first request; it has a second to make one. A connection that

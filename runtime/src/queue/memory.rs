@@ -8,6 +8,7 @@ use rustai_abi::queue::{Completion, RING_ENTRIES_OFFSET, RingHeader, Wire};
 use std::{
     mem::offset_of,
     sync::atomic::{Ordering, fence},
+    time::Duration,
 };
 
 /// Memory that another process may write at any time.
@@ -22,6 +23,10 @@ pub(super) trait Memory {
     fn write(&self, at: usize, bytes: &[u8]);
     /// Orders stores before it and loads behind it.
     fn fence(&self);
+    /// Sleeps until the word is [woken](Self::wake), at most for `time`; not at all if it holds another value than `value`.
+    fn wait(&self, at: usize, value: u32, time: Duration);
+    /// Wakes who sleeps on the word.
+    fn wake(&self, at: usize);
 }
 
 impl Memory for Shared {
@@ -43,6 +48,14 @@ impl Memory for Shared {
 
     fn fence(&self) {
         fence(Ordering::SeqCst);
+    }
+
+    fn wait(&self, at: usize, value: u32, time: Duration) {
+        Shared::wait(self, at, value, time);
+    }
+
+    fn wake(&self, at: usize) {
+        Shared::wake(self, at);
     }
 }
 
@@ -80,6 +93,7 @@ pub(super) mod model {
         Arc, Condvar, Mutex,
         atomic::{AtomicU32, Ordering, fence},
     };
+    use std::time::Duration;
 
     /// Words at the few addresses that are used, whose plain copies are relaxed: a copy that nothing orders may see anything
     /// that was ever written.
@@ -88,6 +102,10 @@ pub(super) mod model {
         words: Arc<Vec<(usize, AtomicU32)>>,
         /// Unset to see whether the model finds what is wrong without it.
         fences: bool,
+        /// Who waits for a word does so until it is woken; unset, its time is always over at once.
+        patient: bool,
+        /// Who sleeps, on whichever word: as the kernel, it compares the word under the lock that wakers take.
+        sleepers: Arc<(Mutex<()>, Condvar)>,
     }
 
     impl Words {
@@ -100,8 +118,17 @@ pub(super) mod model {
             Self { fences, ..self }
         }
 
+        pub(in crate::queue) fn with_patience(self, patient: bool) -> Self {
+            Self { patient, ..self }
+        }
+
         pub(in crate::queue) fn at(places: impl Iterator<Item = usize>) -> Self {
-            Self { words: Arc::new(places.map(|at| (at, AtomicU32::new(0))).collect()), fences: true }
+            Self {
+                words: Arc::new(places.map(|at| (at, AtomicU32::new(0))).collect()),
+                fences: true,
+                patient: true,
+                sleepers: Arc::new((Mutex::new(()), Condvar::new())),
+            }
         }
 
         fn word(&self, at: usize) -> &AtomicU32 {
@@ -138,6 +165,18 @@ pub(super) mod model {
             if self.fences {
                 fence(Ordering::SeqCst);
             }
+        }
+
+        fn wait(&self, at: usize, value: u32, _: Duration) {
+            let sleepers = self.sleepers.0.lock().unwrap();
+            if self.patient && self.load(at) == value {
+                drop(self.sleepers.1.wait(sleepers).unwrap());
+            }
+        }
+
+        fn wake(&self, _: usize) {
+            let _sleepers = self.sleepers.0.lock().unwrap();
+            self.sleepers.1.notify_all();
         }
     }
 

@@ -32,7 +32,7 @@
 //! | | device | socket | in-process |
 //! |---|---|---|---|
 //! | who decides about jobs | the kernel | the server's process | this process |
-//! | a job needs | one system call | a message each way: while both sides are awake, no system call | a function call |
+//! | a job needs | one system call | a message each way: while both sides are awake, no system call, else two on each side | a function call |
 //! | death of the server | jobs wait or fail, by policy | takes the queue along: all jobs fail with `EOWNERDEAD` | there is none |
 //! | payload copied | never | never | never |
 //!
@@ -62,13 +62,15 @@
 //! |---|---|---|
 //! | 0 | `u32`: messages so far, written last | who sends |
 //! | 4 | `u32`: bytes of the newest | who sends |
-//! | 64 | `u32`: 1 while it sleeps, or is about to | who receives |
+//! | 64 | `u32`: 1 while it sleeps on the socket, 2 while it naps, or is about to | who receives |
 //! | 128 | the newest message, as on the socket | who sends |
 //!
-//! Both ways stay open: a message may go by the socket at any time, as those with a descriptor must, and the answer comes by
-//! either. Whoever wants to sleep writes 1, has a full fence, looks at the number once more, and sleeps on the socket. Whoever has
-//! written a number has a full fence, and wakes one who sleeps by operation 0x81 on the socket (a head without a struct), which has
-//! no answer. A side spins while its waits end within about 50 microseconds, and sleeps otherwise.
+//! Both ways stay open, and an answer comes by either. Whoever has written a number has a full fence, and looks whether the other
+//! side naps or sleeps. Whoever wants to nap or to sleep says so, has a full fence, and looks at the number once more. Napping is
+//! `FUTEX_WAIT` on the number, for 10 milliseconds at most, and `FUTEX_WAKE` ends it. Then a side sleeps on the socket; what
+//! wakes it there is operation 0x81 (a head without a struct), which has no answer, or better the message itself. A message with
+//! a descriptor always goes by the socket; to one who does not sleep there, operation 0x81 in memory announces it. A side
+//! spins while its waits end within about 50 microseconds, and naps otherwise.
 //!
 //! # Who a client is
 //! A client is who the kernel says it is (`SO_PEERCRED`); it is gone when its last descriptor of the connection is closed. A

@@ -8,6 +8,7 @@ use rustai_kernels_cuda::{Device, PageLock};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, ftruncate, memfd_create},
     mm::{MapFlags, ProtFlags, mmap, munmap},
+    thread::futex,
 };
 use std::{
     io,
@@ -18,6 +19,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 /// A new memfd of `len` zero bytes, close-on-exec, with sealing allowed.
@@ -128,6 +130,20 @@ impl Shared {
     pub(crate) fn store(&self, at: usize, value: u32) {
         assert!(self.writable, "the mapping is read-only");
         self.word(at).store(value, Ordering::Release);
+    }
+
+    /// Sleeps for `time`, until [`wake`](Self::wake) is called on the word, in whichever process, or until a signal comes; not at all
+    /// if the word holds another value than `value`.
+    pub(crate) fn wait(&self, at: usize, value: u32, time: Duration) {
+        let Ok(time) = time.try_into() else { return };
+        // What woke it, or kept it from sleeping, the caller sees for itself.
+        let _ = futex::wait(self.word(at), futex::Flags::empty(), value, Some(&time));
+    }
+
+    /// Wakes one who sleeps on the word.
+    pub(crate) fn wake(&self, at: usize) {
+        // This fails only where there is no memory for the page, and then nobody sleeps there.
+        let _ = futex::wake(self.word(at), futex::Flags::empty(), 1);
     }
 
     fn check(&self, at: usize, len: usize) {

@@ -163,6 +163,38 @@ fn nonsense_in_memory_for_messages_ends_the_connection_and_nothing_else() {
     }
 }
 
+#[test]
+fn words_about_sleep_are_not_believed() {
+    use std::os::unix::fs::FileExt;
+    let rig = Rig::new(Kind::Socket).unwrap();
+    let _server = Server::start(rig.side.clone(), None, ServerOptions::default()).unwrap();
+    let good = Client::over(rig.transport(), ClientOptions::default()).unwrap();
+    let (socket, memory) = with_lane(&rig);
+    let write = |at: u64, words: &[u32]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        memory.write_all_at(&bytes, at).unwrap();
+    };
+    let look: Vec<u8> = [0x81u32, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // A message by the socket is announced that does not come yet; both sides are said to nap, to sleep, and to do neither.
+    for (count, says) in (1..).zip([0, 1, 2, 3, u32::MAX]) {
+        write(128, &[0x81, 0]);
+        write(4, &[8]);
+        write(64, &[says]);
+        write((176 << 10) + 64, &[says]);
+        write(0, &[count]);
+        send(&socket, &look, SendFlags::NOSIGNAL).unwrap();
+        assert_eq!(good.run(&Job::nop()).unwrap().result, 0);
+    }
+    // This client harmed itself, and nothing is left of it once it is gone; nor does the server wait for it at its end.
+    drop(socket);
+    rig.waits_for_clients(1);
+    let (_socket, _memory) = with_lane(&rig);
+    rig.audit();
+    let ends = Instant::now();
+    drop((good, rig));
+    assert!(ends.elapsed() < Duration::from_secs(4), "the server waits for a client");
+}
+
 /// Round trips' times, sorted, in nanoseconds.
 fn trips(client: &Client, count: usize) -> Vec<u64> {
     let mut times: Vec<u64> = (0..count)

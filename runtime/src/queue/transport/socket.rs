@@ -4,7 +4,7 @@ use super::{Extra, Fault, RingMap, Transport, in_process};
 use crate::{
     queue::{
         QueueError,
-        lane::{Lane, Spin},
+        lane::{Lane, Other, Spin},
         message,
     },
     sys::socket,
@@ -111,14 +111,19 @@ impl Socket {
             own.iter().for_each(|tensor| message::push(&mut state.out, tensor));
         }
         let head = message::request(number, bytes.len());
+        let look = message::request(message::LOOK, 0);
         let posted = match &mut state.lane {
-            Some(lane) if extra.fd.is_none() && !lane.other_sleeps() => lane.post(&[&head, bytes, &state.out]),
+            Some(lane) if lane.other() != Other::Sleeps => match extra.fd {
+                None => lane.post(&[&head, bytes, &state.out]),
+                // Tells one who does not look at the socket to do so.
+                Some(_) => lane.post(&[&look]).and(None),
+            },
             _ => None,
         };
-        state.expects = posted == Some(false);
+        state.expects = posted == Some(Other::Looks);
         match posted {
-            Some(false) => Ok(()),
-            Some(true) => self.send_parts(&[IoSlice::new(&message::request(message::LOOK, 0))], None),
+            Some(Other::Looks | Other::Naps) => Ok(()),
+            Some(Other::Sleeps) => self.send_parts(&[IoSlice::new(&look)], None),
             None => self.send_parts(&[IoSlice::new(&head), IoSlice::new(bytes), IoSlice::new(&state.out)], extra.fd),
         }
     }
@@ -144,11 +149,12 @@ impl Socket {
             }
         }
         loop {
-            if let Some(lane) = &mut state.lane
-                && !lane.fall_asleep()
+            if let Some(lane) = &state.lane
+                && (lane.nap() || !lane.fall_asleep())
             {
                 lane.awake();
-                return lane.take(&mut state.reply).ok_or(Fault::Protocol("an empty lane"));
+                state.spin.learn(began.elapsed());
+                return self.look(state, false)?.ok_or(Fault::Protocol("an empty lane"));
             }
             let received = self.receive_by_socket(state, true);
             if let Some(lane) = &state.lane {
@@ -169,7 +175,15 @@ impl Socket {
         if let Some(lane) = &mut state.lane
             && let Some(len) = lane.take(&mut state.reply)
         {
-            return Ok(Some(len));
+            if message::operation(&state.reply[..len]) != Some(message::LOOK) {
+                return Ok(Some(len));
+            }
+            // The reply is on the socket. What wakes those who sleep there may lie in front of it.
+            loop {
+                if let Some(len) = self.receive_by_socket(state, true)? {
+                    return Ok(Some(len));
+                }
+            }
         }
         if socket_too { self.receive_by_socket(state, false) } else { Ok(None) }
     }
@@ -187,8 +201,13 @@ impl Socket {
             received if received.len == 0 => Err(Fault::Gone),
             received => {
                 state.ring = received.fd.or(state.ring.take());
-                let wakes = message::operation(&state.reply[..received.len]) == Some(message::LOOK);
-                Ok((!wakes).then_some(received.len))
+                if message::operation(&state.reply[..received.len]) == Some(message::LOOK) {
+                    return Ok(None);
+                }
+                if let Some(lane) = &mut state.lane {
+                    lane.skip();
+                }
+                Ok(Some(received.len))
             }
         }
     }

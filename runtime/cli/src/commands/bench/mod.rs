@@ -8,6 +8,8 @@
 mod kernels;
 mod measure;
 #[cfg(target_os = "linux")]
+mod peer;
+#[cfg(target_os = "linux")]
 mod queue;
 mod report;
 mod statistics;

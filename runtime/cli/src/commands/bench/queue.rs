@@ -7,7 +7,10 @@
 //!
 //! Tokens through the queue are measured by [`super::tokens`], if a model is given, instead of all this.
 
-use super::tokens;
+use super::{
+    peer::{BATCH, Peer, SIZES, SPIN, ping, receive, send},
+    tokens,
+};
 use crate::{
     args::BenchQueueArgs,
     failure::Failure,
@@ -17,10 +20,9 @@ use crate::{
 use rustai::queue::{Choice, Client, ClientOptions, Completion, Job, QueueError, Socket};
 use serde::Serialize;
 use std::{
-    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    io::{ErrorKind, Read},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,9 +48,6 @@ struct Report {
     server_copied_bytes: u64,
 }
 
-const SIZES: [usize; 3] = [4 << 10, 1 << 20, 64 << 20];
-const BATCH: usize = 256;
-
 /// Measures.
 pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     if let Some(path) = &args.peer {
@@ -67,17 +66,19 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
         args.queue.as_deref().map(Choice::parse).transpose().map_err(|error| Failure::from(error).into_usage())?;
 
     let mut rows = Vec::new();
-    let peer = Peer::start(&folder, false)?;
+    let program = std::env::current_exe()?;
+    let serve = |name: &str, spin| Peer::server(&program, folder.join(name), spin);
+    let peer = Peer::echo(&program, folder.join("peer"), false)?;
     let mut socket = UnixStream::connect(&peer.path)?;
-    rows.push(measure("unix socket, 64 bytes", trips, None, &guard, || ping(&mut socket, &mut [7; 64]))?);
+    rows.push(measure("unix socket, 64 bytes", trips, None, &guard, || Ok(ping(&mut socket, &mut [7; 64])?))?);
     if given.is_none() {
-        let server = Peer::serve(&folder, "a", 0)?;
+        let server = serve("a", 0)?;
         let socket = Socket::connect(&server.path)?.spinning(Duration::ZERO);
         let client = Client::over(Arc::new(socket), ClientOptions::default())?;
         rows.push(measure("NOP, both sides sleep", trips, None, &guard, || done(client.call(&Job::nop())))?);
     }
 
-    let server = given.is_none().then(|| Peer::serve(&folder, "q", SPIN)).transpose()?;
+    let server = given.is_none().then(|| serve("q", SPIN)).transpose()?;
     let choice = given.clone().or(server.as_ref().map(|server| Choice::Socket(server.path.clone())));
     let client = open(choice.as_ref())?;
     let transport = client.transport().to_owned();
@@ -86,7 +87,7 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     let copied = tensors(&client, &mut socket, args.quick, &guard, &mut rows)?;
     drop((client, server));
 
-    let spinning = given.is_none().then(|| Peer::serve(&folder, "s", 1000)).transpose()?;
+    let spinning = given.is_none().then(|| serve("s", 1000)).transpose()?;
     let choice = given.or(spinning.as_ref().map(|server| Choice::Socket(server.path.clone())));
     let client = open(choice.as_ref())?;
     let mut number = 0;
@@ -96,19 +97,16 @@ pub fn run(args: &BenchQueueArgs) -> Result<(), Failure> {
     })?);
     rows.push(batches(&client, trips * 20, &guard)?);
     drop((client, spinning));
-    let awake = Peer::start(&folder, true)?;
+    let awake = Peer::echo(&program, folder.join("awake"), true)?;
     let mut socket = UnixStream::connect(&awake.path)?;
     socket.set_nonblocking(true)?;
-    rows.push(measure("unix socket, both sides spin", trips, None, &guard, || ping(&mut socket, &mut [7; 64]))?);
+    rows.push(measure("unix socket, both sides spin", trips, None, &guard, || Ok(ping(&mut socket, &mut [7; 64])?))?);
     drop((socket, awake));
     rows.sort_by_key(|row| row.bytes);
 
     let report = Report { transport, cores: crate::compute::cores(), rows, server_copied_bytes: copied };
     if args.json { ui::json(&report) } else { print(&report) }
 }
-
-/// What `rustai serve` takes if nobody says otherwise.
-const SPIN: u64 = 50;
 
 fn open(choice: Option<&Choice>) -> Result<Client, Failure> {
     let choice = choice.ok_or_else(|| Failure::new("no queue to measure"))?;
@@ -145,39 +143,6 @@ fn measure(
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
     Ok(Row { what: what.to_owned(), p50_ns: at(50), p99_ns: at(99), samples, bytes, jobs_per_second: None })
-}
-
-/// Sends a message and reads its echo. The message starts with its length.
-fn ping(socket: &mut UnixStream, message: &mut [u8]) -> Result<(), Failure> {
-    let len = (message.len() as u64).to_ne_bytes();
-    message[..len.len()].copy_from_slice(&len);
-    send(socket, message)?;
-    receive(socket, message, 0)
-}
-
-/// As `write_all`, also on a socket that does not block: then it spins.
-fn send(socket: &mut UnixStream, mut bytes: &[u8]) -> Result<(), Failure> {
-    while !bytes.is_empty() {
-        match socket.write(bytes) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// As `read_exact` from byte `filled` on, likewise.
-fn receive(socket: &mut UnixStream, into: &mut [u8], mut filled: usize) -> Result<(), Failure> {
-    while filled < into.len() {
-        match socket.read(&mut into[filled..]) {
-            Ok(0) => return Err(std::io::Error::from(ErrorKind::UnexpectedEof).into()),
-            Ok(received) => filled += received,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 fn batches(client: &Client, jobs: usize, guard: &Guard) -> Result<Row, Failure> {
@@ -233,7 +198,7 @@ fn tensors(
         })?);
         let mut message = vec![1; size];
         let trips = if size > (16 << 20) { trips.min(if quick { 3 } else { 20 }) } else { trips };
-        rows.push(measure("tensor copied by a socket", trips, Some(size), guard, || ping(socket, &mut message))?);
+        rows.push(measure("tensor copied by a socket", trips, Some(size), guard, || Ok(ping(socket, &mut message)?))?);
     }
     Ok(client.stat()?.server_copied - before)
 }
@@ -259,61 +224,6 @@ fn print(report: &Report) -> Result<(), Failure> {
         report.cores,
         ui::bytes(report.server_copied_bytes)
     ))
-}
-
-/// Another process of this program, ended when this is dropped.
-struct Peer {
-    child: Child,
-    path: PathBuf,
-}
-
-impl Peer {
-    fn start(folder: &Path, spins: bool) -> Result<Self, Failure> {
-        let path = folder.join(if spins { "awake" } else { "peer" });
-        let mut words = vec!["bench".into(), "queue".into(), "--peer".into(), path.clone().into()];
-        words.extend(spins.then(|| "--peer-spins".into()));
-        Self::spawn(&words, path)
-    }
-
-    fn serve(folder: &Path, name: &str, spin: u64) -> Result<Self, Failure> {
-        let path = folder.join(name);
-        let queue = format!("socket:{}", path.display());
-        let spin = spin.to_string();
-        Self::spawn(
-            &["serve".into(), "--no-model".into(), "--spin".into(), spin.into(), "--queue".into(), queue.into()],
-            path,
-        )
-    }
-
-    fn spawn(args: &[std::ffi::OsString], path: PathBuf) -> Result<Self, Failure> {
-        let program = std::env::current_exe()?;
-        let mut child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        // It says a line when it listens.
-        let mut line = String::new();
-        let stdout = child.stdout.take();
-        let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut line));
-        let peer = Self { child, path };
-        match read {
-            Some(Ok(1..)) => Ok(peer),
-            _ => {
-                Err(Failure::new("the other process did not start")
-                    .help("run `rustai serve --queue socket` to see why"))
-            }
-        }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // One that ended by itself needs no ending.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 struct Folder(PathBuf);

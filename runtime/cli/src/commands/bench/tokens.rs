@@ -119,14 +119,13 @@ const PROMPT: [u32; 1] = [1];
 
 fn streamed(engine: &Engine, tokens: usize) -> Result<f64, Failure> {
     let request = Request::tokens(PROMPT).temperature(0.0).ignore_end(true).max_tokens(tokens + 1);
-    let (mut began, mut count) = (None, 0);
+    let (asked, mut count) = (Instant::now(), 0);
     for event in engine.stream(request)? {
         if let Event::Token { .. } = event? {
             count += 1;
-            began.get_or_insert_with(|| (Instant::now(), count));
         }
     }
-    since_first(began, count)
+    of_answer(asked, count)
 }
 
 fn queued(client: &Client, tokens: usize) -> Result<f64, Failure> {
@@ -134,14 +133,12 @@ fn queued(client: &Client, tokens: usize) -> Result<f64, Failure> {
     let (prompt, out) = (buffer.tensor::<u32>(0, &[1])?, buffer.tensor::<u32>(4096, &[tokens + 1])?);
     prompt.write(0, &PROMPT);
     let params = GenerateParams { temperature: Some(0.0), ignore_end: true, ..GenerateParams::default() };
+    let asked = Instant::now();
     let mut job = client.submit(&Job::generate(&prompt, &out, &params))?;
-    let mut began = None;
     loop {
         match job.update()? {
-            Update::Progress(count) => {
-                began.get_or_insert_with(|| (Instant::now(), count as usize));
-            }
-            Update::Done(done) if done.result >= 0 => return since_first(began, done.count as usize),
+            Update::Progress(_) => {}
+            Update::Done(done) if done.result >= 0 => return of_answer(asked, done.count as usize),
             Update::Done(done) => {
                 return Err(Failure::new(format!("a job failed with error {}", -done.result)));
             }
@@ -149,11 +146,12 @@ fn queued(client: &Client, tokens: usize) -> Result<f64, Failure> {
     }
 }
 
-/// Nanoseconds for a token, of those after the first that was seen.
-fn since_first(began: Option<(Instant, usize)>, count: usize) -> Result<f64, Failure> {
-    match began {
-        Some((began, first)) if count > first => Ok(per_token(began.elapsed(), count - first)),
-        _ => Err(Failure::new("the model answered with no tokens")),
+/// Nanoseconds for a token of an answer that is whole. The prompt is one token, so each token costs one step, the first as well. When
+/// the first came does not count: where the model has all processors, nobody sees it before the last.
+fn of_answer(asked: Instant, count: usize) -> Result<f64, Failure> {
+    match count {
+        0 => Err(Failure::new("the model answered with no tokens")),
+        _ => Ok(per_token(asked.elapsed(), count)),
     }
 }
 
