@@ -15,7 +15,7 @@ use rustai_kernels_cpu::{
 use std::time::Duration;
 
 /// More than the last cache of most machines.
-const MEMORY: Residence = Residence::Memory(160 << 20);
+const MEMORY: Residence = Residence::Memory(512 << 20);
 
 fn matmul(criterion: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
