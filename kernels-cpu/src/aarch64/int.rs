@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{GROUP, integer_types, types},
+    pack::{integer_types, types},
     tile::{Tile, TileKernel},
 };
 use rustai_abi::DType;
