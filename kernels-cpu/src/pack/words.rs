@@ -57,6 +57,14 @@ fn fifth_bits<const B: usize>(block: &[u8; B], at: usize) -> u32 {
     byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24
 }
 
+/// Fifth bits from `at` on, and nibbles after them.
+#[inline(always)]
+fn fives<const B: usize>(block: &[u8; B], at: usize) -> Words {
+    let mut words = nibbles(block, at + 4);
+    words[4] = fifth_bits(block, at);
+    words
+}
+
 /// Bit `k` of 32 bytes from `at` on, which are eight words: that of word `j` becomes bit `j` of its byte.
 #[inline(always)]
 fn single_bits<const B: usize>(block: &[u8; B], at: usize, k: usize) -> u32 {
@@ -78,42 +86,32 @@ fn crumbs<const B: usize>(block: &[u8; B], at: usize, k: usize) -> [u32; 2] {
 
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8], _: usize) -> Words {
-    let block = fixed::<18>(block);
-    nibbles(block, 2)
+    nibbles(fixed::<18>(block), 2)
 }
 
 #[inline(always)]
 pub(super) fn q4_1(block: &[u8], _: usize) -> Words {
-    let block = fixed::<20>(block);
-    nibbles(block, 4)
+    nibbles(fixed::<20>(block), 4)
 }
 
 #[inline(always)]
 pub(super) fn mxfp4(block: &[u8], _: usize) -> Words {
-    let block = fixed::<17>(block);
-    nibbles(block, 1)
+    nibbles(fixed::<17>(block), 1)
 }
 
 #[inline(always)]
 pub(super) fn iq4_xs(block: &[u8], k: usize) -> Words {
-    let block = fixed::<136>(block);
-    nibbles(block, 8 + 16 * k)
+    nibbles(fixed::<136>(block), 8 + 16 * k)
 }
 
 #[inline(always)]
 pub(super) fn q5_0(block: &[u8], _: usize) -> Words {
-    let block = fixed::<22>(block);
-    let mut words = nibbles(block, 6);
-    words[4] = fifth_bits(block, 2);
-    words
+    fives(fixed::<22>(block), 2)
 }
 
 #[inline(always)]
 pub(super) fn q5_1(block: &[u8], _: usize) -> Words {
-    let block = fixed::<24>(block);
-    let mut words = nibbles(block, 8);
-    words[4] = fifth_bits(block, 4);
-    words
+    fives(fixed::<24>(block), 4)
 }
 
 #[inline(always)]
@@ -125,8 +123,7 @@ pub(super) fn q8_0(block: &[u8], _: usize) -> Words {
 
 #[inline(always)]
 pub(super) fn q4_k(block: &[u8], k: usize) -> Words {
-    let block = fixed::<144>(block);
-    nibbles_of_32(block, 16 + k / 2 * 32, k % 2 == 1)
+    nibbles_of_32(fixed::<144>(block), 16 + k / 2 * 32, k % 2 == 1)
 }
 
 #[inline(always)]
