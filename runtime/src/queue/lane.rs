@@ -9,12 +9,13 @@
 //! | 64 | receiver | `u32`: 1 while it sleeps on the socket, 2 while it naps on the number of messages, or is about to |
 //! | 128 | sender | the message |
 //!
-//! A sender posts only after the other side has answered its last message, so a half holds one. A receiver that finds nothing first
-//! naps: it sleeps on the number of messages, as a futex, for a short time. Where nothing comes, it sleeps on the socket, which
-//! tells of the other side's end, too. Before either it says so, and looks once more. A sender that finds the other side
-//! napping after it has posted wakes the futex, and one that finds it asleep sends a message on the socket. Between its store
-//! and its look each side has a sequentially consistent fence, so at least one of them sees the other's store: no message is
-//! left lying beside a sleeper.
+//! A sender posts only after the other side has answered its last message, so a half holds one. A receiver that finds nothing
+//! sleeps on the socket, which tells of the other side's end, too. One that never spins naps first: it sleeps on the number of
+//! messages, as a futex, for a short time. That is the shorter way while processors are free; where they are not, a futex leaves
+//! the woken side waiting for its old processor, and a socket hands it the waker's. Before either it says so, and looks once
+//! more. A sender that finds the other side napping after it has posted wakes the futex, and one that finds it asleep sends a
+//! message on the socket. Between its store and its look each side has a sequentially consistent fence, so at least one of them
+//! sees the other's store: no message is left lying beside a sleeper.
 //!
 //! A napping side does not see the socket. What must go by it, since it carries a descriptor, is announced by a message here.
 //!
@@ -165,15 +166,20 @@ impl<M: Memory> Lane<M> {
     }
 
     /// Sleeps until a message comes, at most for a short time; whether one has come.
-    pub(super) fn nap(&self) -> bool {
+    fn nap(&self) -> bool {
         if self.says(NAPS) {
             self.memory.wait(self.inbox.start + COUNT, self.received, NAP);
         }
         self.memory.load(self.inbox.start + COUNT) != self.received
     }
 
+    /// What a side does once it has spun: whether a message has come. If not, it has said that it sleeps on the socket.
+    pub(super) fn rest(&self, spin: &Spin) -> bool {
+        spin.naps() && self.nap() || !self.fall_asleep()
+    }
+
     /// Says that this side goes to sleep on the socket; whether it may, because nothing has come.
-    pub(super) fn fall_asleep(&self) -> bool {
+    fn fall_asleep(&self) -> bool {
         self.says(SLEEPS)
     }
 
@@ -214,6 +220,11 @@ impl Spin {
         let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
         let limit = if alone { Duration::ZERO } else { limit };
         Self { limit, skip: 0 }
+    }
+
+    /// Whether a side that waits so naps before it sleeps: where it does not spin.
+    fn naps(&self) -> bool {
+        self.limit.is_zero()
     }
 
     /// Calls `look` until it finds something; `None` if it is better to sleep. `look` is told when to look at the socket, too,

@@ -322,7 +322,7 @@ impl Inbox<'_> {
         }
         let received = match &self.lane {
             // What came and is not there any more is a client's that breaks the rules.
-            Some(lane) if lane.nap() || !lane.fall_asleep() => {
+            Some(lane) if lane.rest(&self.spin) => {
                 lane.awake();
                 self.look(into, false).unwrap_or_else(|| Ok(socket::Received { len: 0, fd: None, truncated: false }))
             }

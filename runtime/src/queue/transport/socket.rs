@@ -150,7 +150,7 @@ impl Socket {
         }
         loop {
             if let Some(lane) = &state.lane
-                && (lane.nap() || !lane.fall_asleep())
+                && lane.rest(&state.spin)
             {
                 lane.awake();
                 state.spin.learn(began.elapsed());
