@@ -130,6 +130,12 @@ pub(super) fn load(
         }
         Ok(())
     })?;
+    // Reading one page of a file brings its neighbours along, also such as had been let go of.
+    for (weight, resolved) in weights.iter().zip(&resolved) {
+        if weight.inline.is_none() && !resolved.needs_the_source() {
+            source.release(&weight.name);
+        }
+    }
     Ok(resolved)
 }
 

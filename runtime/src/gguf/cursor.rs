@@ -2,6 +2,7 @@
 
 use super::{
     error::GgufError,
+    strings::Strings,
     value::{Array, Value, ValueType},
 };
 use std::fmt;
@@ -211,7 +212,7 @@ impl<'a> Cursor<'a> {
             ValueType::I32 => Array::I32(self.numbers(field)?),
             ValueType::F32 => Array::F32(self.numbers(field)?),
             ValueType::Bool => Array::Bool(self.items(ValueType::Bool, field, |cursor| cursor.bool(field))?),
-            ValueType::String => Array::String(self.items(ValueType::String, field, |cursor| cursor.string(field))?),
+            ValueType::String => Array::String(self.strings(field)?),
             ValueType::Array => {
                 Array::Array(self.items(ValueType::Array, field, |cursor| cursor.array(field, depth + 1))?)
             }
@@ -225,6 +226,24 @@ impl<'a> Cursor<'a> {
         let count = self.count(T::BYTES, size_of::<T>(), field)?;
         let bytes = self.take((count * T::BYTES) as u64, field)?;
         Ok(bytes.chunks_exact(T::BYTES).map(T::decode).collect())
+    }
+
+    fn strings(&mut self, field: Field<'_>) -> Result<Strings, GgufError> {
+        let count = self.count(ValueType::String.min_bytes(), size_of::<usize>(), field)?;
+        let first = self.at;
+        let (mut text, mut ends) = (Vec::new(), Vec::with_capacity(count));
+        for _ in 0..count {
+            let len = self.number(field)?;
+            let bytes = self.take(len, field)?;
+            self.charge(bytes.len(), field)?;
+            text.extend_from_slice(bytes);
+            ends.push(text.len());
+        }
+        // Copied first and checked then, as a single string is. Each has a length of eight bytes in front.
+        Strings::from_parts(text, ends).map_err(|(index, start)| {
+            let at = (first + 8 * (index + 1) + start) as u64;
+            GgufError::Utf8 { field: field.to_string(), at }
+        })
     }
 
     fn items<T>(

@@ -3,6 +3,7 @@
 use super::{
     cursor::{Cursor, Field},
     error::GgufError,
+    strings::Strings,
     value::{Array, Value},
 };
 
@@ -116,9 +117,9 @@ impl Metadata {
     ///
     /// # Errors
     /// [`GgufError::WrongType`].
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>, GgufError> {
+    pub fn strings(&self, key: &str) -> Result<Option<&Strings>, GgufError> {
         self.lookup(key, "an array of strings", |value| match value {
-            Value::Array(Array::String(items)) => Some(items.as_slice()),
+            Value::Array(Array::String(items)) => Some(items),
             _ => None,
         })
     }

@@ -1,5 +1,6 @@
 //! Metadata values: the thirteen types of the specification.
 
+use super::Strings;
 use std::fmt;
 
 /// A metadata value.
@@ -33,7 +34,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     /// Inner arrays may differ in type.
     Array(Vec<Array>),
     U64(Vec<u64>),
@@ -240,19 +241,24 @@ impl fmt::Display for Value {
 /// See [`Value`]'s.
 impl fmt::Display for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        with_items!(self, items => show_items(items, self.item_type(), f))
+        with_items!(self, items => show_items(items.iter(), self.item_type(), f))
     }
 }
 
-fn show_items<T: Show>(items: &[T], item_type: ValueType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let shown = if f.alternate() { items.len() } else { items.len().min(SHOWN_ITEMS) };
+fn show_items<'a, T: Show + ?Sized + 'a>(
+    items: impl ExactSizeIterator<Item = &'a T>,
+    item_type: ValueType,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let len = items.len();
+    let shown = if f.alternate() { len } else { len.min(SHOWN_ITEMS) };
     f.write_str("[")?;
-    for (i, item) in items[..shown].iter().enumerate() {
+    for (i, item) in items.take(shown).enumerate() {
         f.write_str(if i == 0 { "" } else { ", " })?;
         item.show(f)?;
     }
-    if shown < items.len() {
-        write!(f, ", ... {} {item_type} in all", items.len())?;
+    if shown < len {
+        write!(f, ", ... {len} {item_type} in all")?;
     }
     f.write_str("]")
 }
@@ -262,10 +268,10 @@ trait Show {
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
-impl Show for String {
+impl Show for str {
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if f.alternate() || self.len() <= SHOWN_BYTES {
-            return write!(f, "{:?}", self.as_str());
+            return write!(f, "{self:?}");
         }
         write!(f, "{:?}... ({} bytes)", &self[..self.floor_char_boundary(SHOWN_BYTES)], self.len())
     }
@@ -297,7 +303,19 @@ impl From<&str> for Value {
 
 impl From<Vec<&str>> for Value {
     fn from(items: Vec<&str>) -> Self {
-        Self::Array(Array::String(items.into_iter().map(str::to_owned).collect()))
+        Self::Array(Array::String(items.into()))
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::String(value)
+    }
+}
+
+impl From<Vec<String>> for Value {
+    fn from(items: Vec<String>) -> Self {
+        Self::Array(Array::String(items.into()))
     }
 }
 
@@ -322,7 +340,7 @@ macro_rules! conversions {
         }
     )*};
 }
-conversions!(U8(u8), I8(i8), U16(u16), I16(i16), U32(u32), I32(i32), F32(f32), Bool(bool), String(String));
+conversions!(U8(u8), I8(i8), U16(u16), I16(i16), U32(u32), I32(i32), F32(f32), Bool(bool));
 conversions!(U64(u64), I64(i64), F64(f64));
 
 #[cfg(test)]
@@ -348,7 +366,7 @@ mod tests {
         let text = Value::from(format!("a{}", "é".repeat(50)).as_str());
         assert_eq!(text.to_string(), format!("\"a{}\"... (101 bytes)", "é".repeat(35)));
         assert_eq!(Value::from("a\nb").to_string(), r#""a\nb""#);
-        let nested = Value::from(Array::Array(vec![Array::U8(vec![1]), Array::String(vec!["x".into()])]));
+        let nested = Value::from(Array::Array(vec![Array::U8(vec![1]), Array::String(["x"].into())]));
         assert_eq!(nested.to_string(), r#"[[1], ["x"]]"#);
     }
 }

@@ -324,7 +324,7 @@ mod tests {
             .set("u64s", vec![5u64])
             .set("i64s", vec![-5i64])
             .set("f64s", vec![0.25f64])
-            .set("nested", Array::Array(vec![Array::U8(vec![1]), Array::Array(vec![Array::String(vec!["x".into()])])]));
+            .set("nested", Array::Array(vec![Array::U8(vec![1]), Array::Array(vec![Array::String(["x"].into())])]));
         writer
     }
 

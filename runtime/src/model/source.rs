@@ -2,7 +2,7 @@
 
 use super::LoadError;
 use crate::{
-    gguf::GgufFile,
+    gguf::{GgufFile, Strings},
     graph::{WeightInfo, WeightSource},
 };
 use rustai_kernels_cpu::SharedBytes;
@@ -67,7 +67,7 @@ impl ModelFile for GgufFile {
     }
 
     fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        Ok(self.metadata().strings(key)?.map(<[String]>::len))
+        Ok(self.metadata().strings(key)?.map(Strings::len))
     }
 
     fn tensor_names(&self) -> Vec<String> {

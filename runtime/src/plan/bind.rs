@@ -17,6 +17,13 @@ pub struct Resolved {
     pub table: Option<Arc<Matrix>>,
 }
 
+impl Resolved {
+    /// Whether what the weight was made from is still read.
+    pub fn needs_the_source(&self) -> bool {
+        [&self.matrix, &self.table].into_iter().flatten().any(|matrix| !matrix.is_packed())
+    }
+}
+
 impl Plan {
     /// The program that computes this plan with `weights`, which are numbered as the weights of [`Plan::graph`].
     ///

@@ -5,7 +5,7 @@
 //! `llama-quantize` in both directions.
 
 use super::{QuantizeError, job::write_whole};
-use crate::gguf::{Array, GgufError, GgufFile, GgufWriter, TensorInfo, Value, WriteError};
+use crate::gguf::{GgufError, GgufFile, GgufWriter, TensorInfo, Value, WriteError};
 use rustai_abi::DType;
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -113,7 +113,7 @@ impl Imatrix {
         let metadata = file.metadata();
         let mut imatrix = Self {
             entries: BTreeMap::new(),
-            datasets: metadata.strings(DATASETS)?.unwrap_or_default().to_vec(),
+            datasets: metadata.strings(DATASETS)?.unwrap_or_default().iter().map(str::to_owned).collect(),
             chunks: metadata.u32(CHUNK_COUNT)?.unwrap_or(0),
             chunk_tokens: metadata.u32(CHUNK_SIZE)?.unwrap_or(0),
         };
@@ -167,7 +167,7 @@ impl Imatrix {
     pub fn to_bytes(&self) -> Result<Vec<u8>, WriteError> {
         let mut writer = GgufWriter::new();
         writer.set("general.type", "imatrix");
-        writer.set(DATASETS, Value::Array(Array::String(self.datasets.clone())));
+        writer.set(DATASETS, Value::from(self.datasets.clone()));
         writer.set(CHUNK_COUNT, self.chunks).set(CHUNK_SIZE, self.chunk_tokens);
         let mut data = Vec::with_capacity(2 * self.len());
         for (name, entry) in &self.entries {

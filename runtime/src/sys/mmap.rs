@@ -21,10 +21,10 @@ impl Mapping {
         Ok(Self { map })
     }
 
-    /// Drops the physical pages that lie wholly inside `range` (mmap(2) pages, so a few kilobytes at each end stay).
-    /// Reading them again brings them back from the file. Failure is harmless, so it is not reported.
+    /// Drops the physical pages that `range` touches. Reading them again, or what shares a page with the range's ends, brings
+    /// them back from the file. Failure is harmless, so it is not reported.
     pub(crate) fn release(&self, range: Range<usize>) {
-        let Some(pages) = whole_pages(range, self.map.len(), rustix::param::page_size()) else { return };
+        let Some(pages) = pages_of(range, self.map.len(), rustix::param::page_size()) else { return };
         // SAFETY: MADV_DONTNEED discards pages, which loses data in anonymous or writable private mappings. This one is
         // a read-only mapping of a file: by madvise(2) the next access repopulates the pages "from the up-to-date
         // contents of the underlying mapped file", the same bytes, so slices that point here stay valid and unchanged.
@@ -43,11 +43,10 @@ impl AsRef<[u8]> for Mapping {
     }
 }
 
-/// The whole pages inside `range`, itself cut to `len`; `None` if there is none.
-fn whole_pages(range: Range<usize>, len: usize, page: usize) -> Option<Range<usize>> {
-    let start = range.start.checked_next_multiple_of(page)?;
-    let end = range.end.min(len) / page * page;
-    (start < end).then_some(start..end)
+/// The pages that `range` touches, itself cut to `len`; `None` if there is none.
+fn pages_of(range: Range<usize>, len: usize, page: usize) -> Option<Range<usize>> {
+    let (start, end) = (range.start / page * page, range.end.min(len));
+    (range.start < end).then_some(start..end)
 }
 
 #[cfg(test)]
@@ -56,13 +55,14 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn only_pages_inside_the_range_count() {
-        assert_eq!(whole_pages(0..8192, 8192, 4096), Some(0..8192));
-        assert_eq!(whole_pages(1..8192, 8192, 4096), Some(4096..8192));
-        assert_eq!(whole_pages(1..8191, 8192, 4096), None);
-        assert_eq!(whole_pages(5000..20000, 12288, 4096), Some(8192..12288));
-        assert_eq!(whole_pages(usize::MAX - 1..usize::MAX, 8192, 4096), None);
-        assert_eq!(whole_pages(Range { start: 9000, end: 100 }, 8192, 4096), None);
+    fn every_page_that_the_range_touches_counts() {
+        assert_eq!(pages_of(0..8192, 8192, 4096), Some(0..8192));
+        assert_eq!(pages_of(1..8192, 8192, 4096), Some(0..8192));
+        assert_eq!(pages_of(5000..5001, 8192, 4096), Some(4096..5001));
+        assert_eq!(pages_of(5000..20000, 12288, 4096), Some(4096..12288));
+        assert_eq!(pages_of(100..100, 8192, 4096), None);
+        assert_eq!(pages_of(usize::MAX - 1..usize::MAX, 8192, 4096), None);
+        assert_eq!(pages_of(Range { start: 9000, end: 100 }, 8192, 4096), None);
     }
 
     #[test]

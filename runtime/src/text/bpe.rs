@@ -6,6 +6,7 @@ use super::pretokenizers::{self, PreTokenizer, Stage};
 use super::split::Splitter;
 use super::spm::{ByteFallback, escape};
 use super::{TextError, Vocabulary};
+use crate::gguf::Strings;
 use rustc_hash::FxHashMap;
 
 /// The list of merges, by pair of tokens.
@@ -115,12 +116,12 @@ impl Bpe {
 }
 
 /// Turns `left right` lines into pairs of tokens. Lines that name no tokens can never apply, and are left out.
-fn index(merges: &[String], pieces: &Pieces) -> Result<FxHashMap<(u32, u32), Merge>, TextError> {
+fn index(merges: &Strings, pieces: &Pieces) -> Result<FxHashMap<(u32, u32), Merge>, TextError> {
     let mut map = FxHashMap::default();
     map.reserve(merges.len());
     let mut joined = String::new();
     let (mut unusable, mut last) = (0usize, 0);
-    for (rank, line) in (0u32..).zip(merges) {
+    for (rank, line) in (0u32..).zip(merges.iter()) {
         // A left part may itself begin with a space.
         let cut = line.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
         let Some((left, right)) = cut.map(|at| (&line[..at], &line[at + 1..])) else {

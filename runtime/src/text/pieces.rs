@@ -1,13 +1,12 @@
-//! The written forms of all tokens in one allocation, with an index from text to id.
+//! The written forms of all tokens, with an index from text to id.
+use crate::gguf::Strings;
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 use std::hash::BuildHasher;
 
 /// Written forms by id, and ids by written form.
 pub(super) struct Pieces {
-    text: String,
-    /// Where each piece ends in `text`; it starts where the one before ends.
-    ends: Vec<usize>,
+    tokens: Strings,
     /// Ids of the pieces that text can turn into, hashed by their written form.
     index: HashTable<u32>,
     /// Whether a token is in the index.
@@ -18,25 +17,17 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Stores all of `tokens`; only those that `indexed` accepts can be found by their text. Of equal pieces the first is
     /// found.
-    pub(super) fn new(tokens: &[String], indexed: impl Fn(usize) -> bool) -> Self {
-        let mut text = String::with_capacity(tokens.iter().map(String::len).sum());
-        let mut ends = Vec::with_capacity(tokens.len());
-        for token in tokens {
-            text.push_str(token);
-            ends.push(text.len());
-        }
+    pub(super) fn new(tokens: &Strings, indexed: impl Fn(usize) -> bool) -> Self {
         let mut pieces = Self {
-            text,
-            ends,
+            tokens: tokens.clone(),
             index: HashTable::with_capacity(tokens.len()),
             indexed: vec![false; tokens.len()],
             longest: 0,
         };
         for (id, token) in tokens.iter().enumerate() {
             if indexed(id) && pieces.find(token).is_none() {
-                let Self { text, ends, index, .. } = &mut pieces;
-                index.insert_unique(hash(token), id as u32, |&id| {
-                    hash(slice(text, ends, id as usize).unwrap_or_default())
+                pieces.index.insert_unique(hash(token), id as u32, |&id| {
+                    hash(tokens.get(id as usize).unwrap_or_default())
                 });
                 pieces.indexed[id] = true;
                 pieces.longest = pieces.longest.max(token.len());
@@ -47,12 +38,12 @@ impl Pieces {
 
     /// Number of tokens.
     pub(super) fn len(&self) -> usize {
-        self.ends.len()
+        self.tokens.len()
     }
 
     /// Written form of a token.
     pub(super) fn get(&self, id: u32) -> Option<&str> {
-        slice(&self.text, &self.ends, id as usize)
+        self.tokens.get(id as usize)
     }
 
     /// The token written exactly so.
@@ -72,12 +63,6 @@ impl Pieces {
     }
 }
 
-fn slice<'a>(text: &'a str, ends: &[usize], id: usize) -> Option<&'a str> {
-    let end = *ends.get(id)?;
-    let start = if id == 0 { 0 } else { ends[id - 1] };
-    Some(&text[start..end])
-}
-
 fn hash(piece: &str) -> u64 {
     FxBuildHasher.hash_one(piece)
 }
@@ -88,7 +73,7 @@ mod tests {
 
     #[test]
     fn pieces_are_found_by_text_and_by_id() {
-        let tokens: Vec<String> = ["a", "", "bcd", "é", "bcd"].map(String::from).into();
+        let tokens = ["a", "", "bcd", "é", "bcd"].into();
         let pieces = Pieces::new(&tokens, |id| id != 0);
         assert_eq!(pieces.len(), 5);
         assert_eq!(pieces.get(3), Some("é"));

@@ -8,13 +8,13 @@ pub(super) fn byte_level() -> Tokenizer {
     tokens.extend(["he", "hel", "lo", "hello", "<|im_start|>", "<|im_end|>"].map(String::from));
     let mut types = vec![TokenType::Normal; tokens.len()];
     types[260..].fill(TokenType::Control);
-    let merges = ["h e", "he l", "l o", "hel lo"].map(String::from);
+    let merges = ["h e", "he l", "l o", "hel lo"];
     Tokenizer::from_vocabulary(&Vocabulary {
         model: "gpt2",
         pre: Some("smollm"),
-        tokens: &tokens,
+        tokens: &tokens.into(),
         types,
-        merges: &merges,
+        merges: &merges.into(),
         bos: Some(260),
         eos: Some(261),
         add_bos: Some(false),
@@ -36,7 +36,7 @@ pub(super) fn sentence_piece() -> Tokenizer {
     let scores: Vec<f32> = (0..tokens.len()).map(|id| if id < 259 { 0.0 } else { -(id as f32) }).collect();
     Tokenizer::from_vocabulary(&Vocabulary {
         model: "llama",
-        tokens: &tokens,
+        tokens: &tokens.into(),
         scores: &scores,
         types,
         bos: Some(1),

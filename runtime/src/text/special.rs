@@ -1,6 +1,7 @@
 //! Cuts special tokens out of a text before anything else looks at it.
 use super::tokenizer::Specials;
 use super::{TextError, TokenType};
+use crate::gguf::Strings;
 use aho_corasick::{AhoCorasick, MatchKind};
 
 /// Tokens that are found by their written form: control and unknown tokens where the caller allows it, user-defined
@@ -23,14 +24,14 @@ pub(super) enum Fragment<'t> {
 
 impl SpecialTokens {
     /// Collects the special ones among `tokens`.
-    pub(super) fn new(tokens: &[String], kinds: &[TokenType], strip_right: Vec<u32>) -> Result<Self, TextError> {
+    pub(super) fn new(tokens: &Strings, kinds: &[TokenType], strip_right: Vec<u32>) -> Result<Self, TextError> {
         let with = |wanted: fn(TokenType) -> bool| {
             Finder::new(
                 (0u32..)
-                    .zip(tokens)
+                    .zip(tokens.iter())
                     .zip(kinds)
                     .filter(|&((_, token), &kind)| wanted(kind) && !token.is_empty())
-                    .map(|((id, token), _)| (token.as_str(), id)),
+                    .map(|((id, token), _)| (token, id)),
             )
         };
         Ok(Self {
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     fn partition<'t>(text: &'t str, specials: Specials, strip_right: Vec<u32>) -> Vec<Fragment<'t>> {
-        let tokens = ["x", "<|end|>", "<|end|>!", "  ", "<unk>"].map(String::from);
+        let tokens = ["x", "<|end|>", "<|end|>!", "  ", "<unk>"].into();
         let kinds =
             [TokenType::Normal, TokenType::Control, TokenType::Control, TokenType::UserDefined, TokenType::Unknown];
         let special = SpecialTokens::new(&tokens, &kinds, strip_right).expect("a valid table");
@@ -154,13 +155,13 @@ mod tests {
 
     #[test]
     fn special_tokens_of_absurd_length_are_refused() {
-        let error = |tokens: &[String]| {
+        let error = |tokens: Strings| {
             let kinds = vec![TokenType::Control; tokens.len()];
-            SpecialTokens::new(tokens, &kinds, vec![]).err().expect("too long").to_string()
+            SpecialTokens::new(&tokens, &kinds, vec![]).err().expect("too long").to_string()
         };
-        assert!(error(&["x".into(), "y".repeat(1025)]).contains("special token 1 has 1025 bytes"));
-        let many: Vec<String> = (0..5000).map(|i| format!("{i:01000}")).collect();
-        assert!(error(&many).contains("5000000 bytes"));
+        assert!(error(["x", &"y".repeat(1025)].into()).contains("special token 1 has 1025 bytes"));
+        let many = (0..5000).map(|i| format!("{i:01000}")).collect();
+        assert!(error(many).contains("5000000 bytes"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Spm {
             return Err(TextError::Missing("tokenizer.ggml.scores"));
         }
         let ranks = vocabulary.scores.iter().map(|&score| rank(score)).collect();
-        let spans_words = |token: &String| token.trim_start_matches(SPACE).contains(SPACE);
+        let spans_words = |token: &str| token.trim_start_matches(SPACE).contains(SPACE);
         Ok(Self {
             ranks,
             fallback: ByteFallback::from_vocabulary(vocabulary),

@@ -8,7 +8,7 @@ use super::pretokenizers;
 use super::special::{Fragment, SpecialTokens};
 use super::spm::{SPACE, Spm, byte_of};
 use super::{TextError, TokenType, Vocabulary};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Strings};
 use std::fmt;
 use std::sync::Arc;
 
@@ -272,7 +272,7 @@ fn find_ends(vocabulary: &Vocabulary<'_>, kinds: &mut [TokenType]) -> Vec<u32> {
         .tokens
         .iter()
         .enumerate()
-        .map(|(id, token)| (id, token.as_str()))
+        .map(|(id, token)| (id, token))
         .filter(|(_, token)| token.starts_with(['<', '[', '_']) && END_NAMES.contains(token))
         .collect();
     let has = |name: &str| named.iter().any(|&(_, token)| token == name);
@@ -293,8 +293,8 @@ fn find_ends(vocabulary: &Vocabulary<'_>, kinds: &mut [TokenType]) -> Vec<u32> {
 }
 
 /// Control tokens that take white space after them along: all but those that Phi-3's tokenizer excepts.
-fn stripping(tokens: &[String], kinds: &[TokenType], vocabulary: &Vocabulary<'_>) -> Vec<u32> {
-    let excepted = |id: u32| Some(id) == vocabulary.bos || tokens[id as usize] == "<|endoftext|>";
+fn stripping(tokens: &Strings, kinds: &[TokenType], vocabulary: &Vocabulary<'_>) -> Vec<u32> {
+    let excepted = |id: u32| Some(id) == vocabulary.bos || tokens.get(id as usize) == Some("<|endoftext|>");
     (0u32..).zip(kinds).filter(|&(id, &kind)| kind == TokenType::Control && !excepted(id)).map(|(id, _)| id).collect()
 }
 
@@ -331,10 +331,10 @@ mod tests {
 
     #[test]
     fn an_end_token_of_the_wrong_kind_is_still_not_text() {
-        let tokens: Vec<String> = ["<unk>", "<s>", "</s>", "<|im_end|>", "a"].map(String::from).into();
+        let tokens = ["<unk>", "<s>", "</s>", "<|im_end|>", "a"];
         let vocabulary = Vocabulary {
             model: "llama",
-            tokens: &tokens,
+            tokens: &tokens.into(),
             scores: &[0.0; 5],
             types: vec![
                 TokenType::Unknown,
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_are_refused_by_name() {
-        let tokens = ["a".to_owned()];
+        let tokens = ["a"].into();
         let with = |model, pre| Vocabulary { model, pre, tokens: &tokens, ..Vocabulary::default() };
         let error = |vocabulary| Tokenizer::from_vocabulary(&vocabulary).unwrap_err().to_string();
         assert!(error(with("bert", None)).contains("`bert`"));
@@ -407,13 +407,13 @@ mod tests {
 
     #[test]
     fn bytes_without_a_token_are_left_out_and_never_become_the_unknown_token() {
-        let tokens = ["a", "b", "ab", "<|endoftext|>"].map(String::from);
-        let merges = ["a b".to_owned()];
+        let tokens = ["a", "b", "ab", "<|endoftext|>"];
+        let merges = ["a b"];
         let vocabulary = Vocabulary {
             model: "gpt2",
             pre: Some("gpt-2"),
-            tokens: &tokens,
-            merges: &merges,
+            tokens: &tokens.into(),
+            merges: &merges.into(),
             unk: Some(3),
             ..Vocabulary::default()
         };
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_sentence_piece_text_that_cannot_be_written_is_an_error() {
-        let tokens = ["a".to_owned()];
+        let tokens = ["a"].into();
         let with = |unk| Vocabulary {
             model: "llama",
             tokens: &tokens,

@@ -1,7 +1,7 @@
 //! The vocabulary as the file states it, checked for consistency but not yet indexed.
 use super::TextError;
 use super::spm::byte_of;
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Strings};
 
 /// What a token is for (`tokenizer.ggml.token_type`, GGUF specification, section "Tokenizer").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl TokenType {
 
 /// A tokenizer's raw material: the `tokenizer.ggml.*` entries of a model file. Token ids are indices into `tokens`.
 ///
-/// It borrows the long lists, because copying half a million small strings is most of what loading would cost.
+/// It borrows the long lists from the file's metadata.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary<'a> {
     /// `tokenizer.ggml.model`: `gpt2`, `llama` or `gemma4`.
@@ -44,13 +44,13 @@ pub struct Vocabulary<'a> {
     /// `tokenizer.ggml.pre`: name of the pre-tokenizer (byte-level BPE only).
     pub pre: Option<&'a str>,
     /// The written form of every token, by id.
-    pub tokens: &'a [String],
+    pub tokens: &'a Strings,
     /// Priority of every token (`llama` only); higher merges first. Empty otherwise.
     pub scores: &'a [f32],
     /// Kind of every token; empty means all are [`TokenType::Normal`].
     pub types: Vec<TokenType>,
     /// `left right`, best first (BPE only). Empty otherwise.
-    pub merges: &'a [String],
+    pub merges: &'a Strings,
     /// Beginning of a text.
     pub bos: Option<u32>,
     /// End of a text.
@@ -128,7 +128,7 @@ impl<'a> Vocabulary<'a> {
     pub(super) fn kind(&self, token: usize) -> TokenType {
         match self.types.get(token) {
             Some(&kind) => kind,
-            None if self.model != "gpt2" && self.tokens.get(token).and_then(|piece| byte_of(piece)).is_some() => {
+            None if self.model != "gpt2" && self.tokens.get(token).and_then(byte_of).is_some() => {
                 TokenType::Byte
             }
             None => TokenType::Normal,
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn lists_that_are_too_short_are_refused_by_key() {
-        let tokens = ["a".to_owned(), "b".to_owned()];
+        let tokens = ["a", "b"].into();
         let vocabulary = Vocabulary { tokens: &tokens, scores: &[0.0], ..Vocabulary::default() };
         let error = vocabulary.check().unwrap_err();
         assert!(error.to_string().contains("tokenizer.ggml.scores"), "{error}");
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn ids_outside_the_vocabulary_are_refused_by_key_and_value() {
-        let vocabulary = Vocabulary { tokens: &["a".to_owned()], eos: Some(7), ..Vocabulary::default() };
+        let vocabulary = Vocabulary { tokens: &["a"].into(), eos: Some(7), ..Vocabulary::default() };
         let error = vocabulary.check().unwrap_err().to_string();
         assert!(error.contains("tokenizer.ggml.eos_token_id") && error.contains('7'), "{error}");
     }

@@ -122,7 +122,7 @@ fn items(array: &Array) -> Json {
         Array::I32(items) => items.as_slice().into(),
         Array::F32(items) => items.iter().copied().map(real).collect(),
         Array::Bool(items) => items.as_slice().into(),
-        Array::String(items) => items.as_slice().into(),
+        Array::String(items) => items.iter().collect(),
         Array::Array(inner) => inner.iter().map(self::items).collect(),
         Array::U64(items) => items.as_slice().into(),
         Array::I64(items) => items.as_slice().into(),

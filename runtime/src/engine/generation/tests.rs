@@ -22,7 +22,7 @@ fn tokenizer() -> Tokenizer {
     let scores = vec![0.0; tokens.len()];
     Tokenizer::from_vocabulary(&Vocabulary {
         model: "llama",
-        tokens: &tokens,
+        tokens: &tokens.into(),
         scores: &scores,
         types,
         bos: Some(MARK),
@@ -43,9 +43,9 @@ fn byte_level() -> Tokenizer {
     Tokenizer::from_vocabulary(&Vocabulary {
         model: "gpt2",
         pre: Some("gpt-2"),
-        tokens: &tokens,
+        tokens: &tokens.into(),
         types: vec![TokenType::Unknown, control, control, normal, normal],
-        merges: &["a Ã".to_owned()],
+        merges: &["a Ã"].into(),
         eos: Some(END),
         ..Vocabulary::default()
     })
