@@ -52,7 +52,6 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
     let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
     for spec in &args.models {
         let path = model::find(spec)?;
-        let file = model::open(&path)?;
         for &batch in &args.batch_size {
             for (&threads, &kv_type) in
                 args.threads.iter().flat_map(|threads| args.kv_type.iter().map(move |t| (threads, t)))
@@ -68,9 +67,12 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                     gpu_layers: args.device.gpu_layers.0,
                     ..LoadOptions::default()
                 };
+                let file = model::open(&path)?;
                 let started = Instant::now();
                 let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
                 let setup = Setup::new(&path, &file, &options, &*model, started.elapsed())?;
+                // Its metadata have served, and are not measured along.
+                drop(file);
                 let guard = interrupt::Guard::new();
                 for test in tests {
                     if global.verbose > 0 {
