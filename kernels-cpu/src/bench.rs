@@ -142,9 +142,10 @@ impl Product {
         let (kernel, wants) = (weights[0].kernel_name(), weights[0].wants());
 
         let x = Buf { offset: 0, width: cols, rows: Rows::Tokens };
-        let quantized = QBuf { offset: Buf::bytes(cols, max_tokens), width: cols, rows: Rows::Tokens };
+        let planes = q8a::planes(cols);
+        let quantized = QBuf { offset: Buf::bytes(cols, max_tokens), width: cols, rows: Rows::Tokens, planes };
         let after = match wants {
-            ActKind::Q8 => quantized.offset + QBuf::bytes(cols, max_tokens),
+            ActKind::Q8 => quantized.offset + QBuf::bytes(cols, max_tokens, planes),
             ActKind::F32 => quantized.offset,
         };
         let out = Buf { offset: after, width: rows, rows: Rows::Tokens };
@@ -216,7 +217,8 @@ impl Product {
         self.wants
     }
 
-    /// Rows of quantized activations that stand for one token: two for narrow ones, which doubles the arithmetic.
+    /// Rows of quantized activations that stand for one token, as where queries and keys are made: two for narrow ones, which doubles the
+    /// arithmetic.
     pub fn planes(&self) -> usize {
         if self.wants == ActKind::Q8 { q8a::planes(self.shape.cols) } else { 1 }
     }

@@ -41,14 +41,16 @@ pub struct QBuf {
     pub width: usize,
     /// What the rows are.
     pub rows: Rows,
+    /// Quantized rows that stand for a row, 1 or 2: the second is what the first leaves (see [`q8a::planes`]).
+    pub planes: usize,
 }
 
 impl QBuf {
-    /// Bytes that the buffer takes for `rows` rows; `usize::MAX` if there are more than can be counted.
-    pub fn bytes(width: usize, rows: usize) -> usize {
-        // A row takes less than twice its values and 64 bytes more; only narrow ones have two planes.
+    /// Bytes that the buffer takes for `rows` rows of `planes` planes; `usize::MAX` if there are more than can be counted.
+    pub fn bytes(width: usize, rows: usize, planes: usize) -> usize {
+        // A plane takes less than twice its values and 64 bytes more.
         match width.checked_mul(2).and_then(|bytes| bytes.checked_add(64)) {
-            Some(_) => (q8a::row_bytes(width) * q8a::planes(width)).saturating_mul(rows),
+            Some(_) => q8a::row_bytes(width).saturating_mul(planes).saturating_mul(rows),
             None => usize::MAX,
         }
     }

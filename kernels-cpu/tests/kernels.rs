@@ -648,7 +648,7 @@ fn sizes_that_overflow_are_refused() {
     let wide = Buf { width: 1 << 62, ..x };
     refused(Program { inputs: vec![wide], ..small.clone() });
     refused(Program { calls: vec![Call::Silu { x: wide, out: wide }], ..small.clone() });
-    let quantized = QBuf { offset: 0, width: 1 << 63, rows: Rows::Tokens };
+    let quantized = QBuf { offset: 0, width: 1 << 63, rows: Rows::Tokens, planes: 1 };
     refused(Program {
         calls: vec![Call::Quantize { x: Buf { width: 1 << 63, ..x }, out: quantized }],
         ..small.clone()

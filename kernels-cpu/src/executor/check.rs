@@ -73,7 +73,8 @@ impl Examiner<'_> {
 
     fn qbuf(&self, buf: QBuf) -> Result<Range<usize>, String> {
         ensure(buf.width > 0 && buf.width.is_multiple_of(32), || format!("{} columns are no blocks of 32", buf.width))?;
-        self.span(buf.offset, QBuf::bytes(buf.width, self.program.max_rows(buf.rows)))
+        ensure(matches!(buf.planes, 1 | 2), || format!("{} planes instead of one or two", buf.planes))?;
+        self.span(buf.offset, QBuf::bytes(buf.width, self.program.max_rows(buf.rows), buf.planes))
     }
 
     fn act(&self, act: Act) -> Result<Range<usize>, String> {

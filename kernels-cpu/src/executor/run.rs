@@ -450,13 +450,13 @@ impl Step<'_> {
     /// # Safety
     /// The buffer has the row, and nobody else uses it meanwhile; `scratch` is the thread's share.
     unsafe fn quantize(&self, values: &[f32], out: QBuf, row: usize, scratch: *mut u8) {
-        let (bytes, planes) = (q8a::row_bytes(out.width), q8a::planes(out.width));
+        let bytes = q8a::row_bytes(out.width);
         // SAFETY: promised by the caller and `check`; the arena is initialised.
         unsafe {
-            let at = self.arena.add(out.offset + row * planes * bytes);
+            let at = self.arena.add(out.offset + row * out.planes * bytes);
             let first = std::slice::from_raw_parts_mut(at, bytes);
             (self.ops.quantize)(values, first);
-            if planes == 2 {
+            if out.planes == 2 {
                 let rest = self.scratch_row(scratch, 1, out.width);
                 rest.copy_from_slice(values);
                 q8a::subtract(rest, first);
@@ -525,7 +525,7 @@ impl Strip {
 fn planes(x: Act) -> usize {
     match x {
         Act::F32(_) => 1,
-        Act::Q8(x) => q8a::planes(x.width),
+        Act::Q8(x) => x.planes,
     }
 }
 

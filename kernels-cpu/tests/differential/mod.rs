@@ -35,8 +35,9 @@ impl Bench {
     ) -> Vec<f32> {
         let tokens = self.tokens;
         let x = Buf { offset: 0, width, rows: Rows::Tokens };
-        let quantized = QBuf { offset: Buf::bytes(width, tokens), width, rows: Rows::Tokens };
-        let offset = quantized.offset + QBuf::bytes(width, tokens);
+        let planes = q8a::planes(width);
+        let quantized = QBuf { offset: Buf::bytes(width, tokens), width, rows: Rows::Tokens, planes };
+        let offset = quantized.offset + QBuf::bytes(width, tokens, planes);
         let out = Buf { offset, width: out_width, rows: Rows::Tokens };
         let program = Program {
             calls: make(x, quantized, out),

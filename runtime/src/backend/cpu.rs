@@ -6,7 +6,7 @@ use crate::{
     plan::{Form, Plan, PlanOptions, Resolved, Step, Target},
 };
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
-use rustai_kernels_cpu::{Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Outside, QBuf};
+use rustai_kernels_cpu::{Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Outside, QBuf, formats::q8a};
 use std::collections::HashMap;
 
 /// How a graph is made executable.
@@ -91,8 +91,13 @@ impl Target for Forms {
     fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
         match form {
             Form::F32 => Buf::bytes(width, rows),
-            Form::Q8 => QBuf::bytes(width, rows),
+            Form::Q8 => QBuf::bytes(width, rows, 1),
+            Form::Q8Pair => QBuf::bytes(width, rows, 2),
         }
+    }
+
+    fn pairs(&self, width: usize) -> bool {
+        q8a::planes(width) == 2
     }
 }
 

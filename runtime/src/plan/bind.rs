@@ -92,7 +92,7 @@ impl Binder<'_> {
     fn act(&self, id: BufferId) -> Act {
         match self.plan.buffer(id).form {
             Form::F32 => Act::F32(self.buf(id)),
-            Form::Q8 => Act::Q8(self.qbuf(id)),
+            Form::Q8 | Form::Q8Pair => Act::Q8(self.qbuf(id)),
         }
     }
 
@@ -103,7 +103,8 @@ impl Binder<'_> {
 
     fn qbuf(&self, id: BufferId) -> QBuf {
         let buffer = self.plan.buffer(id);
-        QBuf { offset: buffer.offset, width: buffer.width, rows: kernel_rows(buffer.rows) }
+        let planes = if buffer.form == Form::Q8Pair { 2 } else { 1 };
+        QBuf { offset: buffer.offset, width: buffer.width, rows: kernel_rows(buffer.rows), planes }
     }
 
     fn matrix(&self, id: graph::WeightId) -> Result<Arc<Matrix>, String> {

@@ -232,8 +232,8 @@ impl Lowering<'_> {
     fn activation(&mut self, id: ValueId, form: Form) -> Result<BufferId, PlanError> {
         match (form, self.quantized[id.0]) {
             (Form::F32, _) => Ok(self.value(id)),
-            (Form::Q8, Some(buffer)) => Ok(buffer),
-            (Form::Q8, None) => {
+            (Form::Q8 | Form::Q8Pair, Some(buffer)) => Ok(buffer),
+            (Form::Q8 | Form::Q8Pair, None) => {
                 self.check_width(id)?;
                 let x = self.value(id);
                 let out = self.buffer(id, Form::Q8);
@@ -271,7 +271,7 @@ impl Lowering<'_> {
         });
         let slot = match form {
             Form::F32 => &mut self.plain[id.0],
-            Form::Q8 => &mut self.quantized[id.0],
+            Form::Q8 | Form::Q8Pair => &mut self.quantized[id.0],
         };
         *slot = Some(buffer);
         buffer

@@ -11,6 +11,7 @@
 mod bind;
 mod fuse;
 mod memory;
+mod precision;
 mod print;
 mod residual;
 mod step;
@@ -42,6 +43,12 @@ pub trait Target {
 
     /// Bytes that a buffer takes at an offset where the backend may put one; `usize::MAX` if they cannot be counted.
     fn bytes(&self, form: Form, width: usize, rows: usize) -> usize;
+
+    /// Whether activations of so many values a row are held as [`Form::Q8Pair`] where products are sensitive to rounding.
+    fn pairs(&self, width: usize) -> bool {
+        let _ = width;
+        false
+    }
 
     /// Whether one call computes `silu(x · Gateᵀ) * (x · Upᵀ)` with these two matrices, which take `x` in the same form.
     fn gates(&self, graph: &Graph, gate: WeightId, up: WeightId) -> bool {
@@ -137,6 +144,7 @@ impl Plan {
         let kv = cache_shape(&graph, options.pages, options.kv_type)?;
         let mut draft = fuse::lower(&graph, target)?;
         residual::fold(&mut draft);
+        precision::choose(&mut draft, target);
         let rows = |rows| match rows {
             Rows::Tokens => options.max_tokens,
             Rows::Outputs => options.max_outputs,

@@ -39,6 +39,7 @@ impl Plan {
         let form = match form {
             Form::F32 => "f32",
             Form::Q8 => "q8",
+            Form::Q8Pair => "q8 pair",
         };
         let rows = match rows {
             Rows::Tokens => 'T',

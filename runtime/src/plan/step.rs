@@ -22,6 +22,8 @@ pub enum Form {
     F32,
     /// 8-bit blocks with scales.
     Q8,
+    /// The same twice: a second plane holds what the first leaves.
+    Q8Pair,
 }
 
 /// A matrix in the arena.

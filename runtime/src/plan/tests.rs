@@ -18,8 +18,13 @@ impl Target for ByName {
     fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
         match form {
             Form::F32 => Buf::bytes(width, rows),
-            Form::Q8 => QBuf::bytes(width, rows),
+            Form::Q8 => QBuf::bytes(width, rows, 1),
+            Form::Q8Pair => QBuf::bytes(width, rows, 2),
         }
+    }
+
+    fn pairs(&self, width: usize) -> bool {
+        width == 32
     }
 
     fn gates(&self, graph: &Graph, gate: WeightId, _up: WeightId) -> bool {
@@ -74,7 +79,7 @@ fn projections_of_one_input_are_one_call_and_the_norm_quantizes_for_them() {
     let plan = plan(b, a);
     assert_eq!(names(&plan), ["rms_norm", "matmul", "rope_append", "attention"], "{plan}");
     let Step::MatMul { x, projections } = &plan.steps[1] else { panic!("{plan}") };
-    assert_eq!(plan.buffer(*x).form, Form::Q8);
+    assert_eq!(plan.buffer(*x).form, Form::Q8Pair, "queries and keys are sensitive to rounding");
     assert_eq!(projections.len(), 3);
     assert!(projections[0].bias.is_some());
     assert_eq!(plan.kv, Some(KvShape { layers: 1, kv_heads: 2, head_dim: 16, pages: 3, kv_type: KvType::F16 }));
@@ -106,6 +111,31 @@ fn gate_and_up_are_one_call_in_either_order() {
         let plan = plan(b, y);
         assert_eq!(names(&plan), ["quantize", "gated_matmul"], "{plan}");
     }
+}
+
+#[test]
+fn inputs_of_gates_and_residuals_are_held_once_and_wide_ones_too() {
+    let mut b = GraphBuilder::new();
+    let (gate, up, down) = (square(&mut b, "q8.gate"), square(&mut b, "q8.up"), square(&mut b, "q8.down"));
+    let (widen, head) =
+        (b.inline("q8.widen", &[32, 64], vec![0.0; 2048]).unwrap(), b.inline("q8.head", &[64, 32], vec![0.0; 2048]));
+    let (x, head) = (input(&mut b), head.unwrap());
+    let x = b.silu("x again", x).unwrap();
+    let normed = norm(&mut b, x);
+    let gate = b.matmul("gate", normed, gate, None).unwrap();
+    let up = b.matmul("up", normed, up, None).unwrap();
+    let silu = b.silu("silu", gate).unwrap();
+    let gated = b.mul("gated", silu, up).unwrap();
+    let down = b.matmul("down", gated, down, None).unwrap();
+    let x = b.add("y", x, down).unwrap();
+    let wide = b.matmul("wide", x, widen, None).unwrap();
+    let output = b.matmul("head", wide, head, None).unwrap();
+    let plan = plan(b, output);
+    let forms = plan.steps.iter().filter_map(|step| match step {
+        Step::GatedMatMul { x, .. } | Step::MatMul { x, .. } => Some(plan.buffer(*x).form),
+        _ => None,
+    });
+    assert_eq!(forms.collect::<Vec<_>>(), [Form::Q8, Form::Q8, Form::Q8Pair, Form::Q8], "{plan}");
 }
 
 #[test]

@@ -26,9 +26,9 @@ impl Pieces {
         };
         for (id, token) in tokens.iter().enumerate() {
             if indexed(id) && pieces.find(token).is_none() {
-                pieces.index.insert_unique(hash(token), id as u32, |&id| {
-                    hash(tokens.get(id as usize).unwrap_or_default())
-                });
+                pieces
+                    .index
+                    .insert_unique(hash(token), id as u32, |&id| hash(tokens.get(id as usize).unwrap_or_default()));
                 pieces.indexed[id] = true;
                 pieces.longest = pieces.longest.max(token.len());
             }

@@ -74,9 +74,7 @@ impl ChatTemplate {
             None => {
                 let mut known: Vec<&str> = Vec::new();
                 known.extend(metadata.str("tokenizer.chat_template")?.map(|_| DEFAULT));
-                known.extend(
-                    metadata.strings("tokenizer.chat_templates")?.unwrap_or_default().iter(),
-                );
+                known.extend(metadata.strings("tokenizer.chat_templates")?.unwrap_or_default().iter());
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Err(TextError::UnknownTemplate { name: name.to_owned(), known })
             }

@@ -128,9 +128,7 @@ impl<'a> Vocabulary<'a> {
     pub(super) fn kind(&self, token: usize) -> TokenType {
         match self.types.get(token) {
             Some(&kind) => kind,
-            None if self.model != "gpt2" && self.tokens.get(token).and_then(byte_of).is_some() => {
-                TokenType::Byte
-            }
+            None if self.model != "gpt2" && self.tokens.get(token).and_then(byte_of).is_some() => TokenType::Byte,
             None => TokenType::Normal,
         }
     }

@@ -32,7 +32,7 @@ impl Target for Kinds {
     fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
         match form {
             Form::F32 => Floats::room(rows, width),
-            Form::Q8 => Quants::room(rows, width),
+            Form::Q8 | Form::Q8Pair => Quants::room(rows, width),
         }
     }
 
@@ -459,7 +459,7 @@ impl Binder<'_> {
     fn act(&self, id: BufferId) -> Result<Act, BuildError> {
         Ok(match self.plan.buffer(id).form {
             Form::F32 => Act::Floats(self.floats(id)?),
-            Form::Q8 => Act::Quants(self.quants(id)?),
+            Form::Q8 | Form::Q8Pair => Act::Quants(self.quants(id)?),
         })
     }
 
