@@ -36,7 +36,8 @@ impl Strings {
                 (text, bad)
             }
             Err(error) => {
-                let is_bad = |index: &usize| str::from_utf8(&error.as_bytes()[start(*index)..ends[*index]]).is_err();
+                let bytes = error.as_bytes();
+                let is_bad = |index: &usize| str::from_utf8(&bytes[start(*index)..ends[*index]]).is_err();
                 (String::new(), (0..ends.len()).find(is_bad))
             }
         };

@@ -272,7 +272,6 @@ fn find_ends(vocabulary: &Vocabulary<'_>, kinds: &mut [TokenType]) -> Vec<u32> {
         .tokens
         .iter()
         .enumerate()
-        .map(|(id, token)| (id, token))
         .filter(|(_, token)| token.starts_with(['<', '[', '_']) && END_NAMES.contains(token))
         .collect();
     let has = |name: &str| named.iter().any(|&(_, token)| token == name);
