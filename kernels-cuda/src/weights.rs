@@ -171,7 +171,7 @@ fn pack_row(dtype: DType, shape: &Shape, row: &[u8], [codes, extra, fine, coarse
         (blocks.scales_of)(block, &mut parts);
         for i in 0..len / BLOCK {
             let at = number * len / BLOCK + i;
-            let words = (blocks.words_of)(block, i).map(u32::to_le_bytes);
+            let words = (blocks.words_of)([block], i).map(u32::to_le_bytes);
             let words = &words.as_flattened()[..shape.codes + shape.extra];
             codes[at * shape.codes..][..shape.codes].copy_from_slice(&words[..shape.codes]);
             extra[at * shape.extra..][..shape.extra].copy_from_slice(&words[shape.codes..]);

@@ -4,15 +4,16 @@
 //! (low nibble) and minima 4-7 (high nibble), whose upper two bits fill the top of bytes 0-3 and 4-7.
 
 /// The scales and the minima of the eight groups of 32 values.
+#[inline(always)]
 pub(crate) fn unpack(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut mins) = ([0; 8], [0; 8]);
-    for i in 0..4 {
-        scales[i] = packed[i] & 0x3f;
-        mins[i] = packed[i + 4] & 0x3f;
-        scales[i + 4] = packed[i + 8] & 0x0f | packed[i] >> 6 << 4;
-        mins[i + 4] = packed[i + 8] >> 4 | packed[i + 4] >> 6 << 4;
-    }
-    (scales, mins)
+    // A byte of each word belongs to one of four scales.
+    let word = |i: usize| u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]);
+    let (scales, mins, low) = (word(0), word(1), word(2));
+    let eight = |word: u32, low: u32| {
+        let (first, last) = (word & 0x3f3f_3f3f, low & 0x0f0f_0f0f | word >> 2 & 0x3030_3030);
+        (u64::from(first) | u64::from(last) << 32).to_le_bytes()
+    };
+    (eight(scales, low), eight(mins, low >> 4))
 }
 
 /// The inverse of [`unpack`]; scales and minima are below 64.

@@ -3,7 +3,10 @@
 //! A layout says three things, and kernels are made from these alone: how codes lie in memory, which whole number a code
 //! stands for, and how scales are kept.
 
-use super::words::{self, Words};
+use super::{
+    column::Four,
+    words::{self, Words},
+};
 use crate::formats::{iq4_nl, iq4_xs, mxfp4, parts::Parts, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use rustai_abi::DType;
 
@@ -69,7 +72,9 @@ pub struct Blocks {
     /// Reads the scales of a block of the file.
     pub scales_of: fn(&[u8], &mut Parts),
     /// Brings 32 columns of a block of the file, counted by the number, into the order of `codes`.
-    pub words_of: fn(&[u8], usize) -> Words,
+    pub words_of: fn([&[u8]; 1], usize) -> Words,
+    /// The same for a block of each of four rows.
+    pub(super) words_of_four: fn([&[u8]; 4], usize) -> Words<Four>,
 }
 
 /// A packed order.
@@ -81,44 +86,48 @@ pub enum Layout {
     Blocks(Blocks),
 }
 
+/// The row of a type of blocks; the last part is the name of a function of [`words`].
+macro_rules! blocks {
+    ($codes:expr, $values:expr, $scales:expr, $scales_of:path, $words:path) => {
+        Layout::Blocks(Blocks {
+            codes: $codes,
+            values: $values,
+            scales: $scales,
+            scales_of: $scales_of,
+            words_of: $words,
+            words_of_four: $words,
+        })
+    };
+}
+
 /// The types with a packed order.
 pub(crate) const LAYOUTS: [(DType, Layout); 16] = [
     (DType::F32, Layout::Plain(4)),
     (DType::F16, Layout::Plain(2)),
     (DType::BF16, Layout::Plain(2)),
-    (DType::Q4_0, blocks(Codes::Four, Values::Offset(8), Scales::Half, q4_0::read_scales, words::q4_0)),
-    (DType::Q4_1, blocks(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::read_scales, words::q4_1)),
-    (DType::Q5_0, blocks(Codes::Five, Values::Offset(16), Scales::Half, q5_0::read_scales, words::q5_0)),
-    (DType::Q5_1, blocks(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::read_scales, words::q5_1)),
-    (DType::Q8_0, blocks(Codes::Eight, Values::Signed, Scales::Half, q8_0::read_scales, words::q8_0)),
-    (DType::Q2_K, blocks(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::read_scales, words::q2_k)),
-    (DType::Q3_K, blocks(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::read_scales, words::q3_k)),
-    (DType::Q4_K, blocks(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::read_scales, words::q4_k)),
-    (DType::Q5_K, blocks(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::read_scales, words::q5_k)),
-    (DType::Q6_K, blocks(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::read_scales, words::q6_k)),
+    (DType::Q4_0, blocks!(Codes::Four, Values::Offset(8), Scales::Half, q4_0::read_scales, words::q4_0)),
+    (DType::Q4_1, blocks!(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::read_scales, words::q4_1)),
+    (DType::Q5_0, blocks!(Codes::Five, Values::Offset(16), Scales::Half, q5_0::read_scales, words::q5_0)),
+    (DType::Q5_1, blocks!(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::read_scales, words::q5_1)),
+    (DType::Q8_0, blocks!(Codes::Eight, Values::Signed, Scales::Half, q8_0::read_scales, words::q8_0)),
+    (DType::Q2_K, blocks!(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::read_scales, words::q2_k)),
+    (DType::Q3_K, blocks!(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::read_scales, words::q3_k)),
+    (DType::Q4_K, blocks!(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::read_scales, words::q4_k)),
+    (DType::Q5_K, blocks!(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::read_scales, words::q5_k)),
+    (DType::Q6_K, blocks!(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::read_scales, words::q6_k)),
     (
         DType::IQ4_NL,
-        blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::read_scales, words::q4_0),
+        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::read_scales, words::q4_0),
     ),
     (
         DType::IQ4_XS,
-        blocks(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::read_scales, words::iq4_xs),
+        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::read_scales, words::iq4_xs),
     ),
     (
         DType::MXFP4,
-        blocks(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::read_scales, words::mxfp4),
+        blocks!(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::read_scales, words::mxfp4),
     ),
 ];
-
-const fn blocks(
-    codes: Codes,
-    values: Values,
-    scales: Scales,
-    scales_of: fn(&[u8], &mut Parts),
-    words_of: fn(&[u8], usize) -> Words,
-) -> Layout {
-    Layout::Blocks(Blocks { codes, values, scales, scales_of, words_of })
-}
 
 impl Layout {
     /// The packed order of a type, if it has one.

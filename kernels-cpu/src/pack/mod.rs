@@ -9,6 +9,7 @@
 //! takes as many bytes as its rows do in the file, but for types whose 6-bit scales are widened to bytes (Q4_K: 148 bytes
 //! instead of 144; Q3_K, Q5_K and IQ4_XS likewise).
 
+mod column;
 mod layout;
 mod words;
 
@@ -29,28 +30,28 @@ const GROUPS_PER_TASK: usize = 8;
 
 /// Packs row-major blocks of `dtype` into `out`, which is zeroed and holds the rows rounded up to whole groups.
 pub(crate) fn pack(dtype: DType, layout: Layout, cols: usize, bytes: &[u8], out: &mut [u8]) {
-    let row_bytes = dtype.bytes_for(cols).expect("rows are whole blocks");
+    let group_bytes = GROUP * dtype.bytes_for(cols).expect("rows are whole blocks");
     let stride = layout.group_bytes(cols);
-    let zeros = vec![0; row_bytes];
     let pack_group = match layout {
         Layout::Plain(2) => interleave::<2>,
         Layout::Plain(_) => interleave::<4>,
         Layout::Blocks(_) => packer_of(dtype),
     };
-    out.par_chunks_mut(stride * GROUPS_PER_TASK).enumerate().for_each(|(task, chunk)| {
-        for (i, group) in chunk.chunks_exact_mut(stride).enumerate() {
-            let first = (task * GROUPS_PER_TASK + i) * GROUP;
-            let rows: [&[u8]; GROUP] = std::array::from_fn(|r| {
-                let start = (first + r) * row_bytes;
-                bytes.get(start..start + row_bytes).unwrap_or(&zeros)
-            });
-            pack_group(&rows, group);
+    let tasks = bytes.par_chunks(group_bytes * GROUPS_PER_TASK).zip(out.par_chunks_mut(stride * GROUPS_PER_TASK));
+    tasks.for_each(|(bytes, out)| {
+        // Sixteen rows are read at once, each too short to be fetched ahead, so they are brought near one after the other.
+        let mut near = vec![0; group_bytes];
+        for (bytes, group) in bytes.chunks(group_bytes).zip(out.chunks_exact_mut(stride)) {
+            let (present, absent) = near.split_at_mut(bytes.len());
+            present.copy_from_slice(bytes);
+            absent.fill(0);
+            pack_group(&near, group);
         }
     });
 }
 
-/// Packs one group of rows.
-type PackGroup = fn(&[&[u8]; GROUP], &mut [u8]);
+/// Packs the rows of one group, which follow each other.
+type PackGroup = fn(&[u8], &mut [u8]);
 
 /// The function made for a type of blocks.
 fn packer_of(dtype: DType) -> PackGroup {
@@ -67,9 +68,9 @@ fn packer_of(dtype: DType) -> PackGroup {
 }
 
 /// `out[j][r] = rows[r][j]` for pieces of `SIZE` bytes.
-fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
-    let rows: [&[[u8; SIZE]]; GROUP] = rows.map(|row| row.as_chunks().0);
-    let count = rows[0].len();
+fn interleave<const SIZE: usize>(rows: &[u8], out: &mut [u8]) {
+    let count = rows.len() / GROUP / SIZE;
+    let rows: [&[[u8; SIZE]]; GROUP] = std::array::from_fn(|r| &rows.as_chunks().0[r * count..(r + 1) * count]);
     for (j, out) in out.as_chunks_mut::<SIZE>().0.as_chunks_mut::<GROUP>().0[..count].iter_mut().enumerate() {
         for (out, row) in out.iter_mut().zip(&rows) {
             *out = row[j];
@@ -77,25 +78,27 @@ fn interleave<const SIZE: usize>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
     }
 }
 
-fn pack_blocks<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
+fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
     let Blocks { codes, scales, .. } = P::BLOCKS;
     let (len, bytes) = (P::DTYPE.block_len(), P::DTYPE.block_bytes());
-    let blocks = rows[0].len() / bytes;
+    let row_bytes = rows.len() / GROUP;
+    let blocks = row_bytes / bytes;
     let (code_plane, scale_plane) = out.split_at_mut(P::BLOCKS.code_bytes(blocks * len));
     let places =
         code_plane.chunks_exact_mut(P::BLOCKS.code_bytes(len)).zip(scale_plane.chunks_exact_mut(scales.bytes(len)));
     let mut parts = Parts::ZERO;
     for (b, (code_place, scale_place)) in places.enumerate() {
-        for (r, row) in rows.iter().enumerate() {
-            let block = &row[b * bytes..(b + 1) * bytes];
+        for (four, rows) in rows.chunks_exact(4 * row_bytes).enumerate() {
+            let block = |row: usize| &rows[row * row_bytes + b * bytes..][..bytes];
+            let blocks = [block(0), block(1), block(2), block(3)];
             // Unrolled by hand, so that what depends on `k` is known while compiling.
             macro_rules! put_words {
                 ($($k:literal)+) => {
                     $(
                         let registers = &mut code_place[$k * codes.registers() * 64..][..codes.registers() * 64];
-                        let words = (P::BLOCKS.words_of)(block, $k);
-                        for (register, word) in registers.as_chunks_mut::<64>().0.iter_mut().zip(words) {
-                            register[r * 4..r * 4 + 4].copy_from_slice(&word.to_le_bytes());
+                        let words = (P::BLOCKS.words_of_four)(blocks, $k);
+                        for (register, words) in registers.as_chunks_mut::<64>().0.iter_mut().zip(words) {
+                            register[four * 16..][..16].copy_from_slice(&words.to_le_bytes());
                         }
                     )+
                 };
@@ -105,8 +108,10 @@ fn pack_blocks<P: Packed>(rows: &[&[u8]; GROUP], out: &mut [u8]) {
             } else {
                 put_words!(0);
             }
-            (P::BLOCKS.scales_of)(block, &mut parts);
-            put_scales(scales, &parts, r, scale_place);
+            for (r, block) in blocks.iter().enumerate() {
+                (P::BLOCKS.scales_of)(block, &mut parts);
+                put_scales(scales, &parts, four * 4 + r, scale_place);
+            }
         }
     }
 }

@@ -9,12 +9,12 @@ use rustai_abi::DType;
 use rustai_kernels_cpu::{ActKind, Isa, Matrix, MatrixError, SharedBytes};
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    thread,
 };
 
 /// What the readers of a weight need.
@@ -105,22 +105,21 @@ pub(super) fn load(
     let mut resolved = vec![Resolved::default(); weights.len()];
     let mut done = 0;
     progress(done, total);
-    thread::scope(|scope| {
+    // A pool, since packing one large weight is work for several threads too.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("load-{i}")).build();
+    let pool = pool.map_err(|error| BuildError::Thread(io::Error::other(error)))?;
+    pool.in_place_scope(|scope| {
         let (send, receive) = mpsc::channel();
-        for worker in 0..threads.clamp(1, weights.len().max(1)) {
+        for _ in 0..pool.current_num_threads() {
             let (send, next, needs, order) = (send.clone(), &next, &needs, &order);
-            let work = move || {
+            scope.spawn(move |_| {
                 while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                     // The receiver hangs up at the first failure.
                     if send.send((index, resolve(&weights[index], needs[index], source, isa))).is_err() {
                         break;
                     }
                 }
-            };
-            match thread::Builder::new().name(format!("load-{worker}")).spawn_scoped(scope, work) {
-                Err(error) if worker == 0 => return Err(BuildError::Thread(error)),
-                _ => {}
-            }
+            });
         }
         drop(send);
         for (index, result) in receive {
@@ -128,7 +127,7 @@ pub(super) fn load(
             done += weights[index].bytes() as u64;
             progress(done, total);
         }
-        Ok(())
+        Ok::<_, BuildError>(())
     })?;
     // Reading one page of a file brings its neighbours along, also such as had been let go of.
     for (weight, resolved) in weights.iter().zip(&resolved) {
