@@ -2,11 +2,11 @@
 
 mod differential;
 
-use differential::{Bench, expected, half_scales, isas, quantized_planes};
+use differential::{Bench, Shape, at_an_odd_address, expected, half_scales, isas, quantized_planes};
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{
-    Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Matrix, Program, QBuf, Rope, RopeStyle, Rows, SharedBytes,
-    formats, reference,
+    Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Matrix, Program, QBuf, Rope, RopeStyle, Rows, formats,
+    reference,
 };
 use std::sync::Arc;
 
@@ -87,6 +87,9 @@ fn matmul_agrees_with_the_reference_at_awkward_shapes() {
                 (48, 2, 9),
                 (100, 17, 1),
                 (64, 33, 13),
+                // As wide as rows that have one plane.
+                (17, 34, 1),
+                (33, 33, 3),
             ] {
                 let blocks_per_row = if block == 256 {
                     blocks_per_row.min(5)
@@ -98,16 +101,19 @@ fn matmul_agrees_with_the_reference_at_awkward_shapes() {
                 let cols = blocks_per_row * block;
                 let weights = blocks(&mut random, dtype, rows * blocks_per_row, 0.1);
                 let x = random.values(tokens * cols);
-                let weight = Matrix::new(isa, dtype, rows, cols, SharedBytes::from(weights.clone())).unwrap();
-                let (expected, size) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
-                let got = Bench { isa, threads: 2, tokens }.matmul(weight, &x);
-                for (i, ((got, expected), size)) in got.iter().zip(&expected).zip(&size).enumerate() {
-                    // Integer parts are exact; what remains is f32 rounding of a few dozen additions.
-                    let ceiling = 2e-6 * size + 1e-30;
-                    assert!(
-                        (got - expected).abs() <= ceiling,
-                        "{isa:?} {dtype} {rows}x{cols}, {tokens} tokens, element {i}: {got} for {expected} (ceiling {ceiling})"
-                    );
+                for planes in [1, 2] {
+                    let weight = Matrix::new(isa, dtype, rows, cols, at_an_odd_address(&weights)).unwrap();
+                    let shape = Shape { dtype, rows, cols, planes };
+                    let (expected, size) = expected(weight.wants(), shape, &weights, &x);
+                    let got = Bench { isa, threads: 2, tokens, planes }.matmul(weight, &x);
+                    for (i, ((got, expected), size)) in got.iter().zip(&expected).zip(&size).enumerate() {
+                        // Integer parts are exact; what remains is f32 rounding of a few dozen additions.
+                        let ceiling = 2e-6 * size + 1e-30;
+                        assert!(
+                            (got - expected).abs() <= ceiling,
+                            "{isa:?} {shape:?}, {tokens} tokens, element {i}: {got} for {expected} (ceiling {ceiling})"
+                        );
+                    }
                 }
             }
         }
@@ -128,18 +134,22 @@ fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
                         }
                     }
                     for sign in [1.0, -1.0] {
-                        // All quants become 127 or -127: the largest sums that bytes can make.
-                        let x = vec![sign * 3.0; 5 * cols];
-                        let weight = Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
-                        let (expected, size) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
-                        let got = Bench { isa, threads: 1, tokens: 5 }.matmul(weight, &x);
-                        for ((got, expected), size) in got.iter().zip(&expected).zip(&size) {
-                            // Where the result leaves the range of f32, by which way is up to the order of additions.
-                            let fits = (got - expected).abs() <= 2e-6 * size + 1e-37;
-                            assert!(
-                                fits || !expected.is_finite() && !got.is_finite(),
-                                "{isa:?} {dtype} {fill} {scale}: {got} for {expected}"
-                            );
+                        // All quants become 127 or -127: the largest sums that bytes can make. One row of activations and
+                        // few go through other loops than ten.
+                        for (tokens, planes) in [(1, 1), (3, 1), (5, 2)] {
+                            let x = vec![sign * 3.0; tokens * cols];
+                            let weight = Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
+                            let shape = Shape { dtype, rows, cols, planes };
+                            let (expected, size) = expected(weight.wants(), shape, &weights, &x);
+                            let got = Bench { isa, threads: 1, tokens, planes }.matmul(weight, &x);
+                            for ((got, expected), size) in got.iter().zip(&expected).zip(&size) {
+                                // Where the result leaves the range of f32, by which way is up to the order of additions.
+                                let fits = (got - expected).abs() <= 2e-6 * size + 1e-37;
+                                assert!(
+                                    fits || !expected.is_finite() && !got.is_finite(),
+                                    "{isa:?} {shape:?} {tokens} {fill} {scale}: {got} for {expected}"
+                                );
+                            }
                         }
                     }
                 }
@@ -150,15 +160,25 @@ fn matmul_is_exact_about_extreme_scales_and_saturating_activations() {
 
 #[test]
 fn a_scale_that_is_not_a_number_spoils_its_row_only() {
+    let (rows, cols) = (18, 512);
     for isa in isas() {
-        let (rows, cols) = (18, 64);
-        let mut weights = blocks(&mut Random(3), DType::Q4_0, rows * 2, 0.1);
-        weights[17 * 36..17 * 36 + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
-        let x = Random(4).values(6 * cols);
-        let weight = Matrix::new(isa, DType::Q4_0, rows, cols, weights.into()).unwrap();
-        let got = Bench { isa, threads: 2, tokens: 6 }.matmul(weight, &x);
-        for row in got.chunks_exact(rows) {
-            assert!(row[..17].iter().all(|x| x.is_finite()) && row[17].is_nan(), "{isa:?} {row:?}");
+        // The scale of MXFP4 is an exponent, and no number of its is NaN.
+        for dtype in types().filter(|dtype| fast_anywhere(*dtype) && *dtype != DType::MXFP4) {
+            let mut weights = blocks(&mut Random(3), dtype, rows * cols / dtype.block_len(), 0.1);
+            let last = &mut weights[17 * dtype.bytes_for(cols).unwrap()..];
+            for at in half_scales(dtype) {
+                last[*at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+            }
+            for (tokens, planes) in [(1, 1), (3, 1), (6, 1), (6, 2)] {
+                let x = Random(4).values(tokens * cols);
+                let weight = Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
+                let got = Bench { isa, threads: 2, tokens, planes }.matmul(weight, &x);
+                for row in got.chunks_exact(rows) {
+                    let (sound, spoiled) = (&row[..17], row[17]);
+                    assert!(sound.iter().all(|x| x.is_finite()), "{isa:?} {dtype} {tokens} x {planes}: {row:?}");
+                    assert!(spoiled.is_nan(), "{isa:?} {dtype} {tokens} x {planes}: {spoiled}");
+                }
+            }
         }
     }
 }
@@ -172,14 +192,17 @@ fn results_depend_on_neither_threads_nor_the_batch() {
             let weights = blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.1);
             let x = random.values(tokens * cols);
             let make = || Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
-            let together = Bench { isa, threads: 1, tokens }.matmul(make(), &x);
-            let threaded = Bench { isa, threads: 5, tokens }.matmul(make(), &x);
-            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&together), bits(&threaded), "{isa:?} {dtype}");
-            for t in 0..tokens {
-                let count = (1 + t % 3).min(tokens - t);
-                let few = Bench { isa, threads: 2, tokens: count }.matmul(make(), &x[t * cols..(t + count) * cols]);
-                assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
+            for planes in [1, 2] {
+                let together = Bench { isa, threads: 1, tokens, planes }.matmul(make(), &x);
+                let threaded = Bench { isa, threads: 5, tokens, planes }.matmul(make(), &x);
+                let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&together), bits(&threaded), "{isa:?} {dtype}");
+                for t in 0..tokens {
+                    let count = (1 + t % 3).min(tokens - t);
+                    let few = Bench { isa, threads: 2, tokens: count, planes };
+                    let few = few.matmul(make(), &x[t * cols..(t + count) * cols]);
+                    assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
+                }
             }
         }
     }
@@ -192,13 +215,13 @@ fn results_do_not_depend_on_how_a_matrix_is_cut() {
     let mut random = Random(11);
     for isa in isas() {
         for dtype in types() {
-            for (rows, cols, tokens) in [(600, 256, 21), (40, 17_408, 10)] {
+            for (rows, cols, tokens, planes) in [(600, 256, 21, 2), (40, 17_408, 10, 1)] {
                 let weights = blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.1);
                 let x = random.values(tokens * cols);
                 let make = || Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
                 let product = |threads, range: std::ops::Range<usize>| {
                     let x = &x[range.start * cols..range.end * cols];
-                    let values = Bench { isa, threads, tokens: range.len() }.matmul(make(), x);
+                    let values = Bench { isa, threads, tokens: range.len(), planes }.matmul(make(), x);
                     values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 let alone = product(1, 0..tokens);
@@ -235,7 +258,7 @@ fn row_kernels_agree_with_the_reference() {
             let tokens = 3;
             let x: Vec<f32> = random.values(tokens * width).iter().map(|x| x * 8.0).collect();
             let weight: Arc<[f32]> = random.values(width).into();
-            let bench = Bench { isa, threads: 2, tokens };
+            let bench = Bench { isa, threads: 2, tokens, planes: 1 };
             let check = |name: &str, got: Vec<f32>, reference: &dyn Fn(&[f32], &mut [f32])| {
                 for (got, x) in got.chunks_exact(width).zip(x.chunks_exact(width)) {
                     let mut expected = vec![0.0; width];
@@ -276,13 +299,14 @@ fn gated_projections_add_and_multiply() {
         let x = random.values(tokens * cols);
         let make = |bytes: &Vec<u8>| Matrix::new(isa, DType::Q8_0, rows, cols, bytes.clone().into()).unwrap();
         let wants = make(&gate).wants();
-        let got = Bench { isa, threads: 3, tokens }.run(&x, cols, rows, |x, quantized, out| {
+        let shape = Shape { dtype: DType::Q8_0, rows, cols, planes: 2 };
+        let got = Bench { isa, threads: 3, tokens, planes: 2 }.run(&x, cols, rows, |x, quantized, out| {
             let act = if wants == ActKind::Q8 { Act::Q8(quantized) } else { Act::F32(x) };
             let (gate, up) = (Arc::new(make(&gate)), Arc::new(make(&up)));
             vec![Call::Quantize { x, out: quantized }, Call::GatedMatMul { x: act, gate, up, out }]
         });
-        let (gate, _) = expected(wants, DType::Q8_0, rows, cols, &gate, &x);
-        let (up, _) = expected(wants, DType::Q8_0, rows, cols, &up, &x);
+        let (gate, _) = expected(wants, shape, &gate, &x);
+        let (up, _) = expected(wants, shape, &up, &x);
         let mut expected = vec![0.0; got.len()];
         reference::swiglu(&gate, &up, &mut expected);
         for (got, expected) in got.iter().zip(&expected) {
@@ -297,6 +321,11 @@ fn activation_quantization_is_the_reference_bit_for_bit() {
     let mut random = Random(8);
     let width = 96;
     let mut x = random.values(6 * width);
+    // Any finite numbers, from denormal to huge.
+    x.extend(
+        (0..40 * width).map(|_| f32::from_bits(random.bits() as u32)).map(|x| if x.is_finite() { x } else { 1.0 }),
+    );
+    let tokens = x.len() / width;
     for (i, x) in x[2 * width..3 * width].iter_mut().enumerate() {
         *x *= 10f32.powi(i as i32 / 8 * 7 - 38);
     }
@@ -311,9 +340,8 @@ fn activation_quantization_is_the_reference_bit_for_bit() {
             block[2 + r % 32] = 1;
         }
         let weight = Matrix::new(isa, DType::Q8_0, width, width, identity.into()).unwrap();
-        let got = Bench { isa, threads: 1, tokens: 6 }.matmul(weight, &x);
-        let planes = quantized_planes(&x, width);
-        assert_eq!(planes.len(), 2);
+        let got = Bench { isa, threads: 1, tokens, planes: 2 }.matmul(weight, &x);
+        let planes = quantized_planes(&x, width, 2);
         for (i, got) in got.iter().enumerate() {
             let expected = planes[0][i] + planes[1][i];
             // A value that is not finite spoils its block, and by the zeros of the identity all columns of its row.
@@ -563,7 +591,7 @@ fn rms_norm_survives_values_whose_squares_do_not_fit() {
             let weight: Arc<[f32]> = Random(6).values(90).into();
             let mut expected = vec![0.0; 90];
             reference::rms_norm(&x, &weight, eps, &mut expected);
-            let got = Bench { isa, threads: 1, tokens: 1 }.run(&x, 90, 90, |x, _, out| {
+            let got = Bench { isa, threads: 1, tokens: 1, planes: 1 }.run(&x, 90, 90, |x, _, out| {
                 vec![Call::RmsNorm { x, weight: Arc::clone(&weight), eps, out: Act::F32(out) }]
             });
             for (got, expected) in got.iter().zip(&expected) {
@@ -689,7 +717,7 @@ fn values_that_are_not_finite_show_as_in_the_reference() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN, f32::MAX] {
             let mut x = vec![0.5; 40];
             x[3] = bad;
-            let bench = Bench { isa, threads: 1, tokens: 1 };
+            let bench = Bench { isa, threads: 1, tokens: 1, planes: 1 };
             let same = |name: &str, got: Vec<f32>, expected: Vec<f32>| {
                 for (got, expected) in got.iter().zip(&expected) {
                     let same = got == expected || got.is_nan() && expected.is_nan() || (got - expected).abs() < 1e-6;

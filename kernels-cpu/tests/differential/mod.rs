@@ -4,7 +4,8 @@
 
 use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::{
-    Act, ActKind, Buf, Call, Executor, Isa, Matrix, Program, Projection, QBuf, Rows, formats, formats::q8a, reference,
+    Act, ActKind, Buf, Call, Executor, Isa, Matrix, Program, Projection, QBuf, Rows, SharedBytes, formats,
+    formats::q8a, reference,
 };
 use std::{ops::Range, sync::Arc};
 
@@ -18,11 +19,13 @@ pub fn isas() -> impl Iterator<Item = Isa> {
         .filter(move |isa| only.as_deref().is_none_or(|name| isa.name() == name))
 }
 
-/// Runs the calls that `make` writes for an input of `rows` rows of `width` values and an output of `out_width` columns.
+/// Runs the calls that `make` writes for an input of `tokens` rows of `width` values and an output of `out_width` columns.
 pub struct Bench {
     pub isa: Isa,
     pub threads: usize,
     pub tokens: usize,
+    /// Rows of 8-bit activations for a token.
+    pub planes: usize,
 }
 
 impl Bench {
@@ -35,7 +38,7 @@ impl Bench {
     ) -> Vec<f32> {
         let tokens = self.tokens;
         let x = Buf { offset: 0, width, rows: Rows::Tokens };
-        let planes = q8a::planes(width);
+        let planes = self.planes;
         let quantized = QBuf { offset: Buf::bytes(width, tokens), width, rows: Rows::Tokens, planes };
         let offset = quantized.offset + QBuf::bytes(width, tokens, planes);
         let out = Buf { offset, width: out_width, rows: Rows::Tokens };
@@ -73,10 +76,10 @@ impl Bench {
 }
 
 /// Rows of `width` values as `q8a` stands for them, plane by plane.
-pub fn quantized_planes(x: &[f32], width: usize) -> Vec<Vec<f32>> {
+pub fn quantized_planes(x: &[f32], width: usize, planes: usize) -> Vec<Vec<f32>> {
     let mut rest = x.to_vec();
     let mut row = vec![0; q8a::row_bytes(width)];
-    (0..q8a::planes(width))
+    (0..planes)
         .map(|_| {
             let mut plane = vec![0.0; x.len()];
             for (rest, plane) in rest.chunks_exact_mut(width).zip(plane.chunks_exact_mut(width)) {
@@ -89,21 +92,24 @@ pub fn quantized_planes(x: &[f32], width: usize) -> Vec<Vec<f32>> {
         .collect()
 }
 
+/// A matrix of so many rows and columns, and the rows of 8-bit activations that it is multiplied with for a token.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub dtype: DType,
+    pub rows: usize,
+    pub cols: usize,
+    pub planes: usize,
+}
+
 /// What a matrix that wants `kind` should give, and the sum of magnitudes that rounding errors scale with.
-pub fn expected(
-    kind: ActKind,
-    dtype: DType,
-    rows: usize,
-    cols: usize,
-    weights: &[u8],
-    x: &[f32],
-) -> (Vec<f32>, Vec<f32>) {
+pub fn expected(kind: ActKind, shape: Shape, weights: &[u8], x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let Shape { dtype, rows, cols, planes } = shape;
     let format = formats::of(dtype).unwrap();
     let tokens = x.len() / cols;
     let mut plain = vec![0.0; rows * cols];
     (format.dequantize)(weights, &mut plain);
     // What the kernel sees of the activations: all of it, or one or two planes of quantized values.
-    let planes = if kind == ActKind::Q8 { quantized_planes(x, cols) } else { vec![x.to_vec()] };
+    let planes = if kind == ActKind::Q8 { quantized_planes(x, cols, planes) } else { vec![x.to_vec()] };
     let mut out = vec![0.0; tokens * rows];
     let mut product = vec![0.0; tokens * rows];
     for plane in &planes {
@@ -169,10 +175,20 @@ fn tame(dtype: DType, blocks: &mut [u8]) {
     }
 }
 
+/// The same bytes where no value is aligned.
+pub fn at_an_odd_address(bytes: &[u8]) -> SharedBytes {
+    let mut longer = vec![0; 2];
+    longer.extend(bytes);
+    let start = 1 + longer.as_ptr().addr() % 2;
+    longer.copy_within(2.., start);
+    SharedBytes::new(Arc::new(longer), start..start + bytes.len()).expect("the owner is long enough")
+}
+
 /// Multiplies a matrix made of `bytes` on every instruction set that has a fast kernel for its type, and compares.
 ///
-/// The first byte chooses the type among those with a fast kernel, the next four the shape, the number of activation rows
-/// and their size, and whether scales may be anything. The rest, over and over, makes the blocks and the activations.
+/// The first byte chooses the type among those with a fast kernel, the next four the shape, the number of tokens, their size,
+/// whether scales may be anything, whether a token has one row of 8-bit activations or two, and whether the matrix begins at an
+/// odd address. The rest, over and over, makes the blocks and the activations.
 ///
 /// # Panics
 /// If a kernel gives anything else than the reference, beyond the rounding of `f32`.
@@ -196,6 +212,8 @@ pub fn check(bytes: &[u8]) {
     if flags & 1 == 0 {
         tame(dtype, &mut weights);
     }
+    let planes = 1 + usize::from(flags >> 1 & 1);
+    let shape = Shape { dtype, rows, cols, planes };
     let size = 2f32.powi(i32::from(flags >> 4) - 12);
     let x: Vec<f32> = data.map(|byte| f32::from(byte as i8) * size).take(tokens * cols).collect();
 
@@ -210,9 +228,10 @@ pub fn check(bytes: &[u8]) {
         (format.dequantize)(&zeros, &mut minima);
     }
     for isa in isas().filter(|isa| fast(*isa, dtype)) {
-        let weight = Matrix::new(isa, dtype, rows, cols, weights.clone().into()).expect("a sound matrix");
-        let (expected, _) = expected(weight.wants(), dtype, rows, cols, &weights, &x);
-        let got = Bench { isa, threads: 1, tokens }.matmul(weight, &x);
+        let bytes = if flags & 4 == 0 { weights.clone().into() } else { at_an_odd_address(&weights) };
+        let weight = Matrix::new(isa, dtype, rows, cols, bytes).expect("a sound matrix");
+        let (expected, _) = expected(weight.wants(), shape, &weights, &x);
+        let got = Bench { isa, threads: 1, tokens, planes }.matmul(weight, &x);
         for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
             let (row, x) = (i % rows * cols, &x[i / rows * cols..][..cols]);
             let (plain, minima) = (&plain[row..][..cols], &minima[row..][..cols]);
