@@ -111,8 +111,8 @@ struct Scratch {
     results: [usize; 2],
     /// Values that each has room for: a tile of two groups with all rows.
     result_values: usize,
-    /// Two rows of the widest buffer.
-    rows: [usize; 2],
+    /// Three rows of the widest buffer; the last is for copies of rows that lie outside the arena.
+    rows: [usize; 3],
     panel: usize,
     dequantized: usize,
     attention: usize,
@@ -147,7 +147,7 @@ impl Executor {
         let layout = Scratch {
             results: [take(result), take(result)],
             result_values: result,
-            rows: [take(facts.max_width), take(facts.max_width)],
+            rows: [take(facts.max_width), take(facts.max_width), take(facts.max_width)],
             panel: take(PANEL_BYTES / 4),
             dequantized: take(facts.dequantized_values),
             attention: take(AttentionTask::scratch_values(query_rows, head_dim)),

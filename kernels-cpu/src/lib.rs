@@ -41,7 +41,7 @@ pub mod order {
 
 pub use bytes::SharedBytes;
 pub use executor::{BatchLimits, Executor, ExecutorError};
-pub use external::{External, Outside};
+pub use external::{External, Outside, Plain};
 pub use isa::{Isa, IsaError, Selection};
 pub use matrix::{ActKind, Matrix, MatrixError};
 pub use program::{Act, Buf, Call, KvShape, KvType, Program, Projection, QBuf, Rope, RopeStyle, Rows};

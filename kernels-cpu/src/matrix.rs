@@ -1,7 +1,7 @@
 //! Weight matrices in the order that the kernels read.
 
 use crate::{
-    Isa, SharedBytes,
+    External, Isa, SharedBytes,
     formats::{self, Format},
     memory::Region,
     pack::{self, GROUP, Layout},
@@ -90,6 +90,8 @@ pub struct Matrix {
 enum Storage {
     /// Row-major blocks as the file has them, dequantized whenever they are used.
     Rows { bytes: SharedBytes, format: &'static Format },
+    /// The same in memory that others may write meanwhile: each row is copied before it is used.
+    Outside { bytes: External<u8>, format: &'static Format },
     /// Groups of rows in the kernels' order.
     Packed { region: Region, layout: Layout, kernel: TileKernel },
 }
@@ -147,6 +149,22 @@ impl Matrix {
     /// # Errors
     /// As [`new`](Self::new), but for memory.
     pub fn unpacked(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
+        let format = Self::check(isa, dtype, rows, cols, bytes.len())?;
+        Ok(Self { rows, cols, dtype, isa, storage: Storage::Rows { bytes, format } })
+    }
+
+    /// As [`unpacked`](Self::unpacked), for blocks in memory that another process may write at any time: its products are
+    /// then arbitrary, nothing worse.
+    ///
+    /// # Errors
+    /// As [`unpacked`](Self::unpacked).
+    pub fn outside(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: External<u8>) -> Result<Self, MatrixError> {
+        let format = Self::check(isa, dtype, rows, cols, bytes.len())?;
+        Ok(Self { rows, cols, dtype, isa, storage: Storage::Outside { bytes, format } })
+    }
+
+    /// The format of a type, if so many bytes are a matrix of it.
+    fn check(isa: Isa, dtype: DType, rows: usize, cols: usize, len: usize) -> Result<&'static Format, MatrixError> {
         if let Some(missing) = isa.missing_feature() {
             return Err(MatrixError::Isa { isa: isa.name(), missing });
         }
@@ -158,10 +176,10 @@ impl Matrix {
             return Err(MatrixError::RowLength { cols, dtype, block: dtype.block_len() });
         };
         let expected = row_bytes.saturating_mul(rows);
-        if bytes.len() != expected {
-            return Err(MatrixError::Length { rows, cols, dtype, expected, found: bytes.len() });
+        if len != expected {
+            return Err(MatrixError::Length { rows, cols, dtype, expected, found: len });
         }
-        Ok(Self { rows, cols, dtype, isa, storage: Storage::Rows { bytes, format } })
+        Ok(format)
     }
 
     /// Row `index` in `f32`: what the type's [`Format::dequantize`] gives, bit for bit.
@@ -175,9 +193,15 @@ impl Matrix {
                 let row_bytes = bytes.len() / self.rows;
                 (format.dequantize)(&bytes[index * row_bytes..][..row_bytes], out);
             }
+            Storage::Outside { bytes, format } => {
+                let row_bytes = bytes.len() / self.rows;
+                let row = bytes.part(index * row_bytes, row_bytes).expect("the matrix has the row");
+                (format.dequantize)(&row.to_vec(), out);
+            }
             Storage::Packed { region, layout, .. } => {
                 let stride = layout.group_bytes(self.cols);
-                let group = &region.as_slice()[index / GROUP * stride..][..stride];
+                // SAFETY: packed weights are never written again.
+                let group = unsafe { &region.as_slice()[index / GROUP * stride..][..stride] };
                 pack::unpack_row(self.dtype, *layout, group, index % GROUP, out);
             }
         }
@@ -215,7 +239,7 @@ impl Matrix {
     pub fn kernel_name(&self) -> &'static str {
         match self.storage {
             Storage::Packed { .. } => self.isa.name(),
-            Storage::Rows { .. } => Isa::Reference.name(),
+            Storage::Rows { .. } | Storage::Outside { .. } => Isa::Reference.name(),
         }
     }
 
@@ -244,20 +268,21 @@ impl Matrix {
         }
     }
 
-    /// Values of scratch that a tile of this matrix needs for dequantized rows.
+    /// Values of scratch that a tile of this matrix needs for dequantized rows, and for a copy of a row that lies outside.
     pub(crate) fn dequantized_values(&self) -> usize {
-        match (&self.storage, self.isa) {
-            (Storage::Packed { .. }, _) => 0,
-            (Storage::Rows { .. }, Isa::Reference) => self.cols,
-            (Storage::Rows { .. }, _) => 2 * TILE_ROWS * self.cols,
-        }
+        let copied = match &self.storage {
+            Storage::Packed { .. } => return 0,
+            Storage::Rows { .. } => 0,
+            Storage::Outside { bytes, .. } => (bytes.len() / self.rows).div_ceil(size_of::<f32>()),
+        };
+        copied + if self.isa == Isa::Reference { self.cols } else { 2 * TILE_ROWS * self.cols }
     }
 
     /// Whether the kernel multiplies any number of groups at a time; others take two.
     fn takes_strips(&self) -> bool {
         match &self.storage {
             Storage::Packed { layout, .. } => layout.is_integer() && matches!(self.isa, Isa::Avx512 | Isa::Avx512Bw),
-            Storage::Rows { .. } => false,
+            Storage::Rows { .. } | Storage::Outside { .. } => false,
         }
     }
 
@@ -276,6 +301,29 @@ impl Matrix {
                 let out = out.add((first - groups.start) * GROUP);
                 self.tile(tile, x, out, groups.len() * GROUP, scratch);
             }
+        }
+    }
+
+    /// The blocks of row `index` of a matrix that is not packed: where they lie, or in `copy` if others may write there.
+    fn row_bytes<'a>(&'a self, index: usize, copy: &'a mut [f32]) -> &'a [u8] {
+        match &self.storage {
+            Storage::Rows { bytes, .. } => {
+                let len = bytes.len() / self.rows;
+                &bytes[index * len..][..len]
+            }
+            Storage::Outside { bytes, .. } => {
+                let len = bytes.len() / self.rows;
+                let row = bytes.part(index * len, len).expect("the matrix has the row");
+                assert!(len <= size_of_val(copy), "{} values are too few for a copy of {len} bytes", copy.len());
+                let copy = copy.as_mut_ptr().cast::<u8>();
+                // SAFETY: both have so many bytes, `copy` is borrowed for the result, and any bits are bytes.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), copy, len);
+                    std::slice::from_raw_parts(copy, len)
+                }
+            }
+            // PANIC: the only caller is the arm for the others.
+            Storage::Packed { .. } => unreachable!("packed rows are no blocks"),
         }
     }
 
@@ -306,28 +354,28 @@ impl Matrix {
                 // features; the rest is the caller's promise.
                 unsafe { kernel(&args(region.as_ptr().add(group * stride), stride)) }
             }
-            Storage::Rows { bytes, format } => {
-                let row_bytes = bytes.len() / self.rows;
-                let rows = bytes[first * row_bytes..(first + count) * row_bytes].chunks_exact(row_bytes);
+            Storage::Rows { format, .. } | Storage::Outside { format, .. } => {
                 // SAFETY: the caller gives `dequantized_values` values of scratch.
                 let values = unsafe { std::slice::from_raw_parts_mut(scratch.dequantized, self.dequantized_values()) };
                 let Some(kernel) = tile_kernel(self.isa, DType::F32) else {
-                    for (r, row) in rows.enumerate() {
-                        (format.dequantize)(row, values);
+                    let (values, copy) = values.split_at_mut(cols);
+                    for r in 0..count {
+                        (format.dequantize)(self.row_bytes(first + r, copy), values);
                         for t in 0..x.rows {
                             // SAFETY: `x` has the row, and `out` has the row's column.
                             unsafe {
-                                let x = std::slice::from_raw_parts(x.start.add(t * x.stride).cast::<f32>(), cols);
-                                *out.add(t * out_stride + r) = reference::dot(values, x);
+                                let x = x.start.add(t * x.stride).cast::<f32>();
+                                *out.add(t * out_stride + r) = reference::dot_at(values, x);
                             }
                         }
                     }
                     return;
                 };
                 // No kernel for the type, but one for `f32`: dequantize the tile, then use that.
-                let (plain, packed) = values.split_at_mut(TILE_ROWS * cols);
-                for (values, row) in plain.chunks_exact_mut(cols).zip(rows) {
-                    (format.dequantize)(row, values);
+                let (plain, rest) = values.split_at_mut(TILE_ROWS * cols);
+                let (packed, copy) = rest.split_at_mut(TILE_ROWS * cols);
+                for (r, values) in plain.chunks_exact_mut(cols).take(count).enumerate() {
+                    (format.dequantize)(self.row_bytes(first + r, copy), values);
                 }
                 for (g, group) in packed.chunks_exact_mut(GROUP * cols).take(groups).enumerate() {
                     for (k, column) in group.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {

@@ -93,10 +93,10 @@ impl Region {
         self.start.as_ptr()
     }
 
-    /// # Safety of callers
-    /// Nobody may write through [`as_ptr`](Self::as_ptr) while the slice lives; packed weights are never written again.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `len` initialised (zeroed) bytes; for writers see above.
+    /// # Safety
+    /// Nobody writes through [`as_ptr`](Self::as_ptr) while the slice lives.
+    pub(crate) unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `len` initialised (zeroed) bytes; the caller speaks for writers.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 

@@ -182,7 +182,7 @@ mod tests {
             assert!(allowed || nodes.is_empty(), "{error}");
         }
         region.as_mut_slice().fill(1);
-        assert!(region.as_slice().iter().all(|byte| *byte == 1));
+        assert!(region.as_mut_slice().iter().all(|byte| *byte == 1));
         // Nodes that no machine has are refused.
         assert!(interleave(region.as_ptr(), 4096, &[MOST_NODES - 1]).is_err());
     }

@@ -94,6 +94,75 @@ fn rows_outside_are_what_they_would_be_inside() {
     }
 }
 
+/// Types whose tiles are dequantized, and blocks that begin at an odd address.
+#[test]
+fn a_matrix_outside_is_what_it_would_be_inside() {
+    for isa in [Isa::Reference, Isa::best()] {
+        for dtype in [DType::F32, DType::F16, DType::Q4_0, DType::Q6_K, DType::IQ2_XS] {
+            let (rows, cols) = (37, 512);
+            let bytes: Vec<u8> =
+                (0..dtype.bytes_for(rows * cols).unwrap()).map(|i| (i * 37 % 251) as u8 & 0x3f).collect();
+            let owner = Arc::new([vec![0], bytes.clone()].concat());
+            let start = NonNull::from(&owner[1..]).cast();
+            // SAFETY: the owner has the bytes, and nobody borrows them any more. They are only read.
+            let place = unsafe { External::new(start, bytes.len(), owner) };
+            let inside = Matrix::unpacked(isa, dtype, rows, cols, SharedBytes::from(bytes)).unwrap();
+            let outside = Matrix::outside(isa, dtype, rows, cols, place).unwrap();
+            let row = |matrix: &Matrix| {
+                let mut row = vec![0.0; cols];
+                matrix.row(rows - 1, &mut row);
+                row
+            };
+            assert_eq!(row(&inside), row(&outside), "{isa:?} {dtype}");
+            let product = |matrix: Matrix| {
+                let x = Buf { offset: 0, width: cols, rows: Rows::Tokens };
+                let out = Buf { offset: Buf::bytes(cols, TOKENS), width: rows, rows: Rows::Tokens };
+                let projection = Projection { weight: Arc::new(matrix), bias: None, out, accumulate: false };
+                let program = Program {
+                    calls: vec![Call::MatMul { x: Act::F32(x), projections: vec![projection] }],
+                    arena_bytes: Buf::bytes(cols, TOKENS) + Buf::bytes(rows, TOKENS),
+                    max_tokens: TOKENS,
+                    max_outputs: 1,
+                    kv: None,
+                    inputs: vec![x],
+                    output: out,
+                };
+                let mut executor = Executor::new(isa, 2, program).unwrap();
+                let input: Vec<f32> = (0..TOKENS * cols).map(|i| (i * 7 % 31) as f32 - 15.0).collect();
+                let given = [Some(aligned(&input))];
+                let mut result = Vec::new();
+                batch(|batch| {
+                    let outside = Outside { inputs: &given, ..Outside::default() };
+                    result = executor.run_with(batch, outside).unwrap().to_vec();
+                });
+                assert!(result.iter().any(|x| *x != 0.0));
+                result
+            };
+            assert_eq!(product(inside), product(outside), "{isa:?} {dtype}");
+        }
+    }
+    let bytes = External::zeroed(9);
+    // SAFETY: the nine values are 36 bytes that nobody borrows; `bytes` keeps them.
+    let bytes = unsafe { External::new(NonNull::new(bytes.as_ptr().cast::<u8>()).unwrap(), 36, Arc::new(bytes)) };
+    let refused = Matrix::outside(Isa::Reference, DType::Q4_0, 3, 32, bytes).unwrap_err();
+    assert!(refused.to_string().contains("54") && refused.to_string().contains("36"), "{refused}");
+}
+
+#[test]
+fn an_input_that_is_written_stays_inside() {
+    let mut program = program(Isa::Reference);
+    let x = program.inputs[0];
+    program.calls.insert(0, Call::Silu { x, out: x });
+    let mut executor = Executor::new(Isa::Reference, 1, program).unwrap();
+    batch(|batch| {
+        let given = [Some(aligned(&input()))];
+        let refused = executor.run_with(batch, Outside { inputs: &given, ..Outside::default() }).unwrap_err();
+        assert!(refused.to_string().contains("cannot lie outside: call 0"), "{refused}");
+        executor.write(x, &input()).unwrap();
+        executor.run(batch).unwrap();
+    });
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let mut executor = Executor::new(Isa::Reference, 1, program(Isa::Reference)).unwrap();

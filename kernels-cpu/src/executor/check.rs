@@ -244,6 +244,9 @@ pub(super) fn outside(program: &Program, batch: &Batch<'_>, outside: &Outside<'_
         if Some(input.len()) != rows.checked_mul(buf.width) || input.as_ptr().align_offset(64) != 0 {
             return refuse(format!("{input:?} are not {rows} rows of {buf:?} at a multiple of 64 bytes"));
         }
+        if let Some(index) = program.calls.iter().position(|call| !only_reads_rows(call, *buf)) {
+            return refuse(format!("{buf:?} cannot lie outside: call {index} writes it, or reads more than a row"));
+        }
     }
     let rows = match program.output.rows {
         Rows::Tokens => batch.tokens.len(),
@@ -267,6 +270,24 @@ pub(super) fn outside(program: &Program, batch: &Batch<'_>, outside: &Outside<'_
         }
     }
     Ok(())
+}
+
+/// Whether a call reads a buffer row by row at most, and does not write it: others may write it meanwhile.
+fn only_reads_rows(call: &Call, buf: Buf) -> bool {
+    match call {
+        Call::RopeAppend { q, k, v, .. } => ![*q, *k, *v].contains(&buf),
+        Call::Attention { q, out, .. } => ![*q, *out].contains(&buf),
+        Call::RmsNorm { out: Act::F32(out), .. } => *out != buf,
+        Call::RmsNorm { out: Act::Q8(_), .. } | Call::Quantize { .. } => true,
+        Call::MatMul { projections, .. } => projections.iter().all(|projection| projection.out != buf),
+        Call::Embed { out, .. }
+        | Call::GatedMatMul { out, .. }
+        | Call::Add { out, .. }
+        | Call::Mul { out, .. }
+        | Call::Silu { out, .. }
+        | Call::Softmax { out, .. }
+        | Call::SelectOutputs { out, .. } => *out != buf,
+    }
 }
 
 /// What batches may ask of a program.

@@ -146,7 +146,7 @@ impl Step<'_> {
                 Call::RmsNorm { x, weight, eps, out } => match out {
                     _ if let Some(row) = self.normalized(index, task) => {
                         let own = self.scratch_row(scratch, 0, x.width);
-                        (self.ops.rms_norm)(self.row(*x, task), weight, *eps, own);
+                        (self.ops.rms_norm)(self.row(*x, task, scratch), weight, *eps, own);
                         match out {
                             Act::F32(out) => self.row_mut(*out, task).copy_from_slice(own),
                             Act::Q8(out) => self.quantize(own, *out, task, scratch),
@@ -158,11 +158,11 @@ impl Step<'_> {
                     }
                     Act::Q8(out) => {
                         let normalized = self.scratch_row(scratch, 0, x.width);
-                        (self.ops.rms_norm)(self.row(*x, task), weight, *eps, normalized);
+                        (self.ops.rms_norm)(self.row(*x, task, scratch), weight, *eps, normalized);
                         self.quantize(normalized, *out, task, scratch);
                     }
                 },
-                Call::Quantize { x, out } => self.quantize(self.row(*x, task), *out, task, scratch),
+                Call::Quantize { x, out } => self.quantize(self.row(*x, task, scratch), *out, task, scratch),
                 Call::MatMul { x, projections } => {
                     let mut tile = task;
                     for projection in projections {
@@ -195,7 +195,7 @@ impl Step<'_> {
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let kv = self.program.kv.expect("checked: the program has a cache");
                     let (place, cache) = (self.rows[task], self.layer(*layer));
-                    let mut keys = self.row(*k, task);
+                    let mut keys = self.row(*k, task, scratch);
                     if let (Some(rope), Some(table)) = (rope, self.rope_of_call[index]) {
                         let turns = self.ropes[table].row(task);
                         let (queries, turned) = (self.row_mut(*q, task), self.scratch_row(scratch, 0, k.width));
@@ -209,7 +209,7 @@ impl Step<'_> {
                     let pages = self.batch.sequences[place.sequence as usize].pages;
                     let position = place.position as usize;
                     let (page, slot) = (pages[position / PAGE_TOKENS], position % PAGE_TOKENS);
-                    let values = self.row(*v, task);
+                    let values = self.row(*v, task, scratch);
                     let heads = keys.chunks_exact(kv.head_dim).zip(values.chunks_exact(kv.head_dim));
                     for (head, (key, value)) in heads.enumerate() {
                         (self.ops.append)(&cache, Place { page, slot, head }, key, value);
@@ -245,7 +245,7 @@ impl Step<'_> {
                 Call::Softmax { x, out } => self.map(*x, *out, task, scratch, |x, out| (self.ops.softmax)(x, out)),
                 Call::SelectOutputs { x, out } => {
                     let row = self.batch.outputs[task] as usize;
-                    self.row_mut(*out, task).copy_from_slice(self.row(*x, row));
+                    self.row_mut(*out, task).copy_from_slice(self.row(*x, row, scratch));
                 }
             }
         }
@@ -393,14 +393,17 @@ impl Step<'_> {
     /// their place through the whole program, so no other buffer is equal to one.
     #[inline(always)]
     fn start(&self, buf: Buf) -> *mut u8 {
-        for (input, outside) in self.program.inputs.iter().zip(self.outside.inputs) {
-            if let Some(outside) = outside
-                && *input == buf
-            {
-                return outside.as_ptr().cast();
-            }
+        match self.outside_input(buf) {
+            Some(outside) => outside.as_ptr().cast(),
+            None => self.arena.wrapping_add(buf.offset),
         }
-        self.arena.wrapping_add(buf.offset)
+    }
+
+    /// What is given for a buffer outside the arena.
+    #[inline(always)]
+    fn outside_input(&self, buf: Buf) -> Option<&External> {
+        let mut inputs = self.program.inputs.iter().zip(self.outside.inputs);
+        inputs.find_map(|(input, outside)| outside.as_ref().filter(|_| *input == buf))
     }
 
     /// Where rows of a buffer lie outside the arena: those of the output, if call `index` is the last one.
@@ -422,11 +425,22 @@ impl Step<'_> {
         unsafe { self.start(buf).cast::<f32>().add(row * buf.width) }
     }
 
+    /// A row to read; one outside the arena, where others may write, is copied to the thread's scratch.
+    ///
     /// # Safety
-    /// The buffer has the row, and nobody writes it meanwhile.
-    unsafe fn row(&self, buf: Buf, row: usize) -> &[f32] {
+    /// The buffer has the row, and nobody writes it meanwhile if it lies in the arena; `scratch` is the thread's share, and no
+    /// other row from outside is in use.
+    unsafe fn row(&self, buf: Buf, row: usize, scratch: *mut u8) -> &[f32] {
         // SAFETY: promised by the caller and `check`; the arena is initialised.
-        unsafe { std::slice::from_raw_parts(self.at(buf, row), buf.width) }
+        unsafe {
+            let at = self.at(buf, row);
+            if self.outside_input(buf).is_none() {
+                return std::slice::from_raw_parts(at, buf.width);
+            }
+            let copy = self.scratch_row(scratch, 2, buf.width);
+            at.copy_to_nonoverlapping(copy.as_mut_ptr(), buf.width);
+            copy
+        }
     }
 
     /// # Safety
@@ -484,10 +498,10 @@ impl Step<'_> {
         unsafe {
             if x == out {
                 let copy = self.scratch_row(scratch, 0, x.width);
-                copy.copy_from_slice(self.row(x, row));
+                copy.copy_from_slice(self.row(x, row, scratch));
                 f(copy, self.row_mut(out, row));
             } else {
-                f(self.row(x, row), self.row_mut(out, row));
+                f(self.row(x, row, scratch), self.row_mut(out, row));
             }
         }
     }

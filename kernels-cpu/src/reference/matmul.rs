@@ -44,14 +44,13 @@ pub fn matmul(format: &Format, n: usize, k: usize, weights: &[u8], x: &[f32], ou
     }
 }
 
-/// `Σ a[k] * b[k]`, the sum that [`matmul`] makes for each of its results.
+/// `Σ a[k] * b[k]`, the sum that [`matmul`] makes for each of its results; `b` may lie in memory that others write.
 ///
-/// # Panics
-/// If the slices differ in length.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "the factors differ in length");
-    let [sum] = dot_rows(a, b);
-    sum
+/// # Safety
+/// `b` is valid for as many values as `a` has.
+pub(crate) unsafe fn dot_at(a: &[f32], b: *const f32) -> f32 {
+    // SAFETY: promised by the caller.
+    a.iter().enumerate().fold(0.0, |sum, (k, a)| sum + f64::from(*a) * f64::from(unsafe { *b.add(k) })) as f32
 }
 
 /// Dot products of `N` rows with `x`; all rows are as long as `x`.
@@ -99,7 +98,8 @@ mod tests {
         let mut out = [0.0];
         matmul(f32, 1, 3, &bytes(&[1e8, 1.0, -1e8]), &[1.0; 3], &mut out);
         assert_eq!(out, [1.0]);
-        assert_eq!(dot(&[1e8, 1.0, -1e8], &[1.0; 3]), 1.0);
+        // SAFETY: both have three values.
+        assert_eq!(unsafe { dot_at(&[1e8, 1.0, -1e8], [1.0; 3].as_ptr()) }, 1.0);
     }
 
     #[test]

@@ -15,7 +15,8 @@ mod softmax;
 mod swiglu;
 
 pub use attention::attention;
-pub use matmul::{dot, matmul};
+pub(crate) use matmul::dot_at;
+pub use matmul::matmul;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use softmax::softmax;

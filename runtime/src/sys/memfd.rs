@@ -200,19 +200,17 @@ impl Shared {
             return None;
         }
         // SAFETY: the range lies in the mapping, which the owner keeps. Nobody holds references into shared mappings: this
-        // file hands out none but to `AtomicU32` words of rings, which are never tensors, and `AsRef` below for weights,
-        // which are inputs.
+        // file hands out none but to `AtomicU32` words of rings, which are never tensors.
         Some(unsafe { External::new(self.start.add(bytes.start).cast(), bytes.len() / 4, self.clone()) })
     }
-}
 
-/// Weights in place, for kernels that take bytes.
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: the mapping lives as long as `self` and is initialised. As with mapped files, another process could
-        // change bytes under the slice; kernels treat them as numbers, mask what selects a codebook's entry, and so get a
-        // wrong product and nothing worse.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    /// Bytes in place, for kernels that take blocks; `None` if they do not lie in the mapping.
+    pub(crate) fn bytes(self: &Arc<Self>, bytes: Range<usize>) -> Option<External<u8>> {
+        if bytes.start > bytes.end || bytes.end > self.len {
+            return None;
+        }
+        // SAFETY: as for floats.
+        Some(unsafe { External::new(self.start.add(bytes.start), bytes.len(), self.clone()) })
     }
 }
 

@@ -8,7 +8,6 @@ use rustai_abi::{
 };
 use rustai_kernels_cpu::{
     Act, Buf, Call, Executor, ExecutorError, External, Isa, Matrix, MatrixError, Outside, Program, Projection, Rows,
-    SharedBytes,
 };
 use std::sync::{Arc, mpsc};
 
@@ -83,9 +82,9 @@ impl Operands {
     fn multiply(&self, threads: usize) -> Result<Done, Errno> {
         let (m, k, n) = self.shape;
         let isa = Isa::select().map_err(|_| Errno::ENOTRECOVERABLE)?.isa;
-        let bytes = SharedBytes::new(self.w.map.clone(), self.w.bytes.clone()).ok_or(Errno::ERANGE)?;
+        let bytes = self.w.map.bytes(self.w.bytes.clone()).ok_or(Errno::ERANGE)?;
         // The weights stay as they are: packing would be a copy.
-        let weight = Matrix::unpacked(isa, self.w.dtype, n, k, bytes).map_err(|error| match error {
+        let weight = Matrix::outside(isa, self.w.dtype, n, k, bytes).map_err(|error| match error {
             MatrixError::Unsupported(_) => Errno::EOPNOTSUPP,
             _ => Errno::EINVAL,
         })?;
