@@ -113,16 +113,21 @@ class Fidelity:
             flags = []
         return self.quantize(self.original(model), path, *flags, TYPES[type_])
 
-    def compare(self, model, type_):
-        path = self.quantized(model, type_) if model in MODELS else Path(model).resolve()
+    def distance(self, path):
+        """How far both engines are from the truth on a file."""
         tokens, theirs = self.folder / "tokens", self.folder / "logits"
         args = self.args
         run([self.fidelity, "tokens", path, args.window * args.windows, tokens], None)
         run([self.logits, path, tokens, args.window, args.threads, theirs], self.environment)
         found = json.loads(run([self.fidelity, "compare", path, tokens, args.window, theirs], None)[0])
-        inspected = run([args.rustai, "inspect", path, "--json", "--no-tensors"], None)[0]
-        found["types"] = {row["type"]: row["tensors"] for row in json.loads(inspected)["types"]}
         theirs.unlink()
+        return found
+
+    def compare(self, model, type_):
+        path = self.quantized(model, type_) if model in MODELS else Path(model).resolve()
+        found = self.distance(path)
+        inspected = run([self.args.rustai, "inspect", path, "--json", "--no-tensors"], None)[0]
+        found["types"] = {row["type"]: row["tensors"] for row in json.loads(inspected)["types"]}
         if model in MODELS:
             path.unlink()
         return found

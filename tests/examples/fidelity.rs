@@ -1,10 +1,11 @@
 //! How near the logits of fast kernels, and those of another engine, are to exact arithmetic on one model file.
 //!
+//! `fidelity text OUT` writes wikitext-2's test split as it is tokenized.
 //! `fidelity tokens MODEL COUNT OUT` writes the first COUNT tokens of wikitext-2's test split, as little-endian u32.
 //! `fidelity compare MODEL TOKENS WINDOW LOGITS` computes each window of WINDOW tokens on an empty cache, through the
 //! reference (f32 weights and activations) and through each instruction set of this processor, and prints one JSON object.
 //! LOGITS holds the other engine's f32 logits of the same tokens, a row per position. Driven by
-//! `scripts/compare_fidelity.py`.
+//! `scripts/compare_fidelity.py` and `scripts/compare_quantize.py`.
 
 use rustai::{
     Batch, BatchSequence, Isa, PAGE_TOKENS,
@@ -22,11 +23,12 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["text", out] => Ok(fs::write(out, fixtures::wikitext2_test())?),
         ["tokens", model, count, out] => tokens(Path::new(model), count.parse()?, Path::new(out)),
         ["compare", model, tokens, window, logits] => {
             compare(Path::new(model), Path::new(tokens), window.parse()?, Path::new(logits))
         }
-        _ => Err("usage: fidelity tokens MODEL COUNT OUT | fidelity compare MODEL TOKENS WINDOW LOGITS".into()),
+        _ => Err("usage: fidelity text OUT | fidelity tokens MODEL COUNT OUT | fidelity compare MODEL TOKENS WINDOW LOGITS".into()),
     }
 }
 

@@ -62,6 +62,14 @@ trait Kernel: Dot {
     };
     /// The sum of two products is exact.
     const PAIRS_FIT: () = assert!(Self::VNNI || PAIR * Self::LARGEST <= i16::MAX as i32);
+    /// From so many activation rows on it pays to write expanded weights down for all of them; measured for each type (see
+    /// PERFORMANCE.md). The more work it is to put a weight together, the fewer.
+    const MANY: usize = match Self::DTYPE {
+        DType::Q8_0 => 24,
+        DType::Q4_0 | DType::Q4_1 => 7,
+        DType::Q4_K | DType::IQ4_NL => 5,
+        _ => 3,
+    };
     /// Each half of a block has a scale, which is a whole number.
     const HALVES: bool = Self::BLOCKS.scales.halves();
     const MINS: bool = Self::BLOCKS.scales.has_min();
@@ -760,14 +768,11 @@ unsafe fn micro<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: u
     }
 }
 
-/// From so many tokens on it pays to write expanded weights down for all of them.
-const MANY: usize = 8;
-
 #[inline(always)]
 unsafe fn tile<F: Kernel, const H: usize>(tile: &Tile) {
     // SAFETY: see the head of the file.
     unsafe {
-        if tile.tokens >= MANY {
+        if tile.tokens >= F::MANY {
             return paneled::<F, H>(tile);
         }
         let mut t = 0;
