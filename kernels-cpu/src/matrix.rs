@@ -132,10 +132,9 @@ impl Matrix {
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
         let mut matrix = Self::unpacked(isa, dtype, rows, cols, bytes)?;
         if let Storage::Rows { bytes, .. } = &matrix.storage
-            && let Some(layout) = Layout::of(dtype)
-            && let Some(kernel) = tile_kernel(isa, dtype)
+            && let Some(len) = Self::packed_bytes(isa, dtype, rows, cols)
+            && let (Some(layout), Some(kernel)) = (Layout::of(dtype), tile_kernel(isa, dtype))
         {
-            let len = rows.div_ceil(GROUP) * layout.group_bytes(cols);
             let mut region = Region::shared("packed weights", len)
                 .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
             pack::pack(dtype, layout, cols, bytes, region.as_mut_slice());
@@ -249,6 +248,13 @@ impl Matrix {
         formats::of(dtype).filter(|_| dtype != DType::Q8_K)?;
         let fast = tile_kernel(isa, dtype).is_some();
         Some(if fast { isa.name() } else { Isa::Reference.name() })
+    }
+
+    /// Bytes of memory that [`new`](Self::new) takes for a matrix: rows are made up to whole groups, and some types' scales
+    /// are widened. `None` if it keeps the bytes that it is given.
+    pub fn packed_bytes(isa: Isa, dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+        tile_kernel(isa, dtype)?;
+        Some(Layout::of(dtype)?.group_bytes(cols).saturating_mul(rows.div_ceil(GROUP)))
     }
 
     /// Tiles of `TILE_ROWS` rows.

@@ -123,7 +123,7 @@ fn compile(
     // What memory it takes is known before any is taken.
     let estimate = plan_used(graph, isa, options.sizes())?;
     let cache = cache_bytes(isa, &estimate);
-    let needed = Memory { cache, activations: estimate.arena_bytes as u64, weights: load::total_bytes(graph) };
+    let needed = Memory { cache, activations: estimate.arena_bytes as u64, weights: load::resident_bytes(graph, isa) };
     refuse_if_too_large(needed, 0, memory::available())?;
 
     let weights = load::load(graph, source, isa, threads, progress)?;
@@ -159,7 +159,7 @@ fn compile(
 pub(super) fn memory(graph: &Graph, options: &CpuOptions) -> Result<[u64; 3], BuildError> {
     let (isa, graph) = (chosen_isa(options)?, rewrite::drop_unused(graph));
     let plan = plan_used(&graph, isa, options.sizes())?;
-    Ok([cache_bytes(isa, &plan), plan.arena_bytes as u64, load::total_bytes(&graph)])
+    Ok([cache_bytes(isa, &plan), plan.arena_bytes as u64, load::resident_bytes(&graph, isa)])
 }
 
 /// Bytes of the key/value cache, which saturate: a caller may ask for any number of pages.
@@ -403,6 +403,21 @@ mod tests {
         assert!(refuse_if_too_large(parts(3, 2, 1), 1, Some(6)).is_err());
         assert!(refuse_if_too_large(parts(u64::MAX, 2, 1), 0, Some(6)).is_err());
         assert!(refuse_if_too_large(parts(3, 2, 1), 0, None).is_ok());
+    }
+
+    #[test]
+    fn weights_count_as_they_are_packed() {
+        let mut b = GraphBuilder::new();
+        let x = b.input("x", Rows::Tokens, 256).unwrap();
+        let w = b.weight("w", rustai_abi::DType::Q3_K, &[256, 17]).unwrap();
+        let y = b.matmul("y", x, w, None).unwrap();
+        let graph = b.finish(y).unwrap();
+        assert_eq!(load::resident_bytes(&graph, Isa::Reference), 17 * 110);
+        let fast = Isa::best();
+        if fast != Isa::Reference {
+            // Two groups of sixteen rows, with scales of a byte each, made up to a multiple of 64 bytes.
+            assert_eq!(load::resident_bytes(&graph, fast), 2 * 1856);
+        }
     }
 
     #[test]

@@ -89,6 +89,18 @@ pub(super) fn total_bytes(graph: &Graph) -> u64 {
     graph.weights().iter().fold(0, |sum, weight| sum.saturating_add(weight.bytes() as u64))
 }
 
+/// Bytes of memory that all weights take once they are packed; those that stay in the file count too, since each step reads
+/// them there.
+pub(super) fn resident_bytes(graph: &Graph, isa: Isa) -> u64 {
+    let resident = |(weight, needs): (&Weight, Needs)| match (needs, &weight.dims[..]) {
+        (Needs { matrix: true, .. }, &[cols, rows]) => {
+            Matrix::packed_bytes(isa, weight.dtype, rows, cols).unwrap_or(weight.bytes()) as u64
+        }
+        _ => weight.bytes() as u64,
+    };
+    graph.weights().iter().zip(needs(graph)).map(resident).fold(0, u64::saturating_add)
+}
+
 /// Packs all weights on `threads` threads; `progress` takes the bytes done and their total.
 pub(super) fn load(
     graph: &Graph,
