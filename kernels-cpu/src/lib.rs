@@ -23,6 +23,7 @@ pub mod reference;
 pub mod roof;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
+mod sync;
 mod team;
 mod tile;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

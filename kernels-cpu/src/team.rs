@@ -5,20 +5,15 @@
 //! it they meet at a spinning [`Lockstep::barrier`] and share work through [`Lockstep::next`], neither of which takes a
 //! lock or allocates. Between steps they spin briefly, then sleep.
 
+use crate::sync::{
+    Arc, AtomicBool, AtomicPtr, AtomicUsize, Builder, JoinHandle, SPINS_BEFORE_SLEEP, SPINS_BEFORE_YIELD, park,
+    spin_loop, yield_now,
+};
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*},
-    },
-    thread::JoinHandle,
+    sync::atomic::Ordering::*,
 };
-
-/// Rounds of spinning before a waiting worker yields to others (they may need its core).
-const SPINS_BEFORE_YIELD: u32 = 4_000;
-/// Rounds of spinning between steps before a worker sleeps.
-const SPINS_BEFORE_SLEEP: u32 = 20_000;
 
 /// A kernel panicked in one thread of the team; the team cannot be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +89,9 @@ impl Lockstep<'_> {
 fn spin(spins: &mut u32) {
     *spins += 1;
     if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
-        std::thread::yield_now();
+        yield_now();
     } else {
-        std::hint::spin_loop();
+        spin_loop();
     }
 }
 
@@ -122,8 +117,7 @@ impl Team {
         let mut team = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         for index in 1..shared.threads {
             let shared = Arc::clone(&shared);
-            let worker =
-                std::thread::Builder::new().name(format!("rustai-{index}")).spawn(move || work(index, &shared))?;
+            let worker = Builder::new().name(format!("rustai-{index}")).spawn(move || work(index, &shared))?;
             team.workers.push(worker);
         }
         Ok(team)
@@ -185,10 +179,10 @@ fn work(index: usize, shared: &Shared) {
             }
             spins += 1;
             if spins < SPINS_BEFORE_SLEEP {
-                std::hint::spin_loop();
+                spin_loop();
             } else {
                 // `run` unparks after it has published the epoch, so no wake-up is lost.
-                std::thread::park();
+                park();
             }
         }
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -201,47 +195,5 @@ fn work(index: usize, shared: &Shared) {
             shared.poisoned.store(true, Release);
         }
         shared.running.0.fetch_sub(1, Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_threads_meet_and_share_the_work() {
-        for threads in [1, 2, 5] {
-            let mut team = Team::new(threads).unwrap();
-            for _ in 0..50 {
-                let counters = [AtomicUsize::new(0), AtomicUsize::new(0)];
-                let sums = [AtomicUsize::new(0), AtomicUsize::new(0)];
-                team.run(&|_, lockstep| {
-                    while let Some(run) = lockstep.next(&counters[0], 100) {
-                        sums[0].fetch_add(run.sum(), Relaxed);
-                    }
-                    lockstep.barrier();
-                    assert_eq!(sums[0].load(Relaxed), 4950);
-                    while let Some(run) = lockstep.next(&counters[1], 10) {
-                        sums[1].fetch_add(run.sum(), Relaxed);
-                    }
-                    lockstep.barrier();
-                    assert_eq!(sums[1].load(Relaxed), 45);
-                })
-                .unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn a_panic_poisons_the_team_and_hangs_nobody() {
-        for guilty in [0, 1] {
-            let mut team = Team::new(3).unwrap();
-            let result = team.run(&|thread, lockstep| {
-                assert_ne!(thread, guilty, "planted");
-                lockstep.barrier();
-            });
-            assert_eq!(result, Err(Poisoned));
-            assert_eq!(team.run(&|_, _| ()), Err(Poisoned));
-        }
     }
 }

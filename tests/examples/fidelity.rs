@@ -28,7 +28,10 @@ fn main() -> Outcome<()> {
         ["compare", model, tokens, window, logits] => {
             compare(Path::new(model), Path::new(tokens), window.parse()?, Path::new(logits))
         }
-        _ => Err("usage: fidelity text OUT | fidelity tokens MODEL COUNT OUT | fidelity compare MODEL TOKENS WINDOW LOGITS".into()),
+        _ => Err(
+            "usage: fidelity text OUT | fidelity tokens MODEL COUNT OUT | fidelity compare MODEL TOKENS WINDOW LOGITS"
+                .into(),
+        ),
     }
 }
 

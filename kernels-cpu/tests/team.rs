@@ -1,0 +1,102 @@
+//! The team (`src/team.rs`) under a model checker (loom): every order in which the threads of a team can run, and every value that the memory model lets a load see.
+
+/// The team, built on what follows.
+#[path = "../src/team.rs"]
+#[expect(dead_code, reason = "the tests use a part of it")]
+mod team;
+
+mod sync {
+    pub(crate) use loom::{
+        hint::spin_loop,
+        sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize},
+        thread::{Builder, JoinHandle, park, yield_now},
+    };
+    pub(crate) use std::sync::Arc;
+
+    pub(crate) const SPINS_BEFORE_YIELD: u32 = 2;
+    pub(crate) const SPINS_BEFORE_SLEEP: u32 = 1;
+}
+
+use loom::cell::UnsafeCell;
+use std::sync::atomic::Ordering::Relaxed;
+use sync::AtomicUsize;
+use team::Team;
+
+/// A place that one thread at a time may use; the checker fails a test where two could.
+struct Place(UnsafeCell<u32>);
+
+// SAFETY: the checker is there to find out.
+unsafe impl Sync for Place {}
+
+impl Place {
+    fn new() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+
+    fn set(&self, value: u32) {
+        // SAFETY: the checker stops at a conflicting access.
+        self.0.with_mut(|place| unsafe { *place = value });
+    }
+
+    fn get(&self) -> u32 {
+        // SAFETY: the checker stops at a conflicting access.
+        self.0.with(|place| unsafe { *place })
+    }
+}
+
+fn explore(bound: usize, test: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(bound);
+    model.check(test);
+}
+
+/// What a thread writes before a barrier, the others see after it; and they write it anew after the next.
+#[test]
+fn writes_are_seen_after_a_barrier() {
+    explore(3, || {
+        let mut team = Team::new(2).unwrap();
+        let places = [Place::new(), Place::new()];
+        team.run(&|thread, lockstep| {
+            for round in 1..=2 {
+                places[thread].set(round);
+                lockstep.barrier();
+                assert_eq!(places[1 - thread].get(), round);
+                lockstep.barrier();
+            }
+        })
+        .unwrap();
+    });
+}
+
+/// A step finds its workers whether they sleep or not, and is over before its closure goes.
+#[test]
+fn no_step_is_lost_or_outlives_its_closure() {
+    explore(3, || {
+        let mut team = Team::new(2).unwrap();
+        for round in 1..=2 {
+            let places = [Place::new(), Place::new()];
+            team.run(&|thread, _| places[thread].set(round)).unwrap();
+            assert_eq!(places.each_ref().map(Place::get), [round; 2]);
+        }
+    });
+}
+
+/// Each task goes to one thread.
+#[test]
+fn each_task_is_done_once() {
+    explore(2, || {
+        let mut team = Team::new(2).unwrap();
+        let tasks: [Place; 5] = std::array::from_fn(|_| Place::new());
+        let counter = AtomicUsize::new(0);
+        team.run(&|_, lockstep| {
+            while let Some(run) = lockstep.next(&counter, tasks.len()) {
+                for task in run {
+                    tasks[task].set(tasks[task].get() + 1);
+                }
+            }
+        })
+        .unwrap();
+        assert!(tasks.iter().all(|task| task.get() == 1));
+        assert_eq!(counter.load(Relaxed), 5);
+    });
+}
