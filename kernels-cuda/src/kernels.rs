@@ -26,6 +26,8 @@ pub struct Kernels {
 #[derive(Debug)]
 pub(crate) struct Modules {
     device: Device,
+    /// What the images were compiled for, as `10 * major + minor`.
+    architecture: u32,
     modules: Vec<Module>,
     image_bytes: u64,
 }
@@ -51,18 +53,23 @@ impl Kernels {
     /// # Errors
     /// [`DeviceError::NoKernels`] if there are none; [`DeviceError::Driver`].
     pub fn load(device: &Device, sources: &KernelSources) -> Result<Self, DeviceError> {
-        let images = images::for_device(device.info(), sources)?;
-        Self::from_images(device, &images)
+        let (architecture, images) = images::for_device(device.info(), sources)?;
+        Self::from_images(device, architecture, &images)
     }
 
-    /// Loads kernels from images: cubins, fatbins, or PTX that ends with a zero byte.
+    /// Loads kernels from images: cubins, fatbins, or PTX that ends with a zero byte. They were compiled for `architecture`, as
+    /// `10 * major + minor`: 80 for `compute_80` as for `sm_80`, on whatever device they run.
     ///
     /// # Errors
     /// [`DeviceError::NoKernels`] if the driver says that they are not for this device; [`DeviceError::Driver`].
-    pub fn from_images<I: AsRef<[u8]>>(device: &Device, images: &[I]) -> Result<Self, DeviceError> {
+    pub fn from_images<I: AsRef<[u8]>>(
+        device: &Device,
+        architecture: u32,
+        images: &[I],
+    ) -> Result<Self, DeviceError> {
         device.bind()?;
         let image_bytes = images.iter().map(|image| image.as_ref().len() as u64).sum();
-        let mut loaded = Modules { device: device.clone(), modules: Vec::new(), image_bytes };
+        let mut loaded = Modules { device: device.clone(), architecture, modules: Vec::new(), image_bytes };
         for image in images {
             // The driver looks for the end itself.
             let image = image.as_ref();
@@ -139,6 +146,14 @@ impl Kernels {
             }
         }
         Err(missing())
+    }
+}
+
+impl Modules {
+    /// Whether the kernels themselves wait for the one before them (`griddepcontrol.wait`), which code for compute capability
+    /// 9.0 and later does. Other code must not begin earlier, on any device.
+    pub(crate) fn waits(&self) -> bool {
+        self.architecture >= 90
     }
 }
 

@@ -159,9 +159,9 @@ fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
 fn a_kernel_that_is_missing_is_named() {
     let standin = standin();
     let (device, ..) = open(&standin);
-    assert!(Kernels::from_images(&device, &[b""]).is_err());
-    assert!(Kernels::from_images(&device, &[b"// PTX without an end"]).is_err());
-    let none = Kernels::from_images::<&[u8]>(&device, &[]).unwrap();
+    assert!(Kernels::from_images(&device, 90, &[b""]).is_err());
+    assert!(Kernels::from_images(&device, 90, &[b"// PTX without an end"]).is_err());
+    let none = Kernels::from_images::<&[u8]>(&device, 90, &[]).unwrap();
     let stream = Stream::new(&device).unwrap();
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     let error = doubling(&none, &stream, &x).unwrap_err();
@@ -197,6 +197,38 @@ fn a_graph_repeats_its_launches_and_keeps_what_they_use() {
     stream.synchronize().unwrap();
     drop(graph);
     assert!(standin.get("allocated") < allocated);
+}
+
+/// Code for capabilities before 9.0 does not wait for the kernel before it, so it must not begin earlier, on newer devices either.
+#[test]
+fn launches_overlap_only_where_the_loaded_code_waits() {
+    let standin = standin();
+    let folder = tempfile::tempdir().unwrap();
+    let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
+    let counts = || ["overlapping", "overlapping_captured"].map(|name| standin.get(name));
+    let run = |capability, driver| {
+        standin.reset();
+        standin.set("capability", capability);
+        standin.set("driver", driver);
+        let device = Device::open(0).unwrap();
+        let kernels = Kernels::load(&device, &sources).unwrap();
+        let stream = Stream::new(&device).unwrap();
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        doubling(&kernels, &stream, &x).unwrap();
+        let graph = stream.capture(|stream| doubling(&kernels, stream, &x)).unwrap();
+        graph.launch().unwrap();
+        assert_eq!(x.read(1).unwrap(), [4.0; 4]);
+        counts()
+    };
+    std::fs::write(folder.path().join("rows.compute_80.ptx"), b"// text").unwrap();
+    assert_eq!(run(110, 13_000), [0, 0], "text for 8.0 on a device of 11.0");
+    assert_eq!(run(90, 13_000), [0, 0], "text for 8.0 on a device of 9.0");
+    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"// code\0").unwrap();
+    assert_eq!(run(110, 13_000), [0, 0], "code for 9.0 does not run on a device of 11.0");
+    assert_eq!(run(90, 13_000), [1, 1]);
+    // Edges of graphs have data since CUDA 12.3.
+    assert_eq!(run(90, 12_020), [1, 0]);
+    assert_eq!(run(90, 12_030), [1, 1]);
 }
 
 #[test]

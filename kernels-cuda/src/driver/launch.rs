@@ -23,7 +23,7 @@ pub struct Launch {
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     /// Start while the kernel before it still runs; the kernel waits for that one's results itself
-    /// (`griddepcontrol.wait`). Devices before compute capability 9.0 do not overlap.
+    /// (`griddepcontrol.wait`). Code for compute capabilities before 9.0 cannot, so its launches never overlap.
     pub overlap: bool,
 }
 
@@ -64,7 +64,7 @@ impl Stream {
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let overlaps = shape.overlap && supports_overlap(self.device());
+        let overlaps = shape.overlap && function.code.waits() && (!self.is_captured() || records_overlap(self.device()));
         let [x, y, z] = shape.grid;
         let config = CUlaunchConfig {
             gridDimX: x,
@@ -87,7 +87,7 @@ impl Stream {
     }
 }
 
-/// Programmatic dependent launch came with compute capability 9.0.
-fn supports_overlap(device: &Device) -> bool {
-    device.info().capability.0 >= 9
+/// A graph says of an edge that its ends overlap since CUDA 12.3 (CUDA C++ Programming Guide, "Edge Data").
+fn records_overlap(device: &Device) -> bool {
+    device.info().driver >= 12_030
 }
