@@ -12,6 +12,7 @@
 #include <ctime>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 namespace {
 
@@ -55,6 +56,7 @@ struct Fault {
 struct Stream {
     std::vector<Work> queue;
     Graph* capture = nullptr;
+    std::thread::id captured_by;
 };
 
 // Its time is when the stream's work has come so far.
@@ -142,6 +144,14 @@ Result run(std::vector<Work>& queue) {
 Result run_all() {
     for (Stream* stream : state.streams) run(stream->queue);
     return state.lost;
+}
+
+// Whether the calling thread captures a stream. It may not free anything then (CUDA Driver API,
+// cuThreadExchangeStreamCaptureMode).
+bool captures() {
+    for (Stream* stream : state.streams)
+        if (stream->capture && stream->captured_by == std::this_thread::get_id()) return true;
+    return false;
 }
 
 // Whether `bytes` at `address` are inside one allocation.
@@ -411,6 +421,7 @@ DRIVER cuMemAlloc_v2(Address* address, size_t bytes) {
 }
 DRIVER cuMemFree_v2(Address address) {
     GUARDED;
+    if (captures()) return CAPTURE_UNSUPPORTED;
     auto found = state.allocations.find(address);
     if (found == state.allocations.end()) return INVALID_VALUE;
     run_all();
@@ -537,6 +548,7 @@ DRIVER cuStreamBeginCapture_v2(void* stream, int) {
     auto* one = static_cast<Stream*>(stream);
     if (!one || one->capture) return INVALID_VALUE;
     one->capture = new Graph;
+    one->captured_by = std::this_thread::get_id();
     return SUCCESS;
 }
 DRIVER cuStreamEndCapture(void* stream, void** graph) {
@@ -622,6 +634,8 @@ DRIVER cuModuleLoadData(void** module, const void* image) {
     return SUCCESS;
 }
 DRIVER cuModuleUnload(void* module) {
+    GUARDED;
+    if (captures()) return CAPTURE_UNSUPPORTED;
     delete static_cast<Module*>(module);
     return SUCCESS;
 }

@@ -2,11 +2,11 @@
 
 mod support;
 
-use rustai_abi::{Batch, BatchSequence};
+use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, PageLock, ReadbackBuffer, Span, Stream,
-    UploadBuffer,
+    Arena, Device, DeviceError, Event, Floats, Input, KernelSources, Kernels, Packed, PageLock, Projection,
+    ReadbackBuffer, Span, Stream, UploadBuffer, Weights,
     driver::{MOST_LOCKED, OLDEST_DRIVER},
     ops::{BatchInputs, Operation, parameter_sizes},
     probe,
@@ -357,4 +357,82 @@ fn memory_that_only_a_failed_capture_uses_goes_without_a_deadlock() {
     assert!(failed.is_err());
     assert_eq!(standin.get("allocations"), held);
     device.synchronize().unwrap();
+}
+
+/// What waits for the device would wait for the capture, which is this thread's own.
+#[test]
+fn in_a_capture_nothing_waits_for_the_device_and_memory_goes_afterwards() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let other = Stream::new(&device).unwrap();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let gone = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let images = Kernels::from_images(&device, 90, &[b"// more\0"]).unwrap();
+    let held = standin.get("allocations");
+    let graph = stream
+        .capture(|stream| {
+            for error in
+                [x.span().upload(&[2.0f32; 4]).unwrap_err(), x.read(1).unwrap_err(), device.synchronize().unwrap_err()]
+            {
+                assert!(matches!(error, DeviceError::Invalid(_)), "{error}");
+                assert!(error.to_string().contains("CUDA device 0 cannot be awaited"), "{error}");
+            }
+            let nested = other.capture(|_| Ok(())).map(drop).unwrap_err().to_string();
+            assert!(nested.contains("another stream of this thread is being captured already"), "{nested}");
+            drop((gone, images));
+            assert_eq!(standin.get("allocations"), held, "freed while the stream was captured");
+            doubling(&kernels, stream, &x)
+        })
+        .unwrap();
+    assert_eq!(standin.get("allocations"), held - 1);
+    graph.launch().unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+    // The end of a capture that fails, or panics, or does not begin, is one, too.
+    let y = || Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let held = standin.get("allocations");
+    let mut drops = Some(y());
+    let failed = stream.capture(|_| {
+        drops = None;
+        Err(DeviceError::Invalid("stop".into()))
+    });
+    assert!(failed.is_err() && standin.get("allocations") == held);
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let y = y();
+        stream.capture(|_| {
+            drop(y);
+            panic!("stop")
+        })
+    }));
+    assert!(unwound.is_err() && standin.get("allocations") == held);
+    standin.fault("cuStreamBeginCapture", 1, 900);
+    assert!(stream.capture(|_| Ok(())).is_err());
+    x.span().upload(&[1.0f32; 4]).unwrap();
+    device.synchronize().unwrap();
+}
+
+#[test]
+fn a_kernel_is_looked_up_once() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let weights: Vec<u8> = (0..32 * 8).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let packed = Packed::new(DType::F32, 8, 32, &weights).unwrap();
+    let weights = packed.upload(&device).unwrap();
+    let x = Floats::with(&device, 32, &vec![1.0; 20 * 32]).unwrap();
+    let out = Floats::with(&device, 8, &vec![0.0; 20 * 8]).unwrap();
+    let product = |tokens| {
+        let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, Input::Floats(&x), &[projection], tokens).unwrap();
+    };
+    let counts = || ["lookups", "attributes"].map(|name| standin.get(name));
+    let before = counts();
+    product(20);
+    assert_eq!(counts(), [before[0] + 1, before[1] + 1], "a kernel with more shared memory than it has unasked");
+    (0..3).for_each(|_| product(20));
+    assert_eq!(counts(), [before[0] + 1, before[1] + 1]);
+    kernels.ready_matmul(DType::F32).unwrap();
+    let ready = counts();
+    assert_eq!(ready, [before[0] + 5, before[1] + 1], "four kernels for few tokens");
+    [1, 2, 3, 8, 16, 20].into_iter().for_each(product);
+    stream.synchronize().unwrap();
+    assert_eq!(counts(), ready);
 }

@@ -34,11 +34,11 @@ impl Launch {
     }
 }
 
-/// A kernel that was found in a loaded image, which it keeps.
-#[derive(Clone, Debug)]
-pub(crate) struct Function {
+/// A kernel that was found in a loaded image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function<'a> {
     pub(crate) handle: CUfunction,
-    pub(crate) code: Arc<Modules>,
+    pub(crate) code: &'a Arc<Modules>,
 }
 
 impl Stream {
@@ -52,19 +52,20 @@ impl Stream {
     /// [`DeviceError::Driver`].
     pub(crate) unsafe fn launch<A: KernelArgs>(
         &self,
-        function: Function,
+        function: Function<'_>,
         shape: Launch,
         args: &A,
         spans: &[&Span],
     ) -> Result<(), DeviceError> {
         self.device().bind()?;
-        self.keep(spans, Some(&function.code));
+        self.keep(spans, Some(function.code));
         let mut attribute = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let overlaps = shape.overlap && function.code.waits() && (!self.is_captured() || records_overlap(self.device()));
+        let overlaps =
+            shape.overlap && function.code.waits() && (!self.is_captured() || records_overlap(self.device()));
         let [x, y, z] = shape.grid;
         let config = CUlaunchConfig {
             gridDimX: x,

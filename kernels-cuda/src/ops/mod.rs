@@ -21,6 +21,16 @@ pub use sample::{MAX_TOP_K, Sampling};
 
 use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
 
+/// The kernels of all operations.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    attention: attention::Slots,
+    matmul: matmul::Slots,
+    roof: roof::Slots,
+    rows: rows::Slots,
+    sample: sample::Slots,
+}
+
 /// Rows of `f32` on a device, row-major.
 #[derive(Clone, Debug)]
 pub struct Floats {

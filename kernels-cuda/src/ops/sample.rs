@@ -4,6 +4,7 @@ use super::{Floats, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
     driver::{KernelArgs, Launch},
+    kernels::Slot,
 };
 
 /// Most candidates that a token is chosen from.
@@ -51,7 +52,23 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    argmax: Slot,
+    sample: Slot,
+}
+
 impl Kernels {
+    /// Looks up the kernels that choose tokens, so that no step has to.
+    ///
+    /// # Errors
+    /// [`DeviceError::MissingKernel`] if the images lack one; [`DeviceError::Driver`].
+    pub fn ready_sample(&self) -> Result<(), DeviceError> {
+        let slots = &self.slots.sample;
+        let all = [(&slots.argmax, "argmax"), (&slots.sample, "sample")];
+        all.into_iter().try_for_each(|(slot, name)| self.get(slot, || name.into(), 0).map(drop))
+    }
+
     /// The token (`u32`) of the largest logit for each of the first `rows` rows, of equal ones the first. NaN is less than
     /// anything.
     ///
@@ -68,7 +85,7 @@ impl Kernels {
             tokens: tokens.address(),
             vocabulary: small("vocabulary", logits.width())?,
         };
-        let function = self.get("argmax", 0)?;
+        let function = self.get(&self.slots.sample.argmax, || "argmax".into(), 0)?;
         // SAFETY: logits and tokens have room for `rows` rows.
         unsafe { stream.launch(function, Launch::new(small("rows", rows)?, THREADS), &args, &[&logits.span, tokens]) }
     }
@@ -104,7 +121,7 @@ impl Kernels {
             temperature,
             top_p,
         };
-        let function = self.get("sample", 0)?;
+        let function = self.get(&self.slots.sample.sample, || "sample".into(), 0)?;
         let shape = Launch::new(small("rows", rows)?, THREADS);
         // SAFETY: logits, counters and tokens have room for `rows` rows.
         unsafe { stream.launch(function, shape, &args, &[&logits.span, counters, tokens]) }
