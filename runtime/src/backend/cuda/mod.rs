@@ -32,7 +32,8 @@ use rustai_kernels_cpu::{
 };
 use rustai_kernels_cuda::{
     Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader,
-    ops::BatchInputs, probe, weights,
+    ops::{BatchInputs, TILED_TOKENS},
+    probe, weights,
 };
 use std::{
     collections::HashMap,
@@ -40,12 +41,11 @@ use std::{
     sync::Arc,
 };
 
-/// Steps of more tokens are launched kernel by kernel: their kernels run longer than a launch takes, and prompts have many
-/// lengths.
-const MAX_RECORDED_TOKENS: usize = 64;
-
 /// Most shapes of steps that are remembered, with their recordings. A server meets more; those that were not met for longest go.
 const MAX_SHAPES: usize = 128;
+
+/// Steps until a recording that failed is tried again.
+const RETRY_STEPS: u64 = 1024;
 
 /// Buffers that a step writes less to are not page-locked: the call takes longer than such a copy through the driver's own
 /// buffers. A guess to be measured.
@@ -206,8 +206,10 @@ fn most_pages(options: &PlanOptions) -> usize {
 struct Met {
     /// When it was last met, in steps.
     last: u64,
-    /// None after the first time, which shows that all its kernels are there, and makes the driver load them.
+    /// None after the first time, which shows that all its kernels run, and where recording failed.
     recording: Option<Recording>,
+    /// The first step that may be recorded.
+    record_from: u64,
 }
 
 /// The part of a model that the CPU computes first.
@@ -259,7 +261,7 @@ impl CudaModel {
         let plan = plan(graph, options)?;
         let device = &cuda.device;
         let loaded = load::load(&plan.graph, source, device, progress)?;
-        let program = Program::new(device, &plan, &loaded)?;
+        let program = Program::new(&cuda.kernels, &plan, &loaded)?;
         let PlanOptions { max_tokens, max_outputs, pages, .. } = options;
         let vocab = program.output.width();
         let head = match head {
@@ -300,38 +302,47 @@ impl CudaModel {
             }
         }
         self.inputs.send(&self.stream, batch)?;
-        let end = batch.sequences.iter().map(|sequence| sequence.start.saturating_add(sequence.len) as usize).max();
+        let tiles = self.program.has_tiles();
+        let single = batch.sequences.iter().filter(|sequence| !tiles || (sequence.len as usize) < TILED_TOKENS);
+        let (mut tokens, mut end) = (0, 0);
+        for sequence in single {
+            tokens += sequence.len as usize;
+            end = end.max(sequence.start.saturating_add(sequence.len) as usize);
+        }
         // Reaches are few, so that recordings are: powers of two.
         let longest = self.limits.pages.saturating_mul(PAGE_TOKENS);
-        let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
-        let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
+        let reach = end.next_power_of_two().max(MIN_REACH).min(longest);
+        let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), single: tokens, reach };
         self.steps += 1;
         let Self { program, cuda, stream, inputs, shapes, .. } = self;
         let kernels = &cuda.kernels;
         // Tokens of a prompt are attended to in tiles, which a recording could not know of. Steps that only decode come again
         // and again; others are of many shapes.
         let decodes = shape.tokens == shape.outputs && batch.sequences.iter().all(|sequence| sequence.len == 1);
-        if !decodes || shape.tokens > MAX_RECORDED_TOKENS || normalized {
+        if !decodes || normalized {
             return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
         }
         match shapes.get_mut(&shape) {
-            Some(Met { last, recording: Some(recording) }) => {
+            Some(Met { last, recording: Some(recording), .. }) => {
                 *last = self.steps;
                 Ok(recording.launch()?)
             }
-            Some(met) if cuda.free_memory()? < RECORDINGS / 2 => {
-                met.last = self.steps;
-                Ok(program.launch(kernels, stream, inputs, shape, false)?)
-            }
             Some(met) => {
-                let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
-                recording.launch()?;
-                *met = Met { last: self.steps, recording: Some(recording) };
-                Ok(())
+                met.last = self.steps;
+                if self.steps >= met.record_from && cuda.free_memory()? >= RECORDINGS / 2 {
+                    let recorded = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false));
+                    if let Ok(recording) = recorded.and_then(|recording| recording.launch().map(|()| recording)) {
+                        met.recording = Some(recording);
+                        return Ok(());
+                    }
+                    // A step needs no recording. If the device is lost, the launches say so.
+                    met.record_from = self.steps + RETRY_STEPS;
+                }
+                Ok(program.launch(kernels, stream, inputs, shape, false)?)
             }
             None => {
                 program.launch(kernels, stream, inputs, shape, false)?;
-                shapes.insert(shape, Met { last: self.steps, recording: None });
+                shapes.insert(shape, Met { last: self.steps, recording: None, record_from: 0 });
                 if shapes.len() > MAX_SHAPES
                     && let Some(oldest) = shapes.iter().min_by_key(|(_, met)| met.last).map(|(shape, _)| *shape)
                 {
