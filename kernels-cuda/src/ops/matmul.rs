@@ -125,6 +125,9 @@ impl Kernels {
 
     /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input.
     ///
+    /// With any number of tokens, a NaN in a row of `x`, or in a row or a scale of the weights, makes results of that row NaN, and an
+    /// infinity makes them infinite or NaN. Other rows are as if it were not there.
+    ///
     /// # Errors
     /// [`DeviceError::Invalid`] if buffers and matrices do not fit each other; [`DeviceError::Driver`].
     pub fn matmul(
