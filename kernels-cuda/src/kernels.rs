@@ -118,7 +118,11 @@ impl Kernels {
                     return Err(DeviceError::NoKernels {
                         device: device.info().name.clone(),
                         capability: device.info().capability,
-                        reason: DeviceError::of("cuModuleLoadData", error).to_string(),
+                        reason: format!(
+                            "{}; update the driver, build the kernels for this device (kernels-cuda/check.py --build), or use \
+                             the CPU",
+                            DeviceError::of("cuModuleLoadData", error)
+                        ),
                     });
                 }
                 Err(error) => return Err(DeviceError::of("cuModuleLoadData", error)),

@@ -5,8 +5,8 @@ mod support;
 use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, Input, KernelSources, Kernels, Packed, PageLock, Projection,
-    ReadbackBuffer, Span, Stream, UploadBuffer, Weights,
+    Arena, Device, DeviceError, Event, Floats, Input, KernelSources, Kernels, Packed, PageLock, Projection, Quants,
+    ReadbackBuffer, Span, Stream, UploadBuffer,
     driver::{MOST_LOCKED, OLDEST_DRIVER},
     ops::{BatchInputs, Operation, parameter_sizes},
     probe,
@@ -435,4 +435,161 @@ fn a_kernel_is_looked_up_once() {
     [1, 2, 3, 8, 16, 20].into_iter().for_each(product);
     stream.synchronize().unwrap();
     assert_eq!(counts(), ready);
+}
+
+#[test]
+fn an_image_that_the_driver_refuses_is_told_from_a_driver_that_fails() {
+    let standin = standin();
+    let (device, ..) = open(&standin);
+    let load = || Kernels::from_images(&device, 80, &[b"// text\0"]).map(drop);
+    for (result, name) in [
+        (209, "CUDA_ERROR_NO_BINARY_FOR_GPU"),
+        (218, "CUDA_ERROR_INVALID_PTX"),
+        (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    ] {
+        standin.fault("cuModuleLoadData", 1, result);
+        let error = load().unwrap_err();
+        let DeviceError::NoKernels { capability: (9, 0), reason, .. } = &error else { panic!("{error}") };
+        assert!(reason.contains(name) && reason.contains("use the CPU"), "{error}");
+    }
+    standin.fault("cuModuleLoadData", 1, 2);
+    let error = load().unwrap_err();
+    assert!(matches!(error, DeviceError::Driver { call: "cuModuleLoadData", code: 2, .. }), "{error}");
+    // Of several images, those that were loaded go again.
+    standin.fault("cuModuleLoadData", 2, 209);
+    assert!(Kernels::from_images(&device, 80, &[b"// a\0", b"// b\0"]).is_err());
+    load().unwrap();
+    standin.fault("cuModuleGetFunction", 1, 1);
+    let (.., kernels, stream) = open(&standin);
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let error = doubling(&kernels, &stream, &x).unwrap_err();
+    assert!(matches!(error, DeviceError::Driver { call: "cuModuleGetFunction", code: 1, .. }), "{error}");
+    // What is not known of a kernel is not kept.
+    doubling(&kernels, &stream, &x).unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+}
+
+/// Whatever call fails is named, does not go unnoticed, and does no harm to the next one.
+#[test]
+fn every_call_that_fails_is_named() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let span = Span::new(&device, "test", 64).unwrap();
+    let mut buffers = [(); 3].map(|()| UploadBuffer::<f32>::new(&device, "test", 16).unwrap());
+    let [up, marked, awaited] = &mut buffers;
+    let mut back = ReadbackBuffer::<f32>::new(&device, "test", 16).unwrap();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let rows = External::zeroed(4);
+    let mut values = [0.0f32; 4];
+    type Work<'a> = Box<dyn FnMut() -> Result<(), DeviceError> + 'a>;
+    let calls: Vec<(&str, &str, Work<'_>)> = vec![
+        ("cuDevicePrimaryCtxRetain", "", Box::new(|| Device::open(0).map(drop))),
+        ("cuCtxSynchronize", "", Box::new(|| device.synchronize())),
+        ("cuMemAlloc", "", Box::new(|| Span::new(&device, "test", 4).map(drop))),
+        ("cuMemHostAlloc", "", Box::new(|| UploadBuffer::<u8>::new(&device, "test", 4).map(drop))),
+        ("cuMemcpyHtoD", "", Box::new(|| span.upload(&[1.0f32; 4]))),
+        ("cuStreamSynchronize", "upload", Box::new(|| span.upload(&[1.0f32; 4]))),
+        ("cuMemcpyDtoH", "", Box::new(|| span.download(&mut values))),
+        ("cuMemcpyHtoDAsync", "", Box::new(|| up.send(&stream, &span, 4))),
+        ("cuEventRecord", "send", Box::new(|| marked.send(&stream, &span, 4))),
+        ("cuEventSynchronize", "", {
+            awaited.send(&stream, &span, 4).unwrap();
+            Box::new(|| awaited.values().map(drop))
+        }),
+        ("cuMemcpyDtoHAsync", "fetch", Box::new(|| back.fetch(&stream, &span, 4))),
+        ("cuMemcpyDtoHAsync", "download", Box::new(|| stream.download(&[(x.span().clone(), &rows)]))),
+        ("cuStreamSynchronize", "download", Box::new(|| stream.download(&[(x.span().clone(), &rows)]))),
+        ("cuStreamSynchronize", "", Box::new(|| stream.synchronize())),
+        ("cuStreamCreate", "", Box::new(|| Stream::new(&device).map(drop))),
+        ("cuEventCreate", "", Box::new(|| Event::record(&stream).map(drop))),
+        ("cuEventRecord", "", Box::new(|| Event::record(&stream).map(drop))),
+        ("cuLaunchKernelEx", "", Box::new(|| doubling(&kernels, &stream, &x))),
+        ("cuStreamBeginCapture", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x)).map(drop))),
+        ("cuStreamEndCapture", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x)).map(drop))),
+        ("cuGraphLaunch", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x))?.launch())),
+    ];
+    for (call, what, mut work) in calls {
+        // Not one of those that leave the context unusable.
+        standin.fault(call, 1, 1);
+        let error = work().expect_err(call);
+        assert_eq!(standin.get("faults"), 0, "{call} was not called");
+        let name = "CUDA_ERROR_INVALID_VALUE".into();
+        assert_eq!(error, DeviceError::Driver { call, code: 1, name }, "{call} {what}");
+        work().unwrap_or_else(|error| panic!("after {call} {what}: {error}"));
+    }
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn a_lost_device_fails_every_call_until_nobody_uses_it() {
+    let standin = standin();
+    // An error of the memory, an address that is not there, a kernel that failed, and a device that fell off the bus.
+    for (result, name) in [
+        (214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        (700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        (719, "CUDA_ERROR_LAUNCH_FAILED"),
+        (999, "CUDA_ERROR_UNKNOWN"),
+    ] {
+        let held = ["allocations", "host_allocations"].map(|name| standin.get(name));
+        let (device, kernels, stream) = open(&standin);
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        let mut up = UploadBuffer::<f32>::new(&device, "test", 4).unwrap();
+        let graph = stream.capture(|stream| doubling(&kernels, stream, &x)).unwrap();
+        up.send(&stream, x.span(), 4).unwrap();
+        standin.fault("cuStreamSynchronize", 1, result);
+        assert!(stream.synchronize().is_err());
+        for error in [
+            stream.synchronize(),
+            device.synchronize(),
+            x.span().upload(&[1.0f32; 4]),
+            x.read(1).map(drop),
+            up.values().map(drop),
+            doubling(&kernels, &stream, &x),
+            graph.launch(),
+            stream.capture(|stream| doubling(&kernels, stream, &x)).map(drop),
+            Event::record(&stream).map(drop),
+            Stream::new(&device).map(drop),
+            Span::new(&device, "test", 4).map(drop),
+            UploadBuffer::<u8>::new(&device, "test", 4).map(drop),
+            Kernels::from_images(&device, 90, &[b"// code\0"]).map(drop),
+            Device::open(0).map(drop),
+        ] {
+            let error = error.unwrap_err();
+            assert!(matches!(&error, DeviceError::Driver { name: found, .. } if found == name), "{error}");
+        }
+        // With the last that used it, the context goes, and what the driver did not free before.
+        drop((graph, up, x, kernels, stream, device));
+        assert_eq!(["allocations", "host_allocations"].map(|name| standin.get(name)), held);
+        let (device, kernels, stream) = open(&standin);
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        doubling(&kernels, &stream, &x).unwrap();
+        assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+    }
+}
+
+/// Devices differ in the shared memory that they give a block (CUDA C++ Programming Guide, "Technical Specifications per Compute
+/// Capability"); the largest tile fits all of them.
+#[test]
+fn products_of_many_tokens_fit_the_shared_memory_of_every_device() {
+    let standin = standin();
+    for (capability, most) in [(80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)] {
+        standin.set("capability", capability);
+        let (device, kernels, stream) = open(&standin);
+        assert_eq!(device.info().shared_memory, most << 10);
+        for dtype in [DType::F32, DType::Q2_K, DType::Q4_K, DType::Q6_K] {
+            let bytes = vec![0; dtype.bytes_for(256).unwrap()];
+            let weights = Packed::new(dtype, 1, 256, &bytes).unwrap().upload(&device).unwrap();
+            let x = Floats::with(&device, 256, &vec![1.0; 70 * 256]).unwrap();
+            let out = Floats::with(&device, 1, &[1.0; 70]).unwrap();
+            let mut arena = Arena::new(&device, "test", Quants::room(70, 256)).unwrap();
+            let quants = Quants::take(&mut arena, 70, 256).unwrap();
+            kernels.quantize(&stream, &x, &quants, 70).unwrap();
+            let input = if dtype == DType::F32 { Input::Floats(&x) } else { Input::Quantized(&quants) };
+            let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
+            kernels.matmul(&stream, input, &[projection], 70).unwrap();
+            let got =
+                out.read(70).unwrap_or_else(|error| panic!("{dtype}, {capability}: {error}: {}", standin.failure()));
+            assert!(got.iter().all(|value| *value == 0.0));
+        }
+    }
 }

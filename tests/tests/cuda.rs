@@ -114,6 +114,42 @@ fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
     }
 }
 
+/// Consumer chips have less than half the shared memory of Hopper, and none of its kernels.
+#[test]
+fn logits_agree_with_the_cpu_on_consumer_devices() {
+    let standin = standin();
+    for (capability, image, text) in [
+        (89, "sm_89.cubin", &b"// the stand-in has all\0"[..]),
+        (120, "sm_120.cubin", b"// the stand-in has all\0"),
+        (120, "compute_80.ptx", b"// the stand-in has all"),
+    ] {
+        standin.reset();
+        standin.set("capability", capability);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(format!("all.{image}")), text).unwrap();
+        for (dtype, kv_type) in [(DType::Q4_K, KvType::F16), (DType::F32, KvType::Q8_0)] {
+            let file = file(&TinyLlama { layers: 2, ..tiny(dtype) });
+            let options = |device| LoadOptions { max_batch: 80, max_outputs: 80, kv_type, ..options(device, &folder) };
+            let run = |device| {
+                let mut model = load(&file, &options(device)).unwrap();
+                let mut all = logits(&mut *model, &tokens(70), 70);
+                // Two that decode behind the prompt.
+                for start in [70, 71] {
+                    let sequences = [BatchSequence { len: 1, start, pages: &PAGES }];
+                    let batch = Batch { tokens: &[9], sequences: &sequences, outputs: &[0] };
+                    all.extend_from_slice(model.step(&batch).unwrap());
+                }
+                all
+            };
+            let before = standin.get("overlapping");
+            let error = error(&run(DeviceChoice::Cuda(0)), &run(DeviceChoice::Cpu));
+            assert!(error < tolerance(dtype), "{dtype}, {image} on {capability}: {error:.2e}");
+            // Only code for 9.0 and later waits for the kernel before it.
+            assert_eq!(standin.get("overlapping") > before, image == "sm_120.cubin", "{image} on {capability}");
+        }
+    }
+}
+
 /// Steps of more than 64 tokens: attention in tiles, and beside it tokens that come by themselves.
 #[test]
 fn long_prompts_agree_with_the_cpu_beside_other_sequences() {
@@ -691,6 +727,31 @@ fn a_device_that_fails_ends_the_engine_with_its_reason() {
     drop(broken);
     // The process goes on: another engine, on a device that works.
     standin.reset();
+    let (next, _place) = engine(&tiny(DType::Q4_0), &folder);
+    assert!(next.generate(Request::raw("a").max_tokens(2)).is_ok());
+}
+
+#[test]
+fn a_lost_device_ends_the_engine_and_the_next_one_runs() {
+    let (standin, folder) = (standin(), kernels());
+    let held = standin.get("allocations");
+    for (call, result, name) in [
+        ("cuMemcpyDtoHAsync", 214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        ("cuMemcpyHtoDAsync", 999, "CUDA_ERROR_UNKNOWN"),
+        ("cuLaunchKernelEx", 700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuEventRecord", 719, "CUDA_ERROR_LAUNCH_FAILED"),
+    ] {
+        let (broken, _place) = engine(&tiny(DType::Q4_0), &folder);
+        assert!(broken.generate(Request::raw("a").max_tokens(2)).is_ok());
+        standin.fault(call, 2, result);
+        for _ in 0..2 {
+            let error = broken.generate(Request::raw("a").max_tokens(4)).unwrap_err();
+            assert!(matches!(error, Error::Engine(EngineError::Device { .. })), "{call}: {error}");
+            assert!(error.to_string().contains(name), "{call}: {error}");
+        }
+        drop(broken);
+        assert_eq!(standin.get("allocations"), held, "{call}");
+    }
     let (next, _place) = engine(&tiny(DType::Q4_0), &folder);
     assert!(next.generate(Request::raw("a").max_tokens(2)).is_ok());
 }
