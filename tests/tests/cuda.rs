@@ -738,7 +738,7 @@ fn a_lost_device_ends_the_engine_and_the_next_one_runs() {
     for (call, result, name) in [
         ("cuMemcpyDtoHAsync", 214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
         ("cuMemcpyHtoDAsync", 999, "CUDA_ERROR_UNKNOWN"),
-        ("cuLaunchKernelEx", 700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuGraphLaunch", 700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
         ("cuEventRecord", 719, "CUDA_ERROR_LAUNCH_FAILED"),
     ] {
         let (broken, _place) = engine(&tiny(DType::Q4_0), &folder);
