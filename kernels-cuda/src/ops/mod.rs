@@ -17,7 +17,7 @@ pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
-pub use sample::{MAX_TOP_K, Sampling};
+pub use sample::{MAX_TOP_K, MIN_TEMPERATURE, SampleInputs, Sampling};
 
 use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
 
