@@ -5,7 +5,8 @@
 //! on the device, so the record holds for every batch of its shape.
 //!
 //! Where every row is sampled greedily, the tokens are chosen on the device and come back in place of the logits. Other samplers
-//! stay with the host: they promise the same tokens for a seed on every machine.
+//! stay with the host, since they promise the same tokens for a seed on every machine, unless the caller wants them here
+//! ([`Executable::step_sampled`]): then the device draws with random numbers of its own.
 
 mod load;
 mod program;
@@ -32,7 +33,7 @@ use rustai_kernels_cpu::{
 };
 use rustai_kernels_cuda::{
     Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader,
-    ops::{BatchInputs, TILED_TOKENS},
+    ops::{BatchInputs, MAX_TOP_K, SampleInputs, Sampling, TILED_TOKENS},
     probe, weights,
 };
 use std::{
@@ -57,8 +58,8 @@ const LOCKED_BYTES: usize = 64 << 10;
 const RECORDINGS: u64 = 64 << 20;
 
 /// What a driver rounds allocations up to, and how many a model makes: weights, cache, activations, states, embeddings, inputs,
-/// chosen tokens, tables of RoPE, and the stream's own.
-const ALLOCATIONS: u64 = 9 * (2 << 20);
+/// chosen tokens, settings of samplers, tables of RoPE, and the stream's own.
+const ALLOCATIONS: u64 = 10 * (2 << 20);
 
 /// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_TOKENS: usize = 65_535;
@@ -188,7 +189,7 @@ pub(super) fn memory(plan: &Plan, info: &DeviceInfo) -> Memory {
     let logits = floats(max_outputs, plan.buffer(plan.output).width);
     let head = plan.inputs.first().map_or(0, |input| floats(max_tokens, plan.buffer(*input).width));
     // What stages the weights is given back before the rest is taken.
-    let chosen = max_outputs.saturating_mul(size_of::<u32>());
+    let chosen = max_outputs.saturating_mul(size_of::<u32>()).saturating_add(SampleInputs::room(max_outputs));
     let page_locked = [logits, head, chosen].into_iter().fold(inputs, usize::saturating_add).max(Uploader::ROOM);
     Memory {
         cache,
@@ -230,6 +231,9 @@ pub struct CudaModel {
     logits: ReadbackBuffer<f32>,
     /// Tokens that were chosen on the device.
     chosen: Span,
+    /// How the tokens of a step are drawn, and room to list it in.
+    draws: SampleInputs,
+    rows: Vec<Sampling>,
     tokens: ReadbackBuffer<u32>,
     cuda: Cuda,
     stream: Stream,
@@ -280,6 +284,8 @@ impl CudaModel {
             logits: ReadbackBuffer::new(device, "logits", max_outputs.saturating_mul(vocab))?,
             chosen: Span::new(device, "chosen tokens", max_outputs.saturating_mul(size_of::<u32>()))?,
             tokens: ReadbackBuffer::new(device, "chosen tokens", max_outputs)?,
+            draws: SampleInputs::new(device, max_outputs)?,
+            rows: Vec::with_capacity(max_outputs),
             stream: Stream::new(device)?,
             limits: Limits { max_tokens, max_outputs, pages, context, vocab },
             batches: BatchLimits { max_tokens, max_outputs, vocabulary: vocabulary(graph), pages: cached },
@@ -366,6 +372,64 @@ impl CudaModel {
         }
     }
 
+    /// As [`start`](Self::start), for a step of which some rows go elsewhere.
+    fn start_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<(), StepError> {
+        if given(outside.inputs) {
+            return Err(StepError::OwnMemoryOnly);
+        }
+        let outputs = batch.outputs.len();
+        let vocab = self.limits.vocab;
+        let fits = |rows: &[Option<External>], width: Option<usize>| {
+            !given(rows) || rows.len() <= outputs && rows.iter().flatten().all(|row| Some(row.len()) == width)
+        };
+        let embedding = self.embedding_width();
+        if !fits(outside.output, Some(vocab)) || !fits(outside.normalized, embedding) {
+            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
+                "rows outside this program's memory are not {outputs} rows of {vocab} logits or {embedding:?} numbers"
+            ))));
+        }
+        self.start(batch, given(outside.normalized))
+    }
+
+    /// Fetches the rows that go elsewhere, and if `own`, all rows of logits.
+    fn finish_with(&mut self, outputs: usize, outside: Outside<'_>, own: bool) -> Result<&[f32], StepError> {
+        // Each row goes from the device to where it is wanted, and all of them are awaited together.
+        let mut copies = Vec::new();
+        let rows =
+            [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
+        for (rows, from) in rows {
+            let Some(from) = from else { continue };
+            let bytes = from.width() * size_of::<f32>();
+            for (index, row) in rows.iter().enumerate() {
+                if let Some(row) = row {
+                    copies.push((from.span().part(index * bytes, bytes)?, row));
+                }
+            }
+        }
+        if !copies.is_empty() {
+            #[cfg(target_os = "linux")]
+            self.lock_pages(&copies);
+            self.stream.download(&copies)?;
+        }
+        self.finish(if own { outputs } else { 0 })?;
+        Ok(&self.logits.values()?[..outputs * self.limits.vocab])
+    }
+
+    /// Puts a step behind the stream's work, and the drawing of its tokens.
+    fn sample(&mut self, batch: &Batch<'_>, outside: Outside<'_>, rows: &[Option<Sampling>]) -> Result<(), StepError> {
+        let outputs = batch.outputs.len();
+        if rows.len() != outputs {
+            let reason = format!("{} rows are sampled in a step of {outputs} rows of logits", rows.len());
+            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(reason)));
+        }
+        self.rows.clear();
+        self.rows.extend(rows.iter().map(|row| row.unwrap_or(Sampling::LARGEST)));
+        self.draws.send(&self.stream, &self.rows)?;
+        self.start_with(batch, outside)?;
+        self.cuda.kernels.sample(&self.stream, &self.program.output, &self.draws, &self.chosen, outputs)?;
+        Ok(self.tokens.fetch(&self.stream, &self.chosen, outputs)?)
+    }
+
     /// Fetches the rows of the result.
     fn finish(&mut self, outputs: usize) -> Result<&[f32], StepError> {
         let values = outputs * self.limits.vocab;
@@ -375,6 +439,11 @@ impl CudaModel {
         }
         Ok(&self.logits.values()?[..values])
     }
+}
+
+/// Whether any row goes to memory of the caller.
+fn given(rows: &[Option<External>]) -> bool {
+    rows.iter().any(Option::is_some)
 }
 
 /// Rows of the table that tokens are looked up in.
@@ -426,46 +495,38 @@ impl Executable for CudaModel {
     }
 
     fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
-        let given = |rows: &[Option<External>]| rows.iter().any(Option::is_some);
-        if given(outside.inputs) {
-            return Err(StepError::OwnMemoryOnly);
-        }
-        if !given(outside.output) && !given(outside.normalized) {
+        if !given(outside.inputs) && !given(outside.output) && !given(outside.normalized) {
             return self.step(batch);
         }
-        let outputs = batch.outputs.len();
-        let vocab = self.limits.vocab;
-        let fits = |rows: &[Option<External>], width: Option<usize>| {
-            !given(rows) || rows.len() <= outputs && rows.iter().flatten().all(|row| Some(row.len()) == width)
-        };
-        let embedding = self.embedding_width();
-        if !fits(outside.output, Some(vocab)) || !fits(outside.normalized, embedding) {
-            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
-                "rows outside this program's memory are not {outputs} rows of {vocab} logits or {embedding:?} numbers"
-            ))));
-        }
-        self.start(batch, given(outside.normalized))?;
-        // Each row goes from the device to where it is wanted, and all of them are awaited together.
-        let mut copies = Vec::new();
-        let rows =
-            [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
-        for (rows, from) in rows {
-            let Some(from) = from else { continue };
-            let bytes = from.width() * size_of::<f32>();
-            for (index, row) in rows.iter().enumerate() {
-                if let Some(row) = row {
-                    copies.push((from.span().part(index * bytes, bytes)?, row));
-                }
-            }
-        }
-        #[cfg(target_os = "linux")]
-        self.lock_pages(&copies);
-        self.stream.download(&copies)?;
+        self.start_with(batch, outside)?;
         // What a caller has is not fetched again.
-        let own =
-            if outside.output.len() >= outputs && outside.output.iter().all(Option::is_some) { 0 } else { outputs };
-        self.finish(own)?;
-        Ok(&self.logits.values()?[..outputs * vocab])
+        let outputs = batch.outputs.len();
+        let placed = outside.output.len() >= outputs && outside.output.iter().all(Option::is_some);
+        self.finish_with(outputs, outside, !placed)
+    }
+
+    fn most_candidates(&self) -> Option<usize> {
+        Some(MAX_TOP_K)
+    }
+
+    fn step_sampled(
+        &mut self,
+        batch: &Batch<'_>,
+        outside: Outside<'_>,
+        rows: &[Option<Sampling>],
+    ) -> Option<Result<(&[u32], &[f32]), StepError>> {
+        let outputs = batch.outputs.len();
+        if outputs == 0 {
+            return None;
+        }
+        Some(self.sample(batch, outside, rows).and_then(|()| {
+            let wanted = (0..outputs).any(|row| {
+                let has = |rows: &[Option<External>]| rows.get(row).is_some_and(Option::is_some);
+                rows[row].is_none() && !has(outside.output)
+            });
+            self.finish_with(outputs, outside, wanted)?;
+            Ok((&self.tokens.values()?[..outputs], &self.logits.values()?[..outputs * self.limits.vocab]))
+        }))
     }
 
     fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
