@@ -206,8 +206,11 @@ fn what_is_no_number_is_never_drawn() {
     let draw = Sampling { top_k: 100, temperature: 10.0, seed: 2, ..Sampling::LARGEST };
     let (nan, lowest) = (f32::NAN, f32::NEG_INFINITY);
     let all = |logits: &[f32], token: u32| {
-        let chosen = choose(&standin, logits, 50, draw).unwrap();
-        assert!(chosen.iter().all(|chosen| *chosen == token), "{logits:?}: {chosen:?}");
+        // With more than all of the probability, what has none is kept, too.
+        for top_p in [1.0, 2.0] {
+            let chosen = choose(&standin, logits, 20, Sampling { top_p, ..draw }).unwrap();
+            assert!(chosen.iter().all(|chosen| *chosen == token), "{logits:?}: {chosen:?}");
+        }
     };
     all(&[nan, lowest, -5.0, nan], 2);
     all(&[nan; 3], 0);
