@@ -318,7 +318,7 @@ fn a_batch_goes_over_in_one_copy_and_is_checked_first() {
 
 #[test]
 fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
-    let standin = standin();
+    let _standin = standin();
     let device = Device::open(0).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
@@ -332,7 +332,6 @@ fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
     let gone = KernelSources { folder: Some(folder.path().join("gone")), cache: None };
     let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
-    drop(standin);
 }
 
 #[test]
