@@ -100,7 +100,7 @@ KERNEL(append_q8_0, AppendArgs, APPEND_THREADS) { append<true>(args); }
 struct AttentionArgs {
     const float* q;
     float* out;
-    float* partial;  // per token, query head and run: head_dim sums, maximum, total
+    float* partial;  // per token of the grid, query head and run: head_dim sums, maximum, total
     Cache cache;
     Places places;
     const u32* rows;  // the tokens; none: all of the batch
@@ -255,7 +255,7 @@ DEVICE void attend(const AttentionArgs& args) {
             args.out[(size_t(token) * args.heads + kv_head * group + g) * dim + column] = sum / all;
         } else {
             float* partial =
-                args.partial + ((size_t(token) * args.heads + kv_head * group + g) * args.runs + run) * state_size;
+                args.partial + ((size_t(blockIdx.z) * args.heads + kv_head * group + g) * args.runs + run) * state_size;
             partial[column] = sum;
             if (column == 0) {
                 partial[dim] = top;
@@ -280,7 +280,7 @@ KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
     const u32 token = args.rows ? args.rows[blockIdx.y] : blockIdx.y;
     const size_t row = size_t(token) * gridDim.x + blockIdx.x;
     const u32 dim = args.head_dim, state = dim + 2;
-    const float* partial = args.partial + row * args.runs * state;
+    const float* partial = args.partial + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * args.runs * state;
     float top = LOWEST;
     for (u32 run = 0; run < args.runs; run++) top = fmaxf(top, partial[run * state + dim]);
     for (u32 column = threadIdx.x; column < dim; column += blockDim.x) {

@@ -9,7 +9,8 @@
 // Sums of a long head are more than a warp's registers hold: its columns are dealt out to two blocks, and both compute all scores.
 //
 // Queries (times the scale) and weights are rounded to f16; everything else is f32. Weights of positions that a row does not see
-// are zeros, so a value there that is infinite or no number spoils it if other rows of the tile see the position.
+// are zeros. Where rows see different positions, values that are infinite or no number are kept out of the products, and rows
+// that see them get them afterwards.
 #include "attention.cuh"
 #include "fragments.cuh"
 
@@ -33,8 +34,6 @@ struct PrefillArgs {
 
 constexpr u32 THREADS = 128;
 constexpr u32 TILE_ROWS = 64;
-// Queries beyond are not f16.
-constexpr float MOST = 65504.0f;
 
 // What a tile sees of its sequence.
 struct View {
@@ -203,6 +202,14 @@ struct Fetch<DIM, true> {
     }
 };
 
+// Makes zeros of those of a word's two f16 that are infinite or no numbers. Returns whether there were any.
+DEVICE u32 keep_finite(u32& halves) {
+    // An exponent of ones carries into the sign's place.
+    const u32 wrong = ((halves & 0x7c007c00) + 0x04000400) & 0x80008000;
+    halves &= ~((wrong >> 15) * 0xffff);
+    return wrong;
+}
+
 // A tile per block in x, the last ones first, which see the most; a key/value head in y; a part of the columns in z.
 template <u32 DIM, bool EIGHT_BIT>
 DEVICE void prefill(const PrefillArgs& args) {
@@ -246,7 +253,7 @@ DEVICE void prefill(const PrefillArgs& args) {
         for (u32 k = 0; k < DIM / 8; k++) {
             const uint2 pair = ptx::load8(args.q + row[r] + k * 8 + lane % 4 * 2);
             const float a = __uint_as_float(pair.x) * scale, b = __uint_as_float(pair.y) * scale;
-            q[k / 2][k % 2 * 2 + r] = ptx::pack_halves(fminf(fmaxf(a, -MOST), MOST), fminf(fmaxf(b, -MOST), MOST));
+            q[k / 2][k % 2 * 2 + r] = ptx::pack_halves(within_f16(a), within_f16(b));
         }
     }
 
@@ -285,7 +292,9 @@ DEVICE void prefill(const PrefillArgs& args) {
         __syncthreads();
         if (page + STEP_PAGES < end) fetch.begin_keys(view, page + STEP_PAGES, memory);
 
-        if (page * PAGE + STEP - 1 > start || page * PAGE < all_see) {
+        // Whether there may be rows that do not see all of the step's positions.
+        const bool mixed = page * PAGE + STEP - 1 > start || page * PAGE < all_see;
+        if (mixed) {
 #pragma unroll
             for (u32 n = 0; n < STEP / 8; n++)
 #pragma unroll
@@ -327,13 +336,37 @@ DEVICE void prefill(const PrefillArgs& args) {
                                     ptx::pack_halves(scores[2 * k][2], scores[2 * k][3]),
                                     ptx::pack_halves(scores[2 * k + 1][0], scores[2 * k + 1][1]),
                                     ptx::pack_halves(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+            u32 wrong = 0;
 #pragma unroll
             for (u32 n = 0; n < COLUMNS / 16; n++) {
                 u32 matrices[4];
                 ptx::load_matrices_transposed(matrices, memory.value(k * 16 + lane % 16, n * 16 + lane / 16 * 8));
+                if (mixed) {
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++) wrong |= keep_finite(matrices[i]);
+                }
                 const u32 first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
                 ptx::mma_f16(sums[2 * n], weights, first);
                 ptx::mma_f16(sums[2 * n + 1], weights, second);
+            }
+            if (!mixed || !__ballot_sync(ALL_LANES, wrong != 0)) continue;
+            // A weight is above zero, so a value of this kind is its own share.
+#pragma unroll 1
+            for (u32 slot = k * 16; slot < k * 16 + 16; slot++) {
+                const u32 at = page * PAGE + slot;
+#pragma unroll
+                for (u32 n = 0; n < COLUMNS / 8; n++) {
+                    const u32 pair = *reinterpret_cast<const u32*>(memory.value(slot, n * 8 + lane % 4 * 2));
+                    u32 finite = pair;
+                    if (!keep_finite(finite)) continue;
+#pragma unroll
+                    for (u32 e = 0; e < 4; e++) {
+                        const u32 mine = position[e / 2];
+                        const bool sees = at <= mine && mine - at < args.window;
+                        const u32 half = pair >> e % 2 * 16 & 0xffff;
+                        if (sees && (half & 0x7c00) == 0x7c00) sums[n][e] += ptx::half_to_float(u16(half));
+                    }
+                }
             }
         }
     }

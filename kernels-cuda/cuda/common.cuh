@@ -287,6 +287,12 @@ DEVICE void await_copies() {
 
 // ---- what many kernels need
 
+// What is beyond the range of f16 becomes its largest number. Infinities and NaN stay what they are, so that a fault shows.
+DEVICE float within_f16(float value) {
+    constexpr float MOST = 65504.0f;
+    return fabsf(value) <= -LOWEST ? fminf(fmaxf(value, -MOST), MOST) : value;
+}
+
 DEVICE float warp_sum(float value) {
 #pragma unroll
     for (u32 by = WARP / 2; by > 0; by /= 2) value += __shfl_xor_sync(ALL_LANES, value, by);

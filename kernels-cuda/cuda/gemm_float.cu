@@ -2,7 +2,7 @@
 //
 // Activations are rounded to the weights' type: to bf16 beside BF16, and to f16 beside F16, a sixteenth of them, so that what
 // exceeds the range of f16 still fits. F32 weights and activations are each a sum of two bf16, of whose four products the
-// smallest is left out: that keeps 16 bits of both.
+// smallest is left out: that keeps 16 bits of both. What is infinite or no number makes results that are not finite, in its row.
 //
 // A block of threads makes 128 tokens x 128 rows of results, in steps of 32 columns. 16-bit weights come by asynchronous copies,
 // everything else through registers; both are double-buffered, with one barrier per step.
@@ -31,10 +31,7 @@ struct Product<F16> {
     static constexpr int PARTS = 1;
     static constexpr float SCALE = 16.0f;
     DEVICE static void split(float a, float b, u32 (&parts)[PARTS]) {
-        constexpr float MOST = 65504.0f;
-        a = fminf(fmaxf(a * (1.0f / SCALE), -MOST), MOST);
-        b = fminf(fmaxf(b * (1.0f / SCALE), -MOST), MOST);
-        parts[0] = ptx::pack_halves(a, b);
+        parts[0] = ptx::pack_halves(within_f16(a * (1.0f / SCALE)), within_f16(b * (1.0f / SCALE)));
     }
     DEVICE static void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { ptx::mma_f16(c, a, b); }
 };

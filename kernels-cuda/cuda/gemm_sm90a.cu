@@ -7,7 +7,7 @@
 // scaling between blocks: a weight is factor * whole + addend, rounded to f16, and so is an activation.
 //
 // That rounding is a sixteenth of the one of activations to 8 bits, but gemm.cu does without. To stay within the range of f16,
-// weights are taken 256 times, and a sixteenth of activations.
+// weights are taken 256 times, and a sixteenth of activations. A scale that is no number makes every product with its block none.
 #include "gemm.cuh"
 #include "hopper.cuh"
 
@@ -22,9 +22,6 @@ constexpr u32 STAGES = 4;
 constexpr u32 STAGE_BYTES = TILE_TOKENS * COLUMNS * 2;
 constexpr float WEIGHT_UNIT = 256.0f;
 constexpr float ACTIVATION_UNIT = 1.0f / 16.0f;
-constexpr float MOST = 65504.0f;
-
-DEVICE float within_f16(float value) { return fminf(fmaxf(value, -MOST), MOST); }
 
 // ---- activations
 

@@ -5,15 +5,23 @@ constexpr u32 SAMPLE_THREADS = 1024;
 constexpr u32 MOST_CANDIDATES = 1024;
 constexpr u32 BUCKETS = 256;
 
-struct SampleArgs {
-    const float* logits;  // a row per block
-    const u32* counters;  // per row: which draw of the seed this is; the position serves
-    u32* tokens;          // one per row
+// How the token of a row is chosen. Probabilities are those at temperature 1 until the last candidates are known, as in the chain
+// of the host (runtime/src/sampler).
+struct SampleRow {
     u64 seed;
-    u32 vocabulary;
+    u32 draw;           // of the seed's random numbers
     u32 top_k;          // 1 takes the largest; at most MOST_CANDIDATES
-    float temperature;  // above 0
     float top_p;        // the fewest candidates with this much of the probability stay
+    float min_p;        // of them, those with this part of the largest probability
+    float temperature;  // above 0
+    u32 unused;
+};
+
+struct SampleArgs {
+    const float* logits;    // a row per block
+    const SampleRow* rows;  // one per row
+    u32* tokens;            // one per row
+    u32 vocabulary;
 };
 
 // Orders as the logits do, and of equal ones, both zeros among them, the first token is the largest. NaN comes last.
@@ -24,10 +32,13 @@ DEVICE u64 key_of(float logit, u32 token) {
     if (logit != logit) bits = 0;
     return u64(bits) << 32 | (0xffffffff - token);
 }
+// An infinity counts as the largest number.
 DEVICE float logit_of(u64 key) {
     u32 bits = u32(key >> 32);
-    return __uint_as_float(bits & 0x80000000 ? bits & 0x7fffffff : ~bits);
+    return fminf(__uint_as_float(bits & 0x80000000 ? bits & 0x7fffffff : ~bits), -LOWEST);
 }
+// Whether the logit is minus infinity or NaN, which are never chosen.
+DEVICE bool is_impossible(u64 key) { return u32(key >> 32) <= 0x007fffff; }
 
 // Philox 4x32-10 (Salmon et al., 2011): 32 random bits from a seed and a counter.
 DEVICE u32 random_bits(u64 seed, u32 counter) {
@@ -74,13 +85,15 @@ KERNEL(argmax, ArgmaxArgs, SAMPLE_THREADS) {
 KERNEL(sample, SampleArgs, SAMPLE_THREADS) {
     SHARED(u32, counts, BUCKETS);
     SHARED(u64, candidates, MOST_CANDIDATES);
-    SHARED(float, sums, MOST_CANDIDATES);
+    SHARED(float, shares, MOST_CANDIDATES);  // probabilities up to a factor
+    SHARED(float, heated, MOST_CANDIDATES);  // the same at the row's temperature
     SHARED(u32, chosen, 4);  // the bucket, how many of it are wanted, whether these are all, how many candidates there are
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
     const float* logits = args.logits + size_t(blockIdx.x) * args.vocabulary;
     const u32 thread = threadIdx.x;
-    const u32 k = min(args.top_k, args.vocabulary);
+    const SampleRow row = args.rows[blockIdx.x];
+    const u32 k = min(row.top_k, args.vocabulary);
 
     // The k-th largest key, eight bits at a time from above: keys that begin with `prefix` are still in question. Ends as soon
     // as all of them are wanted.
@@ -137,19 +150,27 @@ KERNEL(sample, SampleArgs, SAMPLE_THREADS) {
     }
     __syncthreads();
 
-    // Probabilities up to a factor; one thread adds them up in their order, so that the sums are the same every time.
     for (u32 i = thread; i < k; i += blockDim.x) {
-        const float below = logit_of(candidates[i]) - logit_of(candidates[0]);
-        sums[i] = i == 0 ? 1.0f : ptx::exp2_fast(below * (1.44269504f / args.temperature));
+        const float below = (logit_of(candidates[i]) - logit_of(candidates[0])) * 1.44269504f;
+        const bool impossible = is_impossible(candidates[i]);
+        shares[i] = impossible ? 0.0f : ptx::exp2_fast(below);
+        heated[i] = impossible ? 0.0f : ptx::exp2_fast(below / row.temperature);
     }
     __syncthreads();
     if (thread != 0) return;
-    float total = 0.0f;
-    for (u32 i = 0; i < k; i++) sums[i] = total += sums[i];
-    u32 kept = 0;
-    while (kept + 1 < k && sums[kept] < args.top_p * total) kept++;
-    const float at = float(random_bits(args.seed, args.counters[blockIdx.x]) >> 8) * 0x1p-24f * sums[kept];
+    // One thread adds up in the candidates' order, so that the sums are the same every time.
+    float total = 0.0f, reached = shares[0], mass = 0.0f, left;
+    for (u32 i = 0; i < k; i++) total += shares[i];
+    u32 kept = 1;
+    while (kept < k && reached < row.top_p * total) reached += shares[kept++];
+    while (kept > 1 && shares[kept - 1] < row.min_p) kept--;
+    for (u32 i = 0; i < kept; i++) mass += heated[i];
+    left = float(random_bits(row.seed, row.draw) >> 8) * 0x1p-24f * mass - heated[0];
     u32 winner = 0;
-    while (winner < kept && sums[winner] <= at) winner++;
-    args.tokens[blockIdx.x] = 0xffffffff - u32(candidates[winner]);
+    for (u32 i = 1; i < kept && left >= 0.0f; i++) {
+        // Rounding may leave a rest after the last: then that one it is.
+        if (heated[i] > 0.0f) winner = i;
+        left -= heated[i];
+    }
+    args.tokens[blockIdx.x] = is_impossible(candidates[winner]) && row.top_k > 1 ? 0 : 0xffffffff - u32(candidates[winner]);
 }

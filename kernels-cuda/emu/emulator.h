@@ -122,7 +122,7 @@ struct Block {
     std::vector<Team> teams;
     std::vector<unsigned char> memory;
     std::vector<SharedArray> arrays;
-    size_t used = 0, dynamic_bytes = 0, alive = 0;
+    size_t used = 0, dynamic_bytes = 0, shared_bytes = 0, most_shared = 0, alive = 0;
     std::function<void()> body;
     Fiber* current = nullptr;
     bool failed = false;
@@ -230,6 +230,8 @@ inline void prepare(Fiber& fiber) {
 
 inline unsigned char* reserve_shared(const void* key, size_t bytes) {
     size_t start = (block.used + 1023) / 1024 * 1024;
+    block.shared_bytes += (bytes + 15) / 16 * 16;
+    if (block.shared_bytes > block.most_shared) fail("more shared memory than the device gives a block");
     if (start + bytes + GUARD > block.memory.size()) fail("more shared memory than any device has");
     unsigned char* at = block.memory.data() + start;
     block.used = start + bytes + GUARD;
@@ -378,7 +380,7 @@ inline bool open_barriers() {
 
 inline void run_block() {
     block.arrays.clear();
-    block.used = 0;
+    block.used = block.shared_bytes = 0;
     block.alive = block.fibers.size();
     for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
     block.teams.assign((block.fibers.size() + TEAM - 1) / TEAM, Team());
@@ -413,13 +415,15 @@ inline void run_block() {
 
 using Kernel = void (*)(const void*);
 
-// Runs a kernel; false if it failed, and then `failure` says why.
-inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads, size_t shared_bytes) {
+// Runs a kernel whose blocks have at most `most_shared` bytes of shared memory, arrays and dynamic; false if it failed, and then
+// `failure` says why.
+inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads, size_t shared_bytes, size_t most_shared) {
     static std::vector<unsigned char> memory(MAX_SHARED + (64 << 10));
     block.memory.swap(memory);
     block.grid = grid;
     block.size = {threads, 1, 1};
     block.dynamic_bytes = shared_bytes;
+    block.most_shared = most_shared;
     block.failed = false;
     block.body = [=] { kernel(args); };
     block.fibers.resize(threads);

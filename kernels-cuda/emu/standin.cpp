@@ -2,8 +2,8 @@
 // memory, with kernels run by the emulator.
 //
 // It is as unhelpful as a driver may be. Device memory starts as garbage. What a stream is given runs when somebody waits for
-// it, and not before, so code that forgets to wait reads garbage. A failed kernel makes every later call fail. Faults are
-// made with `standin_set`.
+// it, and not before, so code that forgets to wait reads garbage. A failed kernel makes every later call fail, until the context
+// is gone. Faults are made with `standin_set` and `standin_fault`.
 #define RUSTAI_EMULATOR_MAIN
 #include "emulator.h"
 
@@ -12,6 +12,7 @@
 #include <ctime>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 namespace {
 
@@ -23,13 +24,20 @@ enum Result {
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    ECC_UNCORRECTABLE = 214,
+    INVALID_PTX = 218,
+    UNSUPPORTED_PTX_VERSION = 222,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    ILLEGAL_ADDRESS = 700,
+    CONTEXT_IS_DESTROYED = 709,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713,
     LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALID = 901,
+    UNKNOWN = 999,
 };
 
 using Address = unsigned long long;
@@ -39,9 +47,16 @@ struct Graph {
     std::vector<Work> work;
 };
 
+// A call that fails: the so-many-th from now on, with this result.
+struct Fault {
+    long left;
+    int result;
+};
+
 struct Stream {
     std::vector<Work> queue;
     Graph* capture = nullptr;
+    std::thread::id captured_by;
 };
 
 // Its time is when the stream's work has come so far.
@@ -50,9 +65,12 @@ struct Event {
     double milliseconds = 0.0;
 };
 
+// What a block has without asking.
+constexpr unsigned SHARED = 48 << 10;
+
 struct Function {
     const emu::Registered* kernel;
-    unsigned dynamic_limit = 48 << 10;
+    unsigned dynamic_limit = SHARED;
 };
 
 struct Module {
@@ -71,6 +89,9 @@ struct State {
     long registrations = 0;
     std::vector<Stream*> streams;
     long launches = 0, graph_launches = 0, fetched = 0, fetched_locked = 0, waits = 0;
+    long overlapping = 0, overlapping_captured = 0, attributes = 0, lookups = 0;
+    long contexts = 0;
+    std::map<std::string, Fault> faults;
     Result lost = SUCCESS;
 };
 
@@ -80,6 +101,34 @@ int the_context;
 thread_local void* current_context = nullptr;
 
 long setting(const char* name) { return state.settings[name]; }
+
+// Results after which a context is of no use (CUDA Driver API, CUresult: "The process must be terminated and relaunched").
+bool is_final(int result) {
+    return result == ECC_UNCORRECTABLE || result == ILLEGAL_ADDRESS || result == LAUNCH_FAILED || result == UNKNOWN;
+}
+
+// The result of a call that is to fail, by the name of its function without the version; 0 for others.
+int fault(const char* function) {
+    if (state.faults.empty()) return SUCCESS;
+    std::string name = function;
+    if (name.size() > 3 && name.compare(name.size() - 3, 3, "_v2") == 0) name.resize(name.size() - 3);
+    auto found = state.faults.find(name);
+    if (found == state.faults.end() || --found->second.left > 0) return SUCCESS;
+    const int result = found->second.result;
+    state.faults.erase(found);
+    if (is_final(result)) state.lost = static_cast<Result>(result);
+    return result;
+}
+
+// Bytes of shared memory that a block can ask for (CUDA C++ Programming Guide, "Technical Specifications per Compute
+// Capability").
+unsigned most_shared() {
+    switch (setting("capability")) {
+        case 80: case 87: return 163 << 10;
+        case 86: case 89: case 120: case 121: return 99 << 10;
+        default: return 227 << 10;
+    }
+}
 
 Result run(std::vector<Work>& queue) {
     std::vector<Work> work;
@@ -95,6 +144,14 @@ Result run(std::vector<Work>& queue) {
 Result run_all() {
     for (Stream* stream : state.streams) run(stream->queue);
     return state.lost;
+}
+
+// Whether the calling thread captures a stream. It may not free anything then (CUDA Driver API,
+// cuThreadExchangeStreamCaptureMode).
+bool captures() {
+    for (Stream* stream : state.streams)
+        if (stream->capture && stream->captured_by == std::this_thread::get_id()) return true;
+    return false;
 }
 
 // Whether `bytes` at `address` are inside one allocation.
@@ -114,23 +171,40 @@ const char* name_of(int result) {
         case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
         case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
         case INVALID_CONTEXT: return "CUDA_ERROR_INVALID_CONTEXT";
+        case NO_BINARY_FOR_GPU: return "CUDA_ERROR_NO_BINARY_FOR_GPU";
+        case ECC_UNCORRECTABLE: return "CUDA_ERROR_ECC_UNCORRECTABLE";
+        case INVALID_PTX: return "CUDA_ERROR_INVALID_PTX";
+        case UNSUPPORTED_PTX_VERSION: return "CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
         case INVALID_HANDLE: return "CUDA_ERROR_INVALID_HANDLE";
         case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
+        case ILLEGAL_ADDRESS: return "CUDA_ERROR_ILLEGAL_ADDRESS";
+        case CONTEXT_IS_DESTROYED: return "CUDA_ERROR_CONTEXT_IS_DESTROYED";
         case ALREADY_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED";
         case NOT_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED";
         case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
         case 802: return "CUDA_ERROR_SYSTEM_NOT_READY";
         case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
         case CAPTURE_INVALID: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+        case UNKNOWN: return "CUDA_ERROR_UNKNOWN";
         default: return nullptr;
     }
 }
 
-// CUlaunchConfig of cuda.h.
+// CUlaunchAttribute and CUlaunchConfig of cuda.h.
+struct LaunchAttribute {
+    int id;
+    char pad[4];
+    union {
+        char bytes[64];
+        int word;
+    } value;
+};
+constexpr int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
 struct LaunchConfig {
     unsigned grid[3], threads[3], shared;
     void* stream;
-    void* attributes;
+    const LaunchAttribute* attributes;
     unsigned attribute_count;
 };
 
@@ -140,7 +214,9 @@ struct LaunchConfig {
 #define GUARDED                                        \
     std::lock_guard<std::recursive_mutex> guard(lock); \
     if (!current_context) return INVALID_CONTEXT;      \
-    if (state.lost) return state.lost
+    if (!state.contexts) return CONTEXT_IS_DESTROYED;  \
+    if (state.lost) return state.lost;                 \
+    if (int result = fault(__func__)) return result
 
 // ---- for tests
 
@@ -162,10 +238,21 @@ DRIVER standin_set(const char* name, long value) {
     return SUCCESS;
 }
 
+// The `nth` call from now on of a function, named without its version, does nothing and returns `result`. Results that say that a
+// context is lost are those of every later call, too, until the context is gone.
+DRIVER standin_fault(const char* function, long nth, int result) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    if (nth < 1 || !result) return INVALID_VALUE;
+    state.faults[function] = Fault{nth, result};
+    return SUCCESS;
+}
+
 // Counters: launches, graph_launches, allocated (bytes), allocations, host_allocations, host_most (the most bytes of page-locked
 // memory at a time since the last reset), fetched (bytes copied to the host), waits (for devices, streams and
 // events), registered (ranges of others' memory that are page-locked), registrations (how many there were), fetched_locked
-// (bytes copied to such ranges).
+// (bytes copied to such ranges), overlapping (launches that may begin before the one before them has ended) and
+// overlapping_captured (those of them that were recorded), lookups (of kernels by name), attributes (of kernels that were set),
+// faults (that are still to come).
 extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -180,6 +267,11 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
     if (key == "registered") return static_cast<long>(state.registered.size());
     if (key == "registrations") return state.registrations;
     if (key == "waits") return state.waits;
+    if (key == "overlapping") return state.overlapping;
+    if (key == "overlapping_captured") return state.overlapping_captured;
+    if (key == "lookups") return state.lookups;
+    if (key == "attributes") return state.attributes;
+    if (key == "faults") return static_cast<long>(state.faults.size());
     return -1;
 }
 
@@ -191,7 +283,9 @@ DRIVER standin_reset() {
     auto allocated = state.allocated, host_allocated = state.host_allocated;
     auto streams = state.streams;
     auto registered = state.registered;
+    auto contexts = state.contexts;
     state = State();
+    state.contexts = contexts;
     state.registered = registered;
     state.allocations = allocations;
     state.host_allocations = host_allocations;
@@ -263,17 +357,33 @@ DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
         case 38: *value = 1 << 20; break;                                            // bytes of L2
         case 75: *value = static_cast<int>(setting("capability") / 10); break;
         case 76: *value = static_cast<int>(setting("capability") % 10); break;
-        case 97: *value = 227 << 10; break;                                          // shared memory on request
+        case 97: *value = static_cast<int>(most_shared()); break;                     // shared memory on request
         case 115: *value = 1; break;                                                 // memory pools
         default: *value = 0;
     }
     return SUCCESS;
 }
 DRIVER cuDevicePrimaryCtxRetain(void** context, int) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    if (state.lost) return state.lost;
+    if (int result = fault(__func__)) return result;
+    state.contexts++;
     *context = &the_context;
     return SUCCESS;
 }
-DRIVER cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+// With the last user, the context goes and takes along what it held.
+DRIVER cuDevicePrimaryCtxRelease_v2(int) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    if (state.contexts == 0) return INVALID_CONTEXT;
+    if (--state.contexts) return SUCCESS;
+    for (auto& one : state.allocations) free(reinterpret_cast<void*>(one.first));
+    for (auto& one : state.host_allocations) free(one.first);
+    for (Stream* stream : state.streams) delete stream;
+    state.allocations.clear(), state.host_allocations.clear(), state.registered.clear(), state.streams.clear();
+    state.allocated = state.host_allocated = 0;
+    state.lost = SUCCESS;
+    return SUCCESS;
+}
 DRIVER cuCtxSetCurrent(void* context) {
     current_context = context;
     return SUCCESS;
@@ -310,7 +420,8 @@ DRIVER cuMemAlloc_v2(Address* address, size_t bytes) {
     return SUCCESS;
 }
 DRIVER cuMemFree_v2(Address address) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
+    GUARDED;
+    if (captures()) return CAPTURE_UNSUPPORTED;
     auto found = state.allocations.find(address);
     if (found == state.allocations.end()) return INVALID_VALUE;
     run_all();
@@ -345,7 +456,7 @@ DRIVER cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     return SUCCESS;
 }
 DRIVER cuMemFreeHost(void* memory) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
+    GUARDED;
     run_all();
     auto found = state.host_allocations.find(memory);
     if (found == state.host_allocations.end()) return INVALID_VALUE;
@@ -416,7 +527,7 @@ DRIVER cuStreamCreate(void** stream, unsigned) {
     return SUCCESS;
 }
 DRIVER cuStreamDestroy_v2(void* stream) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
+    GUARDED;
     auto* gone = static_cast<Stream*>(stream);
     run(gone->queue);
     state.streams.erase(std::remove(state.streams.begin(), state.streams.end(), gone), state.streams.end());
@@ -437,6 +548,7 @@ DRIVER cuStreamBeginCapture_v2(void* stream, int) {
     auto* one = static_cast<Stream*>(stream);
     if (!one || one->capture) return INVALID_VALUE;
     one->capture = new Graph;
+    one->captured_by = std::this_thread::get_id();
     return SUCCESS;
 }
 DRIVER cuStreamEndCapture(void* stream, void** graph) {
@@ -444,7 +556,13 @@ DRIVER cuStreamEndCapture(void* stream, void** graph) {
     auto* one = static_cast<Stream*>(stream);
     *graph = one->capture;
     one->capture = nullptr;
-    return state.lost;
+    int result = state.lost ? state.lost : fault(__func__);
+    // A capture that became invalid gives no graph.
+    if (result) {
+        delete static_cast<Graph*>(*graph);
+        *graph = nullptr;
+    }
+    return result;
 }
 DRIVER cuStreamIsCapturing(void* stream, int* status) {
     *status = static_cast<Stream*>(stream)->capture ? 1 : 0;
@@ -516,6 +634,8 @@ DRIVER cuModuleLoadData(void** module, const void* image) {
     return SUCCESS;
 }
 DRIVER cuModuleUnload(void* module) {
+    GUARDED;
+    if (captures()) return CAPTURE_UNSUPPORTED;
     delete static_cast<Module*>(module);
     return SUCCESS;
 }
@@ -523,6 +643,7 @@ DRIVER cuModuleGetFunction(void** function, void* module, const char* name) {
     GUARDED;
     for (auto& kernel : emu::kernels())
         if (!strcmp(kernel.name, name)) {
+            state.lookups++;
             auto& slot = static_cast<Module*>(module)->functions[name];
             if (!slot) slot.reset(new Function{&kernel});
             *function = slot.get();
@@ -532,7 +653,8 @@ DRIVER cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 DRIVER cuFuncSetAttribute(void* function, int attribute, int value) {
     GUARDED;
-    if (attribute != 8 || value < 0 || value > 227 << 10) return INVALID_VALUE;
+    if (attribute != 8 || value < 0 || static_cast<unsigned>(value) > most_shared()) return INVALID_VALUE;
+    state.attributes++;
     static_cast<Function*>(function)->dynamic_limit = static_cast<unsigned>(value);
     return SUCCESS;
 }
@@ -546,6 +668,17 @@ DRIVER cuLaunchKernelEx(const LaunchConfig* config, void* function, void** param
                  threads[1] == 1 && threads[2] == 1 && threads[0] <= kernel.max_threads &&
                  config->shared <= one->dynamic_limit;
     if (!valid) return INVALID_VALUE;
+    auto* stream = static_cast<Stream*>(config->stream);
+    for (unsigned i = 0; i < config->attribute_count; i++) {
+        const LaunchAttribute& attribute = config->attributes[i];
+        if (attribute.id != PROGRAMMATIC_STREAM_SERIALIZATION) return INVALID_VALUE;
+        if (!attribute.value.word) continue;
+        // Edges of graphs have data from this version on.
+        if (stream->capture && setting("driver") < 12030) return CAPTURE_UNSUPPORTED;
+        (stream->capture ? state.overlapping_captured : state.overlapping)++;
+    }
+    // Arrays of the kernel count, too; they are known when it has run.
+    const unsigned most = one->dynamic_limit > SHARED ? most_shared() : SHARED;
     auto bytes = static_cast<const unsigned char*>(parameters[0]);
     std::vector<unsigned char> args(bytes, bytes + kernel.args_bytes);
     dim3 blocks{grid[0], grid[1], grid[2]};
@@ -560,9 +693,8 @@ DRIVER cuLaunchKernelEx(const LaunchConfig* config, void* function, void** param
         // Parameters are aligned as the kernel's compiler expects.
         alignas(64) static unsigned char aligned[4096];
         memcpy(aligned, args.data(), args.size());
-        return emu::launch(kernel.kernel, aligned, blocks, size, shared) ? SUCCESS : LAUNCH_FAILED;
+        return emu::launch(kernel.kernel, aligned, blocks, size, shared, most) ? SUCCESS : LAUNCH_FAILED;
     };
-    auto* stream = static_cast<Stream*>(config->stream);
     auto& queue = stream->capture ? stream->capture->work : stream->queue;
     queue.push_back(work);
     return SUCCESS;

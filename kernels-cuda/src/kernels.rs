@@ -2,30 +2,62 @@
 
 use crate::{
     Device, DeviceError,
-    driver::{Function, check},
+    driver::{Function, after_capture, check},
     images::{self, KernelSources},
+    ops::Slots,
 };
 use cudarc::driver::{
     result,
     sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult},
 };
+use rustai_abi::DType;
 use std::{
-    collections::HashMap,
     ffi::CString,
-    sync::{Arc, Mutex},
+    sync::{Arc, OnceLock},
 };
 
 /// Loaded kernels. What they do is in the methods, which `ops` implements.
+///
+/// A kernel is looked up by its name once: when a program that has it is made ready (`ready_*`), else when it is first launched.
+/// Later launches take no lock and make no text.
 #[derive(Debug)]
 pub struct Kernels {
     modules: Arc<Modules>,
-    functions: Mutex<HashMap<String, Handle>>,
+    pub(crate) slots: Slots,
+}
+
+/// The place of one kernel that may have been looked up.
+#[derive(Debug, Default)]
+pub(crate) struct Slot(OnceLock<Option<Handle>>);
+
+/// The places of kernels that there are for many types of weights.
+#[derive(Debug)]
+pub(crate) struct PerType<T>([T; TYPES]);
+
+/// More than the number of any type.
+const TYPES: usize = 64;
+
+impl<T: Default> Default for PerType<T> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| T::default()))
+    }
+}
+
+impl<T> std::ops::Index<DType> for PerType<T> {
+    type Output = T;
+
+    fn index(&self, dtype: DType) -> &T {
+        // PANIC: the numbers of GGUF's types are below 64.
+        &self.0[dtype as usize]
+    }
 }
 
 /// Loaded images, which go when nothing uses their kernels anymore.
 #[derive(Debug)]
 pub(crate) struct Modules {
     device: Device,
+    /// What the images were compiled for, as `10 * major + minor`.
+    architecture: u32,
     modules: Vec<Module>,
     image_bytes: u64,
 }
@@ -35,6 +67,8 @@ struct Handle(CUfunction);
 
 // SAFETY: a function's handle is a name that the driver may be given from any thread; its module is beside it.
 unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
 
 #[derive(Debug)]
 struct Module(CUmodule);
@@ -51,18 +85,19 @@ impl Kernels {
     /// # Errors
     /// [`DeviceError::NoKernels`] if there are none; [`DeviceError::Driver`].
     pub fn load(device: &Device, sources: &KernelSources) -> Result<Self, DeviceError> {
-        let images = images::for_device(device.info(), sources)?;
-        Self::from_images(device, &images)
+        let (architecture, images) = images::for_device(device.info(), sources)?;
+        Self::from_images(device, architecture, &images)
     }
 
-    /// Loads kernels from images: cubins, fatbins, or PTX that ends with a zero byte.
+    /// Loads kernels from images: cubins, fatbins, or PTX that ends with a zero byte. They were compiled for `architecture`, as
+    /// `10 * major + minor`: 80 for `compute_80` as for `sm_80`, on whatever device they run.
     ///
     /// # Errors
     /// [`DeviceError::NoKernels`] if the driver says that they are not for this device; [`DeviceError::Driver`].
-    pub fn from_images<I: AsRef<[u8]>>(device: &Device, images: &[I]) -> Result<Self, DeviceError> {
+    pub fn from_images<I: AsRef<[u8]>>(device: &Device, architecture: u32, images: &[I]) -> Result<Self, DeviceError> {
         device.bind()?;
         let image_bytes = images.iter().map(|image| image.as_ref().len() as u64).sum();
-        let mut loaded = Modules { device: device.clone(), modules: Vec::new(), image_bytes };
+        let mut loaded = Modules { device: device.clone(), architecture, modules: Vec::new(), image_bytes };
         for image in images {
             // The driver looks for the end itself.
             let image = image.as_ref();
@@ -83,13 +118,17 @@ impl Kernels {
                     return Err(DeviceError::NoKernels {
                         device: device.info().name.clone(),
                         capability: device.info().capability,
-                        reason: DeviceError::of("cuModuleLoadData", error).to_string(),
+                        reason: format!(
+                            "{}; update the driver, build the kernels for this device (kernels-cuda/check.py --build), or use \
+                             the CPU",
+                            DeviceError::of("cuModuleLoadData", error)
+                        ),
                     });
                 }
                 Err(error) => return Err(DeviceError::of("cuModuleLoadData", error)),
             }
         }
-        Ok(Self { modules: Arc::new(loaded), functions: Mutex::default() })
+        Ok(Self { modules: Arc::new(loaded), slots: Slots::default() })
     }
 
     /// The device.
@@ -102,53 +141,69 @@ impl Kernels {
         self.modules.image_bytes
     }
 
-    /// The kernel of this name; `shared` is the dynamic shared memory that launches ask for.
-    pub(crate) fn get(&self, name: &str, shared: u32) -> Result<Function, DeviceError> {
-        // A panic elsewhere cannot leave the map half changed.
-        let mut functions = self.functions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let function = match functions.get(name) {
-            Some(function) => *function,
-            None => {
-                let function = self.find(name)?;
-                functions.insert(name.to_owned(), function);
-                function
-            }
-        };
-        drop(functions);
-        let function = Function { handle: function.0, code: Arc::clone(&self.modules) };
-        // Above this much, a kernel has to be told (CUDA C++ Programming Guide, "Shared Memory").
-        if shared > 48 << 10 {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            let set = unsafe { result::function::set_function_attribute(function.handle, attribute, shared as i32) };
-            check("cuFuncSetAttribute", set)?;
-        }
-        Ok(function)
+    /// The kernel that belongs to a slot. `name` and the dynamic shared memory of its launches are the same for a slot always.
+    pub(crate) fn get(&self, slot: &Slot, name: impl Fn() -> String, shared: u32) -> Result<Function<'_>, DeviceError> {
+        self.find(slot, &name, shared)?.ok_or_else(|| DeviceError::MissingKernel(name()))
     }
 
-    fn find(&self, name: &str) -> Result<Handle, DeviceError> {
+    /// As [`get`](Self::get), or `None` if the images have no such kernel.
+    pub(crate) fn find(
+        &self,
+        slot: &Slot,
+        name: impl Fn() -> String,
+        shared: u32,
+    ) -> Result<Option<Function<'_>>, DeviceError> {
+        let found = match slot.0.get() {
+            Some(found) => *found,
+            None => {
+                let found = self.look_up(&name(), shared)?;
+                *slot.0.get_or_init(|| found)
+            }
+        };
+        Ok(found.map(|handle| Function { handle: handle.0, code: &self.modules }))
+    }
+
+    fn look_up(&self, name: &str, shared: u32) -> Result<Option<Handle>, DeviceError> {
         self.modules.device.bind()?;
-        let missing = || DeviceError::MissingKernel(name.to_owned());
-        let c_name = CString::new(name).map_err(|_| missing())?;
+        let Ok(c_name) = CString::new(name) else { return Ok(None) };
         for module in &self.modules.modules {
             // SAFETY: the module is loaded.
-            match unsafe { result::module::get_function(module.0, c_name.clone()) } {
-                Ok(function) => return Ok(Handle(function)),
-                Err(error) if error.0 == CUresult::CUDA_ERROR_NOT_FOUND => {}
+            let function = match unsafe { result::module::get_function(module.0, c_name.clone()) } {
+                Ok(function) => function,
+                Err(error) if error.0 == CUresult::CUDA_ERROR_NOT_FOUND => continue,
                 Err(error) => return Err(DeviceError::of("cuModuleGetFunction", error)),
+            };
+            // Above this much, a kernel has to be told (CUDA C++ Programming Guide, "Shared Memory").
+            if shared > 48 << 10 {
+                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function is loaded.
+                let set = unsafe { result::function::set_function_attribute(function, attribute, shared as i32) };
+                check("cuFuncSetAttribute", set)?;
             }
+            return Ok(Some(Handle(function)));
         }
-        Err(missing())
+        Ok(None)
+    }
+}
+
+impl Modules {
+    /// Whether the kernels themselves wait for the one before them (`griddepcontrol.wait`), which code for compute capability
+    /// 9.0 and later does. Other code must not begin earlier, on any device.
+    pub(crate) fn waits(&self) -> bool {
+        self.architecture >= 90
     }
 }
 
 impl Drop for Modules {
     fn drop(&mut self) {
-        // Kernels that run must be over; errors have no one to go to.
-        let _ = self.device.synchronize();
-        for module in &self.modules {
-            // SAFETY: the module is loaded, and functions are handed out to this crate's launches only.
-            let _ = unsafe { result::module::unload(module.0) };
-        }
+        let (device, modules) = (self.device.clone(), std::mem::take(&mut self.modules));
+        after_capture(move || {
+            // Kernels that run must be over; errors have no one to go to.
+            let _ = device.synchronize();
+            for module in modules {
+                // SAFETY: the module is loaded, and functions are handed out to this crate's launches only.
+                let _ = unsafe { result::module::unload(module.0) };
+            }
+        });
     }
 }

@@ -75,6 +75,17 @@ pub fn is_quantized(dtype: DType) -> Option<bool> {
     Shape::of(dtype).map(|shape| matches!(shape.layout, Layout::Blocks(_)))
 }
 
+/// Factors and addends that values of a type's block are made with; 0 for floats.
+pub(crate) fn factors_per_block(dtype: DType) -> usize {
+    match Layout::of(dtype) {
+        Some(Layout::Blocks(blocks)) => {
+            let halves = if blocks.scales.halves() { 2 } else { 1 };
+            halves * if blocks.scales.has_min() { 2 } else { 1 }
+        }
+        _ => 0,
+    }
+}
+
 /// Bytes that a matrix takes on a device; `None` if no kernel reads it.
 pub fn device_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
     let planes = Shape::of(dtype)?.of_matrix(dtype, rows, cols)?;
@@ -255,17 +266,6 @@ impl Weights {
     pub(crate) fn blocks(&self) -> usize {
         // PANIC: weights are made by `Packed::new`, which refuses types without a shape.
         self.cols / Shape::of(self.dtype).expect("a type with a shape").columns
-    }
-
-    /// Factors and addends that a block's values are made with; 0 for floats.
-    pub(crate) fn factors_per_block(&self) -> usize {
-        match Layout::of(self.dtype) {
-            Some(Layout::Blocks(blocks)) => {
-                let halves = if blocks.scales.halves() { 2 } else { 1 };
-                halves * if blocks.scales.has_min() { 2 } else { 1 }
-            }
-            _ => 0,
-        }
     }
 
     /// The memory of the planes.

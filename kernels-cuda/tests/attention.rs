@@ -458,3 +458,65 @@ fn a_recording_holds_for_other_sequences() {
         .collect();
     assert!(error(&got, &expected) < 2e-4);
 }
+
+/// A tile has rows that see a position and rows that do not, and those must not notice what is there.
+#[test]
+fn what_is_not_finite_shows_only_where_it_is_seen() {
+    let standin = standin();
+    let opened = open(&standin);
+    let split = Split { runs: 1, run_pages: 4 };
+    for (kv_type, dim, window) in [
+        (KvType::F16, 64, None),
+        (KvType::Q8_0, 64, None),
+        (KvType::F16, 128, Some(20)),
+        (KvType::F16, 256, None),
+        (KvType::Q8_0, 96, Some(20)),
+    ] {
+        let shape = Shape { kv_type, dim, window, ..BASE };
+        let (heads, kv_heads) = (shape.heads, shape.kv_heads);
+        let (tokens, wrong, column) = (90, 50, 7);
+        let (sequences, pages) = sequences(&shape, &[tokens]);
+        let attended = |change: &dyn Fn(&mut Sequence)| {
+            let Sequence { pages: own, q, k, v } = &sequences[0];
+            let mut sequence = Sequence { pages: own.clone(), q: q.clone(), k: k.clone(), v: v.clone() };
+            change(&mut sequence);
+            run(&opened, &shape, (&[sequence], &[0]), pages, split).unwrap()
+        };
+        let expected = attended(&|_| {});
+        assert!(expected.iter().all(|value| value.is_finite()));
+        let check = |what: &str, got: &[f32], is_wrong: &dyn Fn(usize, usize, usize) -> bool| {
+            for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let (token, head, column) = (index / (heads * dim), index / dim % heads, index % dim);
+                let right = match is_wrong(token, head, column) {
+                    true => !got.is_finite(),
+                    false => got.to_bits() == expected.to_bits(),
+                };
+                assert!(right, "{kv_type}, {dim}, {what}: {got} of token {token}, head {head}, column {column}");
+            }
+        };
+        let sees = |token: usize| token >= wrong && window.is_none_or(|window| token - wrong < window as usize);
+        let group = heads / kv_heads;
+        // Of an 8-bit cache, a block of 32 values has one scale.
+        let spoils = |at: usize| if kv_type == KvType::Q8_0 { at / 32 == column / 32 } else { at == column };
+        // Beyond the range of f16, which the cache has.
+        for value in [f32::NAN, f32::INFINITY, 1e6] {
+            if kv_type == KvType::Q8_0 && value == 1e6 {
+                continue;
+            }
+            // Of the second key/value head.
+            let at = (wrong * kv_heads + 1) * dim + column;
+            let got = attended(&|sequence| sequence.v[at] = value);
+            check(&format!("value {value}"), &got, &|token, head, at| sees(token) && head / group == 1 && spoils(at));
+            if value.is_finite() {
+                continue;
+            }
+            // An infinite key may have a score that gives it no weight.
+            if value.is_nan() {
+                let got = attended(&|sequence| sequence.k[at] = value);
+                check("key", &got, &|token, head, _| sees(token) && head / group == 1);
+            }
+            let got = attended(&|sequence| sequence.q[(wrong * heads + 1) * dim + column] = value);
+            check(&format!("query {value}"), &got, &|token, head, _| token == wrong && head == 1);
+        }
+    }
+}

@@ -2,11 +2,11 @@
 
 mod support;
 
-use rustai_abi::{Batch, BatchSequence};
+use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, KernelSources, Kernels, PageLock, ReadbackBuffer, Span, Stream,
-    UploadBuffer,
+    Arena, Device, DeviceError, Event, Floats, Input, KernelSources, Kernels, Packed, PageLock, Projection, Quants,
+    ReadbackBuffer, Span, Stream, UploadBuffer,
     driver::{MOST_LOCKED, OLDEST_DRIVER},
     ops::{BatchInputs, Operation, parameter_sizes},
     probe,
@@ -159,9 +159,9 @@ fn a_failed_launch_is_reported_and_so_is_everything_after_it() {
 fn a_kernel_that_is_missing_is_named() {
     let standin = standin();
     let (device, ..) = open(&standin);
-    assert!(Kernels::from_images(&device, &[b""]).is_err());
-    assert!(Kernels::from_images(&device, &[b"// PTX without an end"]).is_err());
-    let none = Kernels::from_images::<&[u8]>(&device, &[]).unwrap();
+    assert!(Kernels::from_images(&device, 90, &[b""]).is_err());
+    assert!(Kernels::from_images(&device, 90, &[b"// PTX without an end"]).is_err());
+    let none = Kernels::from_images::<&[u8]>(&device, 90, &[]).unwrap();
     let stream = Stream::new(&device).unwrap();
     let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
     let error = doubling(&none, &stream, &x).unwrap_err();
@@ -197,6 +197,38 @@ fn a_graph_repeats_its_launches_and_keeps_what_they_use() {
     stream.synchronize().unwrap();
     drop(graph);
     assert!(standin.get("allocated") < allocated);
+}
+
+/// Code for capabilities before 9.0 does not wait for the kernel before it, so it must not begin earlier, on newer devices either.
+#[test]
+fn launches_overlap_only_where_the_loaded_code_waits() {
+    let standin = standin();
+    let folder = tempfile::tempdir().unwrap();
+    let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
+    let counts = || ["overlapping", "overlapping_captured"].map(|name| standin.get(name));
+    let run = |capability, driver| {
+        standin.reset();
+        standin.set("capability", capability);
+        standin.set("driver", driver);
+        let device = Device::open(0).unwrap();
+        let kernels = Kernels::load(&device, &sources).unwrap();
+        let stream = Stream::new(&device).unwrap();
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        doubling(&kernels, &stream, &x).unwrap();
+        let graph = stream.capture(|stream| doubling(&kernels, stream, &x)).unwrap();
+        graph.launch().unwrap();
+        assert_eq!(x.read(1).unwrap(), [4.0; 4]);
+        counts()
+    };
+    std::fs::write(folder.path().join("rows.compute_80.ptx"), b"// text").unwrap();
+    assert_eq!(run(110, 13_000), [0, 0], "text for 8.0 on a device of 11.0");
+    assert_eq!(run(90, 13_000), [0, 0], "text for 8.0 on a device of 9.0");
+    std::fs::write(folder.path().join("rows.sm_90a.cubin"), b"// code\0").unwrap();
+    assert_eq!(run(110, 13_000), [0, 0], "code for 9.0 does not run on a device of 11.0");
+    assert_eq!(run(90, 13_000), [1, 1]);
+    // Edges of graphs have data since CUDA 12.3.
+    assert_eq!(run(90, 12_020), [1, 0]);
+    assert_eq!(run(90, 12_030), [1, 1]);
 }
 
 #[test]
@@ -286,7 +318,7 @@ fn a_batch_goes_over_in_one_copy_and_is_checked_first() {
 
 #[test]
 fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
-    let standin = standin();
+    let _standin = standin();
     let device = Device::open(0).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
@@ -300,7 +332,6 @@ fn a_folder_of_images_goes_before_the_program_and_must_have_the_architecture() {
     let gone = KernelSources { folder: Some(folder.path().join("gone")), cache: None };
     let error = Kernels::load(&device, &gone).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
-    drop(standin);
 }
 
 #[test]
@@ -325,4 +356,239 @@ fn memory_that_only_a_failed_capture_uses_goes_without_a_deadlock() {
     assert!(failed.is_err());
     assert_eq!(standin.get("allocations"), held);
     device.synchronize().unwrap();
+}
+
+/// What waits for the device would wait for the capture, which is this thread's own.
+#[test]
+fn in_a_capture_nothing_waits_for_the_device_and_memory_goes_afterwards() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let other = Stream::new(&device).unwrap();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let gone = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let images = Kernels::from_images(&device, 90, &[b"// more\0"]).unwrap();
+    let held = standin.get("allocations");
+    let graph = stream
+        .capture(|stream| {
+            for error in
+                [x.span().upload(&[2.0f32; 4]).unwrap_err(), x.read(1).unwrap_err(), device.synchronize().unwrap_err()]
+            {
+                assert!(matches!(error, DeviceError::Invalid(_)), "{error}");
+                assert!(error.to_string().contains("CUDA device 0 cannot be awaited"), "{error}");
+            }
+            let nested = other.capture(|_| Ok(())).map(drop).unwrap_err().to_string();
+            assert!(nested.contains("another stream of this thread is being captured already"), "{nested}");
+            drop((gone, images));
+            assert_eq!(standin.get("allocations"), held, "freed while the stream was captured");
+            doubling(&kernels, stream, &x)
+        })
+        .unwrap();
+    assert_eq!(standin.get("allocations"), held - 1);
+    graph.launch().unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+    // The end of a capture that fails, or panics, or does not begin, is one, too.
+    let y = || Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let held = standin.get("allocations");
+    let mut drops = Some(y());
+    let failed = stream.capture(|_| {
+        drops = None;
+        Err(DeviceError::Invalid("stop".into()))
+    });
+    assert!(failed.is_err() && standin.get("allocations") == held);
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let y = y();
+        stream.capture(|_| {
+            drop(y);
+            panic!("stop")
+        })
+    }));
+    assert!(unwound.is_err() && standin.get("allocations") == held);
+    standin.fault("cuStreamBeginCapture", 1, 900);
+    assert!(stream.capture(|_| Ok(())).is_err());
+    x.span().upload(&[1.0f32; 4]).unwrap();
+    device.synchronize().unwrap();
+}
+
+#[test]
+fn a_kernel_is_looked_up_once() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let weights: Vec<u8> = (0..32 * 8).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let packed = Packed::new(DType::F32, 8, 32, &weights).unwrap();
+    let weights = packed.upload(&device).unwrap();
+    let x = Floats::with(&device, 32, &vec![1.0; 20 * 32]).unwrap();
+    let out = Floats::with(&device, 8, &vec![0.0; 20 * 8]).unwrap();
+    let product = |tokens| {
+        let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
+        kernels.matmul(&stream, Input::Floats(&x), &[projection], tokens).unwrap();
+    };
+    let counts = || ["lookups", "attributes"].map(|name| standin.get(name));
+    let before = counts();
+    product(20);
+    assert_eq!(counts(), [before[0] + 1, before[1] + 1], "a kernel with more shared memory than it has unasked");
+    (0..3).for_each(|_| product(20));
+    assert_eq!(counts(), [before[0] + 1, before[1] + 1]);
+    kernels.ready_matmul(DType::F32).unwrap();
+    let ready = counts();
+    assert_eq!(ready, [before[0] + 5, before[1] + 1], "four kernels for few tokens");
+    [1, 2, 3, 8, 16, 20].into_iter().for_each(product);
+    stream.synchronize().unwrap();
+    assert_eq!(counts(), ready);
+}
+
+#[test]
+fn an_image_that_the_driver_refuses_is_told_from_a_driver_that_fails() {
+    let standin = standin();
+    let (device, ..) = open(&standin);
+    let load = || Kernels::from_images(&device, 80, &[b"// text\0"]).map(drop);
+    for (result, name) in [
+        (209, "CUDA_ERROR_NO_BINARY_FOR_GPU"),
+        (218, "CUDA_ERROR_INVALID_PTX"),
+        (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    ] {
+        standin.fault("cuModuleLoadData", 1, result);
+        let error = load().unwrap_err();
+        let DeviceError::NoKernels { capability: (9, 0), reason, .. } = &error else { panic!("{error}") };
+        assert!(reason.contains(name) && reason.contains("use the CPU"), "{error}");
+    }
+    standin.fault("cuModuleLoadData", 1, 2);
+    let error = load().unwrap_err();
+    assert!(matches!(error, DeviceError::Driver { call: "cuModuleLoadData", code: 2, .. }), "{error}");
+    // Of several images, those that were loaded go again.
+    standin.fault("cuModuleLoadData", 2, 209);
+    assert!(Kernels::from_images(&device, 80, &[b"// a\0", b"// b\0"]).is_err());
+    load().unwrap();
+    standin.fault("cuModuleGetFunction", 1, 1);
+    let (.., kernels, stream) = open(&standin);
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let error = doubling(&kernels, &stream, &x).unwrap_err();
+    assert!(matches!(error, DeviceError::Driver { call: "cuModuleGetFunction", code: 1, .. }), "{error}");
+    // What is not known of a kernel is not kept.
+    doubling(&kernels, &stream, &x).unwrap();
+    assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+}
+
+/// Whatever call fails is named, does not go unnoticed, and does no harm to the next one.
+#[test]
+fn every_call_that_fails_is_named() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let span = Span::new(&device, "test", 64).unwrap();
+    let mut buffers = [(); 3].map(|()| UploadBuffer::<f32>::new(&device, "test", 16).unwrap());
+    let [up, marked, awaited] = &mut buffers;
+    let mut back = ReadbackBuffer::<f32>::new(&device, "test", 16).unwrap();
+    let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+    let rows = External::zeroed(4);
+    let mut values = [0.0f32; 4];
+    type Work<'a> = Box<dyn FnMut() -> Result<(), DeviceError> + 'a>;
+    let calls: Vec<(&str, &str, Work<'_>)> = vec![
+        ("cuDevicePrimaryCtxRetain", "", Box::new(|| Device::open(0).map(drop))),
+        ("cuCtxSynchronize", "", Box::new(|| device.synchronize())),
+        ("cuMemAlloc", "", Box::new(|| Span::new(&device, "test", 4).map(drop))),
+        ("cuMemHostAlloc", "", Box::new(|| UploadBuffer::<u8>::new(&device, "test", 4).map(drop))),
+        ("cuMemcpyHtoD", "", Box::new(|| span.upload(&[1.0f32; 4]))),
+        ("cuStreamSynchronize", "upload", Box::new(|| span.upload(&[1.0f32; 4]))),
+        ("cuMemcpyDtoH", "", Box::new(|| span.download(&mut values))),
+        ("cuMemcpyHtoDAsync", "", Box::new(|| up.send(&stream, &span, 4))),
+        ("cuEventRecord", "send", Box::new(|| marked.send(&stream, &span, 4))),
+        ("cuEventSynchronize", "", {
+            awaited.send(&stream, &span, 4).unwrap();
+            Box::new(|| awaited.values().map(drop))
+        }),
+        ("cuMemcpyDtoHAsync", "fetch", Box::new(|| back.fetch(&stream, &span, 4))),
+        ("cuMemcpyDtoHAsync", "download", Box::new(|| stream.download(&[(x.span().clone(), &rows)]))),
+        ("cuStreamSynchronize", "download", Box::new(|| stream.download(&[(x.span().clone(), &rows)]))),
+        ("cuStreamSynchronize", "", Box::new(|| stream.synchronize())),
+        ("cuStreamCreate", "", Box::new(|| Stream::new(&device).map(drop))),
+        ("cuEventCreate", "", Box::new(|| Event::record(&stream).map(drop))),
+        ("cuEventRecord", "", Box::new(|| Event::record(&stream).map(drop))),
+        ("cuLaunchKernelEx", "", Box::new(|| doubling(&kernels, &stream, &x))),
+        ("cuStreamBeginCapture", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x)).map(drop))),
+        ("cuStreamEndCapture", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x)).map(drop))),
+        ("cuGraphLaunch", "", Box::new(|| stream.capture(|s| doubling(&kernels, s, &x))?.launch())),
+    ];
+    for (call, what, mut work) in calls {
+        // Not one of those that leave the context unusable.
+        standin.fault(call, 1, 1);
+        let error = work().expect_err(call);
+        assert_eq!(standin.get("faults"), 0, "{call} was not called");
+        let name = "CUDA_ERROR_INVALID_VALUE".into();
+        assert_eq!(error, DeviceError::Driver { call, code: 1, name }, "{call} {what}");
+        work().unwrap_or_else(|error| panic!("after {call} {what}: {error}"));
+    }
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn a_lost_device_fails_every_call_until_nobody_uses_it() {
+    let standin = standin();
+    // An error of the memory, an address that is not there, a kernel that failed, and a device that fell off the bus.
+    for (result, name) in [
+        (214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        (700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        (719, "CUDA_ERROR_LAUNCH_FAILED"),
+        (999, "CUDA_ERROR_UNKNOWN"),
+    ] {
+        let held = ["allocations", "host_allocations"].map(|name| standin.get(name));
+        let (device, kernels, stream) = open(&standin);
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        let mut up = UploadBuffer::<f32>::new(&device, "test", 4).unwrap();
+        let graph = stream.capture(|stream| doubling(&kernels, stream, &x)).unwrap();
+        up.send(&stream, x.span(), 4).unwrap();
+        standin.fault("cuStreamSynchronize", 1, result);
+        assert!(stream.synchronize().is_err());
+        for error in [
+            stream.synchronize(),
+            device.synchronize(),
+            x.span().upload(&[1.0f32; 4]),
+            x.read(1).map(drop),
+            up.values().map(drop),
+            doubling(&kernels, &stream, &x),
+            graph.launch(),
+            stream.capture(|stream| doubling(&kernels, stream, &x)).map(drop),
+            Event::record(&stream).map(drop),
+            Stream::new(&device).map(drop),
+            Span::new(&device, "test", 4).map(drop),
+            UploadBuffer::<u8>::new(&device, "test", 4).map(drop),
+            Kernels::from_images(&device, 90, &[b"// code\0"]).map(drop),
+            Device::open(0).map(drop),
+        ] {
+            let error = error.unwrap_err();
+            assert!(matches!(&error, DeviceError::Driver { name: found, .. } if found == name), "{error}");
+        }
+        // With the last that used it, the context goes, and what the driver did not free before.
+        drop((graph, up, x, kernels, stream, device));
+        assert_eq!(["allocations", "host_allocations"].map(|name| standin.get(name)), held);
+        let (device, kernels, stream) = open(&standin);
+        let x = Floats::with(&device, 4, &[1.0; 4]).unwrap();
+        doubling(&kernels, &stream, &x).unwrap();
+        assert_eq!(x.read(1).unwrap(), [2.0; 4]);
+    }
+}
+
+/// Devices differ in the shared memory that they give a block (CUDA C++ Programming Guide, "Technical Specifications per Compute
+/// Capability"); the largest tile fits all of them.
+#[test]
+fn products_of_many_tokens_fit_the_shared_memory_of_every_device() {
+    let standin = standin();
+    for (capability, most) in [(80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)] {
+        standin.set("capability", capability);
+        let (device, kernels, stream) = open(&standin);
+        assert_eq!(device.info().shared_memory, most << 10);
+        for dtype in [DType::F32, DType::Q2_K, DType::Q4_K, DType::Q6_K] {
+            let bytes = vec![0; dtype.bytes_for(256).unwrap()];
+            let weights = Packed::new(dtype, 1, 256, &bytes).unwrap().upload(&device).unwrap();
+            let x = Floats::with(&device, 256, &vec![1.0; 70 * 256]).unwrap();
+            let out = Floats::with(&device, 1, &[1.0; 70]).unwrap();
+            let mut arena = Arena::new(&device, "test", Quants::room(70, 256)).unwrap();
+            let quants = Quants::take(&mut arena, 70, 256).unwrap();
+            kernels.quantize(&stream, &x, &quants, 70).unwrap();
+            let input = if dtype == DType::F32 { Input::Floats(&x) } else { Input::Quantized(&quants) };
+            let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
+            kernels.matmul(&stream, input, &[projection], 70).unwrap();
+            let got =
+                out.read(70).unwrap_or_else(|error| panic!("{dtype}, {capability}: {error}: {}", standin.failure()));
+            assert!(got.iter().all(|value| *value == 0.0));
+        }
+    }
 }

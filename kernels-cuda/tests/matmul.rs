@@ -311,6 +311,65 @@ fn activations_beyond_the_range_of_f16_are_multiplied() {
     }
 }
 
+/// A model that went wrong shows it: what is no number in a row of activations, or of weights, makes results that are none there,
+/// at every number of tokens, and nowhere else.
+#[test]
+fn what_is_not_finite_shows_in_its_own_row_and_nowhere_else() {
+    let standin = standin();
+    let (rows, wrong_row) = (9, 4);
+    for (dtype, cols) in [(DType::Q4_0, 96), (DType::Q4_K, 256), (DType::F16, 40), (DType::BF16, 40), (DType::F32, 40)]
+    {
+        let quantized = is_quantized(dtype).unwrap();
+        let bytes = weights(dtype, rows, cols, 5);
+        // A scale or a weight of the row.
+        let mut wrong_bytes = bytes.clone();
+        let at = wrong_row * bytes.len() / rows;
+        let wrong: &[u8] = match dtype {
+            DType::F32 => &[0, 0, 0xc0, 0x7f],
+            DType::BF16 => &[0xc0, 0x7f],
+            _ => &[0, 0x7e],
+        };
+        wrong_bytes[at..at + wrong.len()].copy_from_slice(wrong);
+        for (capability, tokens) in [(90, 1), (90, 20), (80, 70), (90, 70)] {
+            if !standin.is_real() {
+                standin.set("capability", capability);
+            }
+            let (device, kernels, stream) = open(&standin);
+            let x = Numbers::new(3).values(tokens * cols);
+            let product = |bytes: &[u8], x: &[f32]| {
+                let on_device = upload(&device, dtype, rows, cols, bytes);
+                let x = Activations::new(&device, &kernels, &stream, dtype, cols, x);
+                let out = zeros(&device, tokens, rows);
+                let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+                kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+                out.read(tokens).unwrap()
+            };
+            let expected = product(&bytes, &x);
+            assert!(expected.iter().all(|value| value.is_finite()));
+            let check = |what: &str, got: &[f32], nan: bool, is_wrong: &dyn Fn(usize, usize) -> bool| {
+                for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    let (token, row) = (index / rows, index % rows);
+                    let right = match is_wrong(token, row) {
+                        true if nan => got.is_nan(),
+                        true => !got.is_finite(),
+                        false => got.to_bits() == expected.to_bits(),
+                    };
+                    assert!(right, "{dtype}, {tokens} tokens, {capability}, {what}: {got} of {token}, {row}");
+                }
+            };
+            let wrong_token = tokens / 2;
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = x.clone();
+                x[wrong_token * cols + 7] = value;
+                // A quantized block with an infinity has no scale.
+                let nan = value.is_nan() || quantized;
+                check(&format!("activation {value}"), &product(&bytes, &x), nan, &|token, _| token == wrong_token);
+            }
+            check("weight", &product(&wrong_bytes, &x), true, &|_, row| row == wrong_row);
+        }
+    }
+}
+
 #[test]
 fn a_missing_barrier_or_wait_of_the_prefill_kernels_is_noticed() {
     let standin = standin();

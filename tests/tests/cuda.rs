@@ -3,12 +3,12 @@
 
 use rustai::{
     Batch, BatchSequence, DType, Error, KvType,
-    backend::{BuildError, DeviceChoice, Executable, StepError, cuda},
+    backend::{BuildError, DeviceChoice, Executable, Outside, Sampling, StepError, cuda},
     engine::{Engine, EngineError, Request},
     gguf::GgufFile,
     model::{self, LoadError, LoadOptions},
     queue::{Broker, BrokerOptions, Client, ClientOptions, InProcess, Job, Server, ServerOptions},
-    sampler::SamplerParams,
+    sampler::{Sampler, SamplerParams},
 };
 use rustai_cuda_standin::Standin;
 use rustai_tests::{
@@ -110,6 +110,42 @@ fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
             assert!(model.describe().contains("CUDA device 0 (emulated device"), "{}", model.describe());
             let error = error(&logits(&mut *model, &tokens, chunk), &expected);
             assert!(error < tolerance(dtype), "{dtype} in chunks of {chunk}, cache {kv_type}: {error:.2e}");
+        }
+    }
+}
+
+/// Consumer chips have less than half the shared memory of Hopper, and none of its kernels.
+#[test]
+fn logits_agree_with_the_cpu_on_consumer_devices() {
+    let standin = standin();
+    for (capability, image, text) in [
+        (89, "sm_89.cubin", &b"// the stand-in has all\0"[..]),
+        (120, "sm_120.cubin", b"// the stand-in has all\0"),
+        (120, "compute_80.ptx", b"// the stand-in has all"),
+    ] {
+        standin.reset();
+        standin.set("capability", capability);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(format!("all.{image}")), text).unwrap();
+        for (dtype, kv_type) in [(DType::Q4_K, KvType::F16), (DType::F32, KvType::Q8_0)] {
+            let file = file(&TinyLlama { layers: 2, ..tiny(dtype) });
+            let options = |device| LoadOptions { max_batch: 80, max_outputs: 80, kv_type, ..options(device, &folder) };
+            let run = |device| {
+                let mut model = load(&file, &options(device)).unwrap();
+                let mut all = logits(&mut *model, &tokens(70), 70);
+                // Two that decode behind the prompt.
+                for start in [70, 71] {
+                    let sequences = [BatchSequence { len: 1, start, pages: &PAGES }];
+                    let batch = Batch { tokens: &[9], sequences: &sequences, outputs: &[0] };
+                    all.extend_from_slice(model.step(&batch).unwrap());
+                }
+                all
+            };
+            let before = standin.get("overlapping");
+            let error = error(&run(DeviceChoice::Cuda(0)), &run(DeviceChoice::Cpu));
+            assert!(error < tolerance(dtype), "{dtype}, {image} on {capability}: {error:.2e}");
+            // Only code for 9.0 and later waits for the kernel before it.
+            assert_eq!(standin.get("overlapping") > before, image == "sm_120.cubin", "{image} on {capability}");
         }
     }
 }
@@ -283,6 +319,119 @@ fn a_decoding_step_is_one_recorded_graph_and_takes_no_memory() {
     (1..6).for_each(&mut step);
     let after = ["graph_launches", "allocations", "host_allocations"].map(|name| standin.get(name));
     assert_eq!(after, [before[0] + 5, before[1], before[2]]);
+}
+
+/// As many tokens as sequences: the engine decodes so, whatever their number.
+#[test]
+fn a_decoding_step_of_many_sequences_is_recorded_too() {
+    let (standin, folder) = (standin(), kernels());
+    let shape = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::Q8_0) };
+    let file = file(&shape);
+    let run = |device| {
+        let options =
+            LoadOptions { max_batch: 70, max_outputs: 70, max_sequences: 70, context: 32, ..options(device, &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let pages: Vec<[u32; 1]> = (0..70).map(|page| [page]).collect();
+        let before = standin.get("graph_launches");
+        let mut last = Vec::new();
+        for start in 0..3 {
+            let sequences: Vec<_> = pages.iter().map(|pages| BatchSequence { len: 1, start, pages }).collect();
+            let all: Vec<u32> = (0..70).collect();
+            last = model.step(&Batch { tokens: &all, sequences: &sequences, outputs: &all }).unwrap().to_vec();
+        }
+        (last, standin.get("graph_launches") - before)
+    };
+    let ((expected, _), (got, recorded)) = (run(DeviceChoice::Cpu), run(DeviceChoice::Cuda(0)));
+    assert_eq!(recorded, 2);
+    assert!(error(&got, &expected) < tolerance(DType::Q8_0), "{:.2e}", error(&got, &expected));
+}
+
+#[test]
+fn a_step_that_cannot_be_recorded_is_launched() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let run = |fault: Option<(&str, i32)>| {
+        let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+        let before = standin.get("graph_launches");
+        if let Some((call, result)) = fault {
+            standin.fault(call, 1, result);
+        }
+        let all = logits(&mut *model, &tokens(4), 1);
+        (all, standin.get("graph_launches") - before)
+    };
+    let (expected, recorded) = run(None);
+    assert_eq!(recorded, 3);
+    for (call, result) in [
+        ("cuStreamBeginCapture", 900),
+        ("cuStreamEndCapture", 901),
+        ("cuGraphInstantiateWithFlags", 2),
+        ("cuGraphLaunch", 2),
+    ] {
+        let (got, recorded) = run(Some((call, result)));
+        assert_eq!(standin.get("faults"), 0, "{call} was not called");
+        assert_eq!((got == expected, recorded), (true, 0), "{call}");
+    }
+    // What cannot be launched either says why.
+    let mut model = load(&file, &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    logits(&mut *model, &tokens(1), 1);
+    standin.fault("cuGraphInstantiateWithFlags", 1, 999);
+    let sequences = [BatchSequence { len: 1, start: 1, pages: &PAGES }];
+    let error = model.step(&Batch { tokens: &[5], sequences: &sequences, outputs: &[0] }).unwrap_err();
+    assert!(error.to_string().contains("CUDA_ERROR_UNKNOWN"), "{error}");
+}
+
+/// The design promises a step that takes no lock.
+#[test]
+fn steps_look_up_no_kernels() {
+    let (standin, folder) = (standin(), kernels());
+    for dtype in [DType::Q4_K, DType::F16] {
+        let file = file(&tiny(dtype));
+        let options = LoadOptions { max_batch: 80, ..options(DeviceChoice::Cuda(0), &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let counts = || ["lookups", "attributes"].map(|name| standin.get(name));
+        let before = counts();
+        for (len, outputs) in [(70, &[][..]), (20, &[19]), (5, &[4]), (1, &[0]), (1, &[0])] {
+            let tokens = tokens(len);
+            let sequences = [BatchSequence { len, start: 0, pages: &PAGES }];
+            model.step(&Batch { tokens: &tokens, sequences: &sequences, outputs }).unwrap();
+        }
+        let sequences = [BatchSequence { len: 1, start: 0, pages: &PAGES }];
+        let batch = Batch { tokens: &[3], sequences: &sequences, outputs: &[0] };
+        model.step_greedy(&batch).unwrap().unwrap();
+        assert_eq!(counts(), before, "{dtype}");
+    }
+}
+
+#[test]
+fn a_sequence_beside_a_prompt_is_attended_to_in_runs() {
+    let (standin, folder) = (standin(), kernels());
+    let layers = 2;
+    let file = file(&TinyLlama { layers, ..tiny(DType::F16) });
+    let prompt = tokens(40);
+    let run = |device, with_other: bool| {
+        let options = LoadOptions { context: 512, max_sequences: 2, ..options(device, &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let pages: Vec<u32> = (0..10).rev().collect();
+        for start in (0..280).step_by(40) {
+            let before = [BatchSequence { len: 40, start, pages: &pages }];
+            model.step(&Batch { tokens: &prompt, sequences: &before, outputs: &[] }).unwrap();
+        }
+        let launches = standin.get("launches");
+        let mut sequences = vec![BatchSequence { len: 40, start: 0, pages: &[10, 11] }];
+        if with_other {
+            sequences.insert(0, BatchSequence { len: 1, start: 280, pages: &pages });
+        }
+        let tokens = if with_other { [&[9], &prompt[..]].concat() } else { prompt.clone() };
+        let last = tokens.len() as u32 - 1;
+        let batch = Batch { tokens: &tokens, sequences: &sequences, outputs: &[0, last] };
+        let logits = model.step(&batch).unwrap().to_vec();
+        (logits, standin.get("launches") - launches)
+    };
+    let (expected, _) = run(DeviceChoice::Cpu, true);
+    let ((got, both), (_, prompt_only)) = (run(DeviceChoice::Cuda(0), true), run(DeviceChoice::Cuda(0), false));
+    assert!(error(&got, &expected) < tolerance(DType::F16), "{:.2e}", error(&got, &expected));
+    // Beside the tiles, each layer attends to runs and merges them.
+    assert_eq!(both - prompt_only, 2 * layers as i64);
 }
 
 #[test]
@@ -467,6 +616,146 @@ fn greedy_tokens_are_chosen_on_the_device() {
     assert!(fetched > 9 * 4 * 100, "{fetched}");
 }
 
+fn drawing_engine(model: &TinyLlama, folder: &TempDir, device: DeviceChoice) -> (Engine, TempDir) {
+    let place = tempfile::tempdir().unwrap();
+    let path: PathBuf = place.path().join("model.gguf");
+    std::fs::write(&path, model.bytes()).unwrap();
+    let builder = Engine::builder(&path).threads(1).device(device).cuda_kernels(folder.path());
+    (builder.max_sequences(2).device_sampling(true).build().unwrap(), place)
+}
+
+#[test]
+fn tokens_are_drawn_on_the_device_where_that_is_asked_for() {
+    let (standin, folder) = (standin(), kernels());
+    let (engine, _place) = drawing_engine(&tiny(DType::Q4_0), &folder, DeviceChoice::Cuda(0));
+    let request = |seed| Request::raw("once").seed(seed).ignore_end(true).max_tokens(9);
+    let answer = |request: Request| {
+        let before = standin.get("fetched");
+        let tokens = engine.generate(request).unwrap().tokens;
+        (tokens, standin.get("fetched") - before)
+    };
+    let (tokens, fetched) = answer(request(11));
+    assert_eq!((tokens.len(), fetched), (9, 9 * 4));
+    assert_eq!(answer(request(11)), (tokens.clone(), 9 * 4), "the same seed");
+    assert_ne!(answer(request(12)).0, tokens);
+    assert_eq!(answer(request(11).temperature(0.0)).1, 9 * 4);
+
+    // Whoever looks at the logits gets them, and the host's sampler, as without the option.
+    let logits = 9 * 4 * 100;
+    let penalties = |penalty| {
+        let mut params = SamplerParams::default();
+        params.repetition_penalty = penalty;
+        params
+    };
+    let (with_logprobs, fetched) = answer(request(11).logprobs(true));
+    assert!(fetched > logits, "{fetched}");
+    assert!(answer(request(11).sampling(penalties(1.3)).seed(11)).1 > logits);
+    let (plain, _place) = self::engine(&tiny(DType::Q4_0), &folder);
+    let before = standin.get("fetched");
+    assert_eq!(plain.generate(request(11)).unwrap().tokens, with_logprobs);
+    assert!(standin.get("fetched") - before > logits, "drawing is asked for");
+
+    // Beside such a request, a seed gives the same tokens.
+    let other = engine.stream(request(5).sampling(penalties(1.2)).max_tokens(20)).unwrap();
+    assert_eq!(engine.generate(request(11)).unwrap().tokens, tokens);
+    assert_eq!(other.finish().unwrap().tokens.len(), 20);
+}
+
+#[test]
+fn a_cpu_draws_as_ever() {
+    let (_standin, folder) = (standin(), kernels());
+    let request = || Request::raw("once").seed(11).ignore_end(true).max_tokens(9);
+    let (asked, _place) = drawing_engine(&tiny(DType::Q4_0), &folder, DeviceChoice::Cpu);
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("model.gguf");
+    std::fs::write(&path, tiny(DType::Q4_0).bytes()).unwrap();
+    let plain = Engine::builder(&path).threads(1).device(DeviceChoice::Cpu).build().unwrap();
+    assert_eq!(asked.generate(request()).unwrap().tokens, plain.generate(request()).unwrap().tokens);
+}
+
+/// Pearson's chi-squared test of the device's draws against the shares of the host's, with seeds that are fixed.
+#[test]
+fn the_device_draws_as_the_host_does() {
+    let (_standin, folder) = (standin(), kernels());
+    let shape = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
+    let file = file(&shape);
+    let options = LoadOptions { context: 32, max_sequences: 48, ..options(DeviceChoice::Cuda(0), &folder) };
+    let mut model = load(&file, &options).unwrap();
+    assert_eq!(model.most_candidates(), Some(1024));
+    let (tokens, pages) = ([5; 48], (0..48).map(|page| [page]).collect::<Vec<[u32; 1]>>());
+    let sequences: Vec<_> = pages.iter().map(|pages| BatchSequence { len: 1, start: 0, pages }).collect();
+    let all: Vec<u32> = (0..48).collect();
+    let batch = Batch { tokens: &tokens, sequences: &sequences, outputs: &all };
+    let vocab = model.limits().vocab;
+    let logits = model.step(&batch).unwrap()[..vocab].to_vec();
+    for (top_k, top_p, min_p, temperature) in
+        [(12, 1.0, 0.0, 0.7), (40, 0.95, 0.05, 0.8), (30, 0.6, 0.0, 1.5), (0, 1.0, 0.3, 0.3)]
+    {
+        let mut params = SamplerParams::plain();
+        (params.top_k, params.top_p, params.min_p, params.temperature) = (top_k, top_p, min_p, temperature);
+        params.seed = Some(1);
+        let mut host = Sampler::new(params, vocab).unwrap();
+        let (on_host, on_device) = (100_000u32, 48 * 16u32);
+        let mut shares = vec![0.0; vocab];
+        for _ in 0..on_host {
+            shares[host.sample(&logits) as usize] += 1.0 / f64::from(on_host);
+        }
+        let mut counts = vec![0.0; vocab];
+        let top_k = if top_k == 0 { vocab } else { top_k };
+        for step in 0..on_device / 48 {
+            let draw = |row| Some(Sampling { top_k, top_p, min_p, temperature, seed: 2, draw: step * 48 + row });
+            let rows: Vec<_> = (0..48u32).map(draw).collect();
+            let outside = Outside::default();
+            let (drawn, _) = model.step_sampled(&batch, outside, &rows).unwrap().unwrap();
+            drawn.iter().for_each(|token| counts[*token as usize] += 1.0);
+        }
+        let (mut distance, mut kinds, mut rest) = (0.0, 0.0, [0.0, 0.0]);
+        for (count, share) in counts.iter().zip(shares) {
+            let expected = share * f64::from(on_device);
+            // Too few of a kind are counted together.
+            if expected < 5.0 {
+                rest = [rest[0] + count, rest[1] + expected];
+                continue;
+            }
+            distance += (count - expected) * (count - expected) / expected;
+            kinds += 1.0;
+        }
+        if rest[1] >= 5.0 {
+            distance += (rest[0] - rest[1]) * (rest[0] - rest[1]) / rest[1];
+            kinds += 1.0;
+        } else {
+            assert!(rest[0] < 20.0, "{rest:?}: tokens that the host does not draw");
+        }
+        // Of a chi-squared distribution with n degrees of freedom, mean and variance are n and 2n.
+        let freedom: f64 = kinds - 1.0;
+        println!("top-k {top_k}, top-p {top_p}, min-p {min_p}, temperature {temperature}: {distance:.1} of {freedom}");
+        assert!(freedom >= 2.0 && distance < freedom + 4.0 * (2.0 * freedom).sqrt(), "{distance} of {freedom}");
+    }
+}
+
+#[test]
+fn rows_that_make_no_sense_are_not_drawn() {
+    let (_standin, folder) = (standin(), kernels());
+    let mut model = load(&file(&tiny(DType::F16)), &options(DeviceChoice::Cuda(0), &folder)).unwrap();
+    let sequences = [BatchSequence { len: 2, start: 0, pages: &PAGES }];
+    let batch = Batch { tokens: &[1, 2], sequences: &sequences, outputs: &[0, 1] };
+    let mut refusal = |rows: &[Option<Sampling>]| {
+        model.step_sampled(&batch, Outside::default(), rows).unwrap().map(drop).unwrap_err().to_string()
+    };
+    assert!(refusal(&[None]).contains("1 rows are sampled in a step of 2"));
+    let wrong = Sampling { top_k: 2000, ..Sampling::LARGEST };
+    assert!(refusal(&[None, Some(wrong)]).contains("top_k is 2000"), "{}", refusal(&[None, Some(wrong)]));
+    // One row is drawn, and of the other one come logits.
+    let rows = [None, Some(Sampling::LARGEST)];
+    let (tokens, logits) = model.step_sampled(&batch, Outside::default(), &rows).unwrap().unwrap();
+    let (token, logits) = (tokens[1], logits.to_vec());
+    let expected = model.step(&batch).unwrap();
+    let vocab = expected.len() / 2;
+    assert_eq!(logits[..vocab], expected[..vocab]);
+    let largest = (0..vocab).max_by(|a, b| expected[vocab + a].total_cmp(&expected[vocab + b]));
+    assert_eq!(Some(token as usize), largest);
+}
+
 #[test]
 fn embeddings_and_logits_are_written_where_they_are_wanted() {
     let (_standin, folder) = (standin(), kernels());
@@ -578,6 +867,31 @@ fn a_device_that_fails_ends_the_engine_with_its_reason() {
     drop(broken);
     // The process goes on: another engine, on a device that works.
     standin.reset();
+    let (next, _place) = engine(&tiny(DType::Q4_0), &folder);
+    assert!(next.generate(Request::raw("a").max_tokens(2)).is_ok());
+}
+
+#[test]
+fn a_lost_device_ends_the_engine_and_the_next_one_runs() {
+    let (standin, folder) = (standin(), kernels());
+    let held = standin.get("allocations");
+    for (call, result, name) in [
+        ("cuMemcpyDtoHAsync", 214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        ("cuMemcpyHtoDAsync", 999, "CUDA_ERROR_UNKNOWN"),
+        ("cuGraphLaunch", 700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuEventRecord", 719, "CUDA_ERROR_LAUNCH_FAILED"),
+    ] {
+        let (broken, _place) = engine(&tiny(DType::Q4_0), &folder);
+        assert!(broken.generate(Request::raw("a").max_tokens(2)).is_ok());
+        standin.fault(call, 2, result);
+        for _ in 0..2 {
+            let error = broken.generate(Request::raw("a").max_tokens(4)).unwrap_err();
+            assert!(matches!(error, Error::Engine(EngineError::Device { .. })), "{call}: {error}");
+            assert!(error.to_string().contains(name), "{call}: {error}");
+        }
+        drop(broken);
+        assert_eq!(standin.get("allocations"), held, "{call}");
+    }
     let (next, _place) = engine(&tiny(DType::Q4_0), &folder);
     assert!(next.generate(Request::raw("a").max_tokens(2)).is_ok());
 }

@@ -76,6 +76,15 @@ impl Standin {
         assert_eq!(unsafe { set(name.as_ptr(), value) }, 0, "no setting {name:?}");
     }
 
+    /// Makes the `nth` call from now on of a function of the driver fail with this result; see `standin_fault` in
+    /// `emu/standin.cpp`.
+    pub fn fault(&self, function: &str, nth: i64, result: i32) {
+        let name = CString::new(function).unwrap();
+        let set = self.symbol::<unsafe extern "C" fn(*const c_char, c_long, c_int) -> c_int>(c"standin_fault");
+        // SAFETY: the name ends with a zero.
+        assert_eq!(unsafe { set(name.as_ptr(), nth, result) }, 0, "no fault {result} of call {nth} of {function}");
+    }
+
     /// A counter; see `standin_get` in `emu/standin.cpp`.
     pub fn get(&self, name: &str) -> i64 {
         let name = CString::new(name).unwrap();

@@ -1,6 +1,10 @@
 //! Finding devices, without ever assuming that there is a driver.
 
-use super::{DeviceError, check, error::check_raw, stream::CAPTURES};
+use super::{
+    DeviceError, check,
+    error::check_raw,
+    stream::{CAPTURES, thread_captures},
+};
 use cudarc::driver::{
     CudaContext, result,
     sys::{self, CUdevice_attribute_enum as Attribute, CUresult},
@@ -137,8 +141,15 @@ impl Device {
     /// Waits for all work of the device.
     ///
     /// # Errors
-    /// [`DeviceError::Driver`], also of work that was begun earlier.
+    /// [`DeviceError::Invalid`] while the calling thread captures a stream; [`DeviceError::Driver`], also of work that was begun
+    /// earlier.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
+        if thread_captures() {
+            return Err(DeviceError::Invalid(format!(
+                "CUDA device {} cannot be awaited while this thread captures a stream; copy and wait before the capture or after it",
+                self.info.ordinal
+            )));
+        }
         let _no_capture = CAPTURES.read().unwrap_or_else(PoisonError::into_inner);
         check("cuCtxSynchronize", self.context.synchronize())
     }

@@ -23,7 +23,7 @@ pub struct Launch {
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     /// Start while the kernel before it still runs; the kernel waits for that one's results itself
-    /// (`griddepcontrol.wait`). Devices before compute capability 9.0 do not overlap.
+    /// (`griddepcontrol.wait`). Code for compute capabilities before 9.0 cannot, so its launches never overlap.
     pub overlap: bool,
 }
 
@@ -34,11 +34,11 @@ impl Launch {
     }
 }
 
-/// A kernel that was found in a loaded image, which it keeps.
-#[derive(Clone, Debug)]
-pub(crate) struct Function {
+/// A kernel that was found in a loaded image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function<'a> {
     pub(crate) handle: CUfunction,
-    pub(crate) code: Arc<Modules>,
+    pub(crate) code: &'a Arc<Modules>,
 }
 
 impl Stream {
@@ -52,19 +52,20 @@ impl Stream {
     /// [`DeviceError::Driver`].
     pub(crate) unsafe fn launch<A: KernelArgs>(
         &self,
-        function: Function,
+        function: Function<'_>,
         shape: Launch,
         args: &A,
         spans: &[&Span],
     ) -> Result<(), DeviceError> {
         self.device().bind()?;
-        self.keep(spans, Some(&function.code));
+        self.keep(spans, Some(function.code));
         let mut attribute = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let overlaps = shape.overlap && supports_overlap(self.device());
+        let overlaps =
+            shape.overlap && function.code.waits() && (!self.is_captured() || records_overlap(self.device()));
         let [x, y, z] = shape.grid;
         let config = CUlaunchConfig {
             gridDimX: x,
@@ -87,7 +88,7 @@ impl Stream {
     }
 }
 
-/// Programmatic dependent launch came with compute capability 9.0.
-fn supports_overlap(device: &Device) -> bool {
-    device.info().capability.0 >= 9
+/// A graph says of an edge that its ends overlap since CUDA 12.3 (CUDA C++ Programming Guide, "Edge Data").
+fn records_overlap(device: &Device) -> bool {
+    device.info().driver >= 12_030
 }

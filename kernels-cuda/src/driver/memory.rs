@@ -1,6 +1,6 @@
 //! Device memory: a few large allocations, handed out in spans.
 
-use super::{Device, DeviceError, check};
+use super::{Device, DeviceError, check, stream::after_capture};
 use cudarc::driver::{result, sys::CUresult};
 use std::sync::Arc;
 
@@ -36,10 +36,13 @@ struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // Work that still uses the memory must be over. Errors have no one to go to; the next call of a stream tells them.
-        let _ = self.device.synchronize();
-        // SAFETY: the address came from `cuMemAlloc`, and no span is left that could be used again.
-        let _ = unsafe { result::free_sync(self.address) };
+        let (device, address) = (self.device.clone(), self.address);
+        after_capture(move || {
+            // Work that still uses the memory must be over. Errors have no one to go to; the next call of a stream tells them.
+            let _ = device.synchronize();
+            // SAFETY: the address came from `cuMemAlloc`, and no span is left that could be used again.
+            let _ = unsafe { result::free_sync(address) };
+        });
     }
 }
 
@@ -149,7 +152,7 @@ impl Span {
     /// Waits for the device's work, which may still read the span, and copies `values` to its start.
     ///
     /// # Errors
-    /// [`DeviceError::Invalid`] if they do not fit; [`DeviceError::Driver`].
+    /// [`DeviceError::Invalid`] if they do not fit, or the calling thread captures a stream; [`DeviceError::Driver`].
     pub fn upload<T: Pod>(&self, values: &[T]) -> Result<(), DeviceError> {
         self.fits(size_of_val(values))?;
         if values.is_empty() {
@@ -167,7 +170,7 @@ impl Span {
     /// Waits for the device's work and copies the start of the span to `values`.
     ///
     /// # Errors
-    /// [`DeviceError::Invalid`] if the span has less; [`DeviceError::Driver`].
+    /// [`DeviceError::Invalid`] if the span has less, or the calling thread captures a stream; [`DeviceError::Driver`].
     pub fn download<T: Pod>(&self, values: &mut [T]) -> Result<(), DeviceError> {
         self.fits(size_of_val(values))?;
         self.device().synchronize()?;

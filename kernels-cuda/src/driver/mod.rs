@@ -22,3 +22,4 @@ pub use stream::{Event, Graph, Stream};
 
 pub(crate) use error::check;
 pub(crate) use launch::Function;
+pub(crate) use stream::after_capture;

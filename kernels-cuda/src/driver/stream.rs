@@ -33,6 +33,27 @@ struct Kept {
 /// Operations"): captures write here, waits for devices read.
 pub(super) static CAPTURES: RwLock<()> = RwLock::new(());
 
+thread_local! {
+    /// Whether the thread captures a stream, and so must not wait for those who do.
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+    /// What the thread does when its capture has ended.
+    static DEFERRED: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether the calling thread captures a stream.
+pub(super) fn thread_captures() -> bool {
+    CAPTURING.get()
+}
+
+/// Does what frees memory or code, which waits for the device: now, or when the calling thread's capture has ended.
+pub(crate) fn after_capture(work: impl FnOnce() + 'static) {
+    if thread_captures() {
+        DEFERRED.with_borrow_mut(|deferred| deferred.push(Box::new(work)));
+    } else {
+        work();
+    }
+}
+
 /// A capture under way, which ends even if the work panics.
 struct Capture<'a> {
     stream: &'a Stream,
@@ -46,8 +67,16 @@ impl Capture<'_> {
         self.open = false;
         let graph = self.stream.stream.end_capture(CUgraphInstantiate_flags(0));
         self.stream.capturing.set(false);
+        let kept = self.stream.kept.take();
+        self.release();
+        (graph, kept)
+    }
+
+    /// Lets the thread and others wait for the device again, and does what had to wait for that.
+    fn release(&mut self) {
+        CAPTURING.set(false);
         self.alone = None;
-        (graph, self.stream.kept.take())
+        DEFERRED.take().into_iter().for_each(|work| work());
     }
 }
 
@@ -56,6 +85,7 @@ impl Drop for Capture<'_> {
         if self.open {
             drop(self.end());
         }
+        self.release();
     }
 }
 
@@ -107,16 +137,19 @@ impl Stream {
         begun.and(ended)
     }
 
-    /// Records what `work` launches on this stream, and runs none of it.
+    /// Records what `work` launches on this stream, and runs none of it. Memory that `work` drops is freed afterwards; it cannot
+    /// wait for the device, as [`Span::upload`] and [`Span::download`] do.
     ///
     /// # Errors
-    /// What `work` returns; [`DeviceError::Invalid`] if a capture is under way; [`DeviceError::Driver`]. The stream is usable
-    /// afterwards in every case.
+    /// What `work` returns; [`DeviceError::Invalid`] if the calling thread captures a stream already; [`DeviceError::Driver`].
+    /// The stream is usable afterwards in every case.
     pub fn capture(&self, work: impl FnOnce(&Self) -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
-        if self.capturing.get() {
-            return Err(DeviceError::Invalid("the stream is being captured already".into()));
+        if self.capturing.get() || thread_captures() {
+            let what = if self.capturing.get() { "the stream" } else { "another stream of this thread" };
+            return Err(DeviceError::Invalid(format!("{what} is being captured already; end that capture first")));
         }
         let alone = CAPTURES.write().unwrap_or_else(PoisonError::into_inner);
+        CAPTURING.set(true);
         let mut capture = Capture { stream: self, open: false, alone: Some(alone) };
         let begun = check(
             "cuStreamBeginCapture",

@@ -226,11 +226,12 @@ impl Target {
     }
 }
 
-/// The images of all families for a device: from `cache`, or compiled and written there.
-pub(super) fn images(device: &DeviceInfo, cache: Option<&Path>) -> Result<Vec<Vec<u8>>, String> {
+/// The images of all families for a device, and the architecture that they are for: from `cache`, or compiled and written there.
+pub(super) fn images(device: &DeviceInfo, cache: Option<&Path>) -> Result<(u32, Vec<Vec<u8>>), String> {
     let (nvrtc, target) = Nvrtc::open(device)?;
+    let (Target::Code(architecture) | Target::Text(architecture)) = target;
     let path = |family: &str| Some(cache?.join(file_name(family, &target, nvrtc.version)));
-    FAMILIES
+    let images = FAMILIES
         .par_iter()
         .filter(|(family, _)| target.takes(family))
         .map(|(family, source)| {
@@ -244,7 +245,8 @@ pub(super) fn images(device: &DeviceInfo, cache: Option<&Path>) -> Result<Vec<Ve
             }
             Ok(image)
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    Ok((architecture, images))
 }
 
 /// The name of an image says all that it was made from, so a program with other sources does not take it.

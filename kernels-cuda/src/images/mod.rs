@@ -30,9 +30,9 @@ pub struct KernelSources {
 /// An image and the architecture that it is for.
 type Image = (String, Vec<u8>);
 
-/// The images for a device, of the best architecture that runs there: from the folder if one is given, else from the program,
-/// else compiled here.
-pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result<Vec<Vec<u8>>, DeviceError> {
+/// The images for a device, of the best architecture that runs there, and that architecture as `10 * major + minor`: from the
+/// folder if one is given, else from the program, else compiled here.
+pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result<(u32, Vec<Vec<u8>>), DeviceError> {
     let none = |reason: String| DeviceError::NoKernels {
         device: device.name.clone(),
         capability: device.capability,
@@ -51,9 +51,10 @@ pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result
     let mut targets: Vec<&str> = all.iter().map(|(target, _)| &target[..]).collect();
     targets.sort_unstable();
     targets.dedup();
-    if let Some(best) = best_target(&targets, device.capability).map(str::to_owned) {
+    let best = best_target(&targets, device.capability);
+    if let Some((best, (_, _, architecture))) = best.and_then(|best| Some((best.to_owned(), parsed(best)?))) {
         let best = all.into_iter().filter(|(target, _)| *target == best);
-        return Ok(best.map(|(target, bytes)| ended(&target, bytes)).collect());
+        return Ok((architecture, best.map(|(target, bytes)| ended(&target, bytes)).collect()));
     }
     let carried = match targets.as_slice() {
         [] => format!("{owner} holds none"),
@@ -129,18 +130,19 @@ fn ended(target: &str, mut bytes: Vec<u8>) -> Vec<u8> {
 /// Compatibility" and "PTX Compatibility").
 fn best_target<'a>(targets: &[&'a str], (major, minor): (u32, u32)) -> Option<&'a str> {
     let device = major * 10 + minor;
-    let rank = |target: &str| -> Option<u32> {
-        let (kind, number) = target.split_once('_')?;
-        let exact = number.ends_with('a');
-        let number: u32 = number.trim_end_matches('a').parse().ok()?;
-        match kind {
-            "sm" if exact => (number == device).then_some(3000),
-            "sm" => (number / 10 == major && number <= device).then_some(2000 + number),
-            "compute" => (number <= device).then_some(1000 + number),
-            _ => None,
-        }
+    let rank = |target: &str| match parsed(target)? {
+        ("sm", true, number) => (number == device).then_some(3000),
+        ("sm", false, number) => (number / 10 == major && number <= device).then_some(2000 + number),
+        ("compute", _, number) => (number <= device).then_some(1000 + number),
+        _ => None,
     };
     targets.iter().filter_map(|target| Some((rank(target)?, *target))).max().map(|(_, target)| target)
+}
+
+/// The parts of a target's name: `sm` or `compute`, whether it is for exactly its architecture, and that.
+fn parsed(target: &str) -> Option<(&str, bool, u32)> {
+    let (kind, number) = target.split_once('_')?;
+    Some((kind, number.ends_with('a'), number.trim_end_matches('a').parse().ok()?))
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use super::{Floats, small};
 use crate::{
     Arena, DeviceError, Kernels, Span, Stream,
-    driver::{KernelArgs, Launch},
+    driver::{Function, KernelArgs, Launch},
+    kernels::Slot,
     weights::BLOCK,
 };
 use rustai_abi::{Batch, PAGE_TOKENS};
@@ -395,7 +396,79 @@ impl LayerCache {
     }
 }
 
+/// Queries per key/value head that there are kernels for; those that share fewer take the next.
+const GROUPS: [usize; 3] = [1, 4, MAX_GROUP];
+
+/// The kernels of a cache's type.
+#[derive(Debug, Default)]
+struct TypeSlots {
+    append: Slot,
+    /// By head length and queries per head.
+    attend: [[Slot; GROUPS.len()]; OWN_HEAD_DIMS.len() + 2],
+    prefill: [Slot; TILED_HEAD_DIMS.len()],
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    types: [TypeSlots; KvType::ALL.len()],
+    merge: Slot,
+}
+
 impl Kernels {
+    /// Looks up the kernels that write to a cache and attend over it with queries of so many values, so that no step has to.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if no kernel serves so many queries per head; [`DeviceError::MissingKernel`] if the images lack
+    /// one; [`DeviceError::Driver`].
+    pub fn ready_attention(&self, cache: &LayerCache, width: usize) -> Result<(), DeviceError> {
+        self.append_kernel(cache.kv_type)?;
+        self.attend_kernel(cache, width / cache.head_dim / cache.kv_heads)?;
+        self.merge_kernel()?;
+        if TILED_HEAD_DIMS.contains(&cache.head_dim) {
+            self.prefill_kernel(cache)?;
+        }
+        Ok(())
+    }
+
+    fn type_slots(&self, kv_type: KvType) -> &TypeSlots {
+        // PANIC: `ALL` has every type.
+        let index = KvType::ALL.iter().position(|known| *known == kv_type).expect("all are there");
+        &self.slots.attention.types[index]
+    }
+
+    fn append_kernel(&self, kv_type: KvType) -> Result<Function<'_>, DeviceError> {
+        self.get(&self.type_slots(kv_type).append, || format!("append_{kv_type}"), 0)
+    }
+
+    /// The kernel for single tokens whose `group` queries share a key/value head.
+    fn attend_kernel(&self, cache: &LayerCache, group: usize) -> Result<Function<'_>, DeviceError> {
+        let width = GROUPS.iter().position(|width| group <= *width).ok_or_else(|| {
+            DeviceError::Invalid(format!("no attention kernel for {group} queries per head; at most {MAX_GROUP}"))
+        })?;
+        let own = OWN_HEAD_DIMS.iter().position(|own| *own == cache.head_dim);
+        let class = own.unwrap_or(OWN_HEAD_DIMS.len() + usize::from(cache.head_dim > 128));
+        let name = || {
+            let dim = match own {
+                Some(_) => cache.head_dim.to_string(),
+                None => format!("any_{}", if cache.head_dim > 128 { 256 } else { 128 }),
+            };
+            format!("attend_{dim}_{}_{}", GROUPS[width], cache.kv_type)
+        };
+        self.get(&self.type_slots(cache.kv_type).attend[class][width], name, 0)
+    }
+
+    /// The kernel for tiles, of a head length of [`TILED_HEAD_DIMS`].
+    fn prefill_kernel(&self, cache: &LayerCache) -> Result<Function<'_>, DeviceError> {
+        let name = || format!("prefill_{}_{}", cache.head_dim, cache.kv_type);
+        let dim = TILED_HEAD_DIMS.iter().position(|dim| *dim == cache.head_dim);
+        let dim = dim.ok_or_else(|| DeviceError::MissingKernel(name()))?;
+        self.get(&self.type_slots(cache.kv_type).prefill[dim], name, 0)
+    }
+
+    fn merge_kernel(&self) -> Result<Function<'_>, DeviceError> {
+        self.get(&self.slots.attention.merge, || "merge_attention".into(), 0)
+    }
+
     /// Rotates queries in place and writes rotated keys and plain values of `tokens` rows to the cache.
     ///
     /// # Errors
@@ -441,7 +514,7 @@ impl Kernels {
         }
         let mut shape = Launch::new(small("heads", heads + 2 * cache.kv_heads)?, THREADS.min(cache.head_dim as u32));
         shape.grid[1] = small("tokens", tokens)?;
-        let function = self.get(&format!("append_{}", cache.kv_type), 0)?;
+        let function = self.append_kernel(cache.kv_type)?;
         // SAFETY: rows are checked; `Places` holds positions and pages that the cache has.
         unsafe { stream.launch(function, shape, &args, &spans) }
     }
@@ -452,8 +525,9 @@ impl Kernels {
     /// [`TILED_HEAD_DIMS`] says. Not so while `stream` is captured:
     /// the recording must hold for every batch of as many tokens, so it has the kernel that takes each token by itself.
     ///
-    /// `states` is needed where `split` has more than one run: [`Split::state_width`] values per token. `split` must cover the
-    /// largest position. Only the last `window` positions are seen, if given.
+    /// `split` is for the tokens that are taken by themselves, and must cover the largest position of them. Where it has more than
+    /// one run, `states` is needed: [`Split::state_width`] values for each of them. Only the last `window` positions are seen, if
+    /// given.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the buffers do not fit or no kernel serves so many queries per head;
@@ -476,25 +550,27 @@ impl Kernels {
         out.check("result", tokens, q.width())?;
         places.check(tokens, cache)?;
         let group = heads / cache.kv_heads;
-        let width = [1, 4, MAX_GROUP].into_iter().find(|width| group <= *width);
-        let width = width.ok_or_else(|| {
-            DeviceError::Invalid(format!("no attention kernel for {group} queries per head; at most {MAX_GROUP}"))
-        })?;
+        let attend = self.attend_kernel(cache, group)?;
         let mut spans =
             vec![&q.span, &out.span, &cache.span, &places.positions, &places.tables, &places.order, &places.pages];
-        if split.runs > 1 {
+        let segments = &places.listed.segments;
+        let tiled = TILED_HEAD_DIMS.contains(&cache.head_dim) && !stream.is_captured();
+        let tiled = tiled && !segments.is_empty() && places.listed.tokens == tokens;
+        let single = if tiled { tokens - segments.iter().sum::<usize>() } else { tokens };
+        if split.runs > 1 && single > 0 {
             let needed = split.state_width(heads, cache.head_dim);
-            let states = states.filter(|states| states.rows() >= tokens && states.width() >= needed);
+            let states = states.filter(|states| states.rows() >= single && states.width() >= needed);
             let states = states.ok_or_else(|| {
-                DeviceError::Invalid(format!("{} runs need {needed} values per token for their states", split.runs))
+                DeviceError::Invalid(format!(
+                    "{} runs need {needed} values for the states of each of {single} tokens",
+                    split.runs
+                ))
             })?;
             spans.push(&states.span);
         }
         let (heads, window) = (small("heads", heads)?, window.unwrap_or(u32::MAX).max(1));
-        let (mut rows, mut single) = (0, tokens);
-        let segments = &places.listed.segments;
-        let tiled = TILED_HEAD_DIMS.contains(&cache.head_dim) && !stream.is_captured();
-        if tiled && !segments.is_empty() && places.listed.tokens == tokens {
+        let mut rows = 0;
+        if tiled {
             let args = PrefillArgs {
                 q: q.span.address(),
                 out: out.span.address(),
@@ -510,12 +586,11 @@ impl Kernels {
             let mut shape = Launch::new(small("tiles", tiles)?, THREADS);
             shape.grid[1] = cache.kv_heads as u32;
             shape.grid[2] = if cache.head_dim > WHOLE_HEAD_DIM { 2 } else { 1 };
-            let function = self.get(&format!("prefill_{}_{}", cache.head_dim, cache.kv_type), 0)?;
+            let function = self.prefill_kernel(cache)?;
             // SAFETY: rows are checked; `Places` holds positions and pages that the cache has, and segments of the batch.
             unsafe { stream.launch(function, shape, &args, &spans)? };
             // Behind the segments are the tokens that are in none.
             rows = args.segments + 8 * segments.len() as u64;
-            single -= segments.iter().sum::<usize>();
             if single == 0 {
                 return Ok(());
             }
@@ -537,21 +612,15 @@ impl Kernels {
         let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
         shape.grid[1] = args.runs;
         shape.grid[2] = small("tokens", single)?;
-        let name = match cache.head_dim {
-            dim if OWN_HEAD_DIMS.contains(&dim) => dim.to_string(),
-            dim if dim <= 128 => "any_128".to_owned(),
-            _ => "any_256".to_owned(),
-        };
-        let function = self.get(&format!("attend_{name}_{width}_{}", cache.kv_type), 0)?;
         // SAFETY: rows and states are checked; `Places` holds positions and pages that the cache has.
-        unsafe { stream.launch(function, shape, &args, &spans)? };
+        unsafe { stream.launch(attend, shape, &args, &spans)? };
         if split.runs == 1 {
             return Ok(());
         }
         let merge = MergeArgs { partial, out: args.out, rows, head_dim: cache.head_dim as u32, runs: args.runs };
         let mut shape = Launch::new(heads, cache.head_dim as u32);
         shape.grid[1] = small("tokens", single)?;
-        let function = self.get("merge_attention", 0)?;
+        let function = self.merge_kernel()?;
         // SAFETY: the states were written for as many tokens, heads and runs.
         unsafe { stream.launch(function, shape, &merge, &spans) }
     }

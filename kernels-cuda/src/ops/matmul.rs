@@ -5,7 +5,8 @@ use super::{Floats, Quants, SCALE_BYTES, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
-    weights::{BLOCK, Weights, is_quantized},
+    kernels::{PerType, Slot},
+    weights::{BLOCK, Weights, factors_per_block, is_quantized},
 };
 use rustai_abi::DType;
 
@@ -98,8 +99,34 @@ const HOPPER_THREADS: u32 = 384;
 const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
+/// Kernels for 1, 2, 4 and 8 tokens, for many, and Hopper's.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    gemv: PerType<[Slot; 4]>,
+    gemm: PerType<Slot>,
+    hopper: PerType<Slot>,
+}
+
 impl Kernels {
+    /// Looks up the kernels of products with weights of a type, so that no step has to.
+    ///
+    /// # Errors
+    /// [`DeviceError::MissingKernel`] if the images lack one; [`DeviceError::Driver`].
+    pub fn ready_matmul(&self, dtype: DType) -> Result<(), DeviceError> {
+        for tokens in [1, 2, 4, 8] {
+            self.gemv(dtype, tokens)?;
+        }
+        self.gemm(dtype)?;
+        if is_quantized(dtype) == Some(true) {
+            self.hopper_gemm(dtype)?;
+        }
+        Ok(())
+    }
+
     /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input.
+    ///
+    /// With any number of tokens, a NaN in a row of `x`, or in a row or a scale of the weights, makes results of that row NaN, and an
+    /// infinity makes them infinite or NaN. Other rows are as if it were not there.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if buffers and matrices do not fit each other; [`DeviceError::Driver`].
@@ -217,14 +244,10 @@ impl Kernels {
             grid = if gated { 0 } else { grid } + weights.rows().div_ceil(rows_per_block);
         }
         let grid = small("rows", grid)?;
-        let name = dtype.name().to_lowercase();
         if prefill {
             let (function, shared, threads) = match hopper {
                 Some(function) => (function, HOPPER_SHARED, HOPPER_THREADS),
-                None => {
-                    let shared = stage_bytes(first);
-                    (self.get(&format!("gemm_{name}"), shared)?, shared, GEMM_THREADS)
-                }
+                None => (self.gemm(dtype)?, stage_bytes(dtype), GEMM_THREADS),
             };
             let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
             let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, threads) };
@@ -244,7 +267,7 @@ impl Kernels {
                     matrix.out += (done * 4) as u64 * u64::from(matrix.stride);
                 }
             }
-            let function = self.get(&format!("gemv_{name}_{}", count.next_power_of_two()), 0)?;
+            let function = self.gemv(dtype, count)?;
             // SAFETY: as above; the part's rows are among them.
             unsafe { stream.launch(function, shape, &part, &spans)? };
         }
@@ -253,31 +276,40 @@ impl Kernels {
 }
 
 impl Kernels {
+    /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`].
+    fn gemv(&self, dtype: DType, tokens: usize) -> Result<Function<'_>, DeviceError> {
+        let most = tokens.next_power_of_two();
+        let slot = &self.slots.matmul.gemv[dtype][most.ilog2() as usize];
+        self.get(slot, || format!("gemv_{}_{most}", dtype.name().to_lowercase()), 0)
+    }
+
+    fn gemm(&self, dtype: DType) -> Result<Function<'_>, DeviceError> {
+        let name = || format!("gemm_{}", dtype.name().to_lowercase());
+        self.get(&self.slots.matmul.gemm[dtype], name, stage_bytes(dtype))
+    }
+
     /// Hopper's kernel for many tokens, if this is such a device. Images that are not for exactly its architecture have none.
-    fn hopper_gemm(&self, dtype: DType) -> Result<Option<Function>, DeviceError> {
+    fn hopper_gemm(&self, dtype: DType) -> Result<Option<Function<'_>>, DeviceError> {
         if self.device().info().capability != (9, 0) {
             return Ok(None);
         }
-        match self.get(&format!("gemm_sm90a_{}", dtype.name().to_lowercase()), HOPPER_SHARED) {
-            Ok(function) => Ok(Some(function)),
-            Err(DeviceError::MissingKernel(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let name = || format!("gemm_sm90a_{}", dtype.name().to_lowercase());
+        self.find(&self.slots.matmul.hopper[dtype], name, HOPPER_SHARED)
     }
 }
 
 /// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu` or `cuda/gemm_float.cu`.
-fn stage_bytes(weights: &Weights) -> u32 {
+fn stage_bytes(dtype: DType) -> u32 {
     const STEP: usize = 4;
     let row = |bytes: usize| STEP * bytes + 16;
-    let stage = if is_quantized(weights.dtype()) == Some(true) {
+    let stage = if is_quantized(dtype) == Some(true) {
         let quants = (TILE_TOKENS + TILE_ROWS) * row(BLOCK);
         let scales = STEP * TILE_TOKENS * SCALE_BYTES;
-        let factors = STEP * weights.factors_per_block() * TILE_ROWS * size_of::<f32>();
+        let factors = STEP * factors_per_block(dtype) * TILE_ROWS * size_of::<f32>();
         quants + scales + factors
     } else {
         // A block of 8 values in 16 bits; F32 is a sum of two such.
-        let parts = if weights.dtype() == DType::F32 { 2 } else { 1 };
+        let parts = if dtype == DType::F32 { 2 } else { 1 };
         parts * (TILE_TOKENS + FLOAT_TILE_ROWS) * row(16)
     };
     2 * stage as u32

@@ -17,9 +17,19 @@ pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
-pub use sample::{MAX_TOP_K, Sampling};
+pub use sample::{MAX_TOP_K, MIN_TEMPERATURE, SampleInputs, Sampling};
 
 use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
+
+/// The kernels of all operations.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    attention: attention::Slots,
+    matmul: matmul::Slots,
+    roof: roof::Slots,
+    rows: rows::Slots,
+    sample: sample::Slots,
+}
 
 /// Rows of `f32` on a device, row-major.
 #[derive(Clone, Debug)]

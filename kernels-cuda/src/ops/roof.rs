@@ -4,6 +4,7 @@ use super::small;
 use crate::{
     DeviceError, Event, Kernels, Span, Stream,
     driver::{KernelArgs, Launch},
+    kernels::Slot,
 };
 
 const THREADS: u32 = 256;
@@ -73,6 +74,13 @@ impl Peak {
     }
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    read: Slot,
+    mma_s8: Slot,
+    fma: Slot,
+}
+
 impl Kernels {
     /// Bytes per second that reading `data` reaches, the best of `samples` runs that each read it `passes` times.
     ///
@@ -92,11 +100,11 @@ impl Kernels {
         }
         let passes = small("passes", passes)?;
         let args = ReadArgs { data: data.address(), out: out.address(), count, passes };
-        let function = self.get("roof_read", 0)?;
+        let function = self.get(&self.slots.roof.read, || "roof_read".into(), 0)?;
         let shape = Launch { overlap: false, ..Launch::new(self.device().info().multiprocessors * BLOCKS, THREADS) };
         let seconds = best(stream, samples, || {
             // SAFETY: the kernel reads `count` times 16 bytes of `data` and may write 4 bytes of `out`.
-            unsafe { stream.launch(function.clone(), shape, &args, &[data, &out]) }
+            unsafe { stream.launch(function, shape, &args, &[data, &out]) }
         })?;
         Ok((count * 16 * u64::from(passes)) as f64 / seconds)
     }
@@ -107,13 +115,17 @@ impl Kernels {
     /// [`DeviceError::Driver`].
     pub fn peak(&self, stream: &Stream, peak: Peak, samples: usize) -> Result<f64, DeviceError> {
         let out = Span::new(self.device(), "a result", 4)?;
-        let function = self.get(peak.kernel(), 0)?;
+        let slot = match peak {
+            Peak::MmaInt8 => &self.slots.roof.mma_s8,
+            Peak::Fma => &self.slots.roof.fma,
+        };
+        let function = self.get(slot, || peak.kernel().into(), 0)?;
         let shape = Launch { overlap: false, ..Launch::new(self.device().info().multiprocessors * BLOCKS, THREADS) };
         let seconds = |rounds: u32, samples: usize| {
             let args = PeakArgs { out: out.address(), rounds };
             best(stream, samples, || {
                 // SAFETY: the kernel may write 4 bytes of `out`.
-                unsafe { stream.launch(function.clone(), shape, &args, &[&out]) }
+                unsafe { stream.launch(function, shape, &args, &[&out]) }
             })
         };
         let mut rounds = 4;

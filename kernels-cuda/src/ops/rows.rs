@@ -3,9 +3,11 @@
 use super::{Floats, Quants, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
-    driver::{KernelArgs, Launch},
+    driver::{Function, KernelArgs, Launch},
+    kernels::{PerType, Slot},
     weights::Weights,
 };
+use rustai_abi::DType;
 
 /// Threads of a block, as in `cuda/rows.cu`.
 const THREADS: u32 = 256;
@@ -102,7 +104,43 @@ pub struct Targets<'a> {
     pub quants: Option<&'a Quants>,
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    embed: PerType<Slot>,
+    norm_rows: Slot,
+    elements: Slot,
+    select_rows: Slot,
+    softmax: Slot,
+}
+
 impl Kernels {
+    /// Looks up the kernel of [`embed`](Self::embed) for a table of a type, so that no step has to.
+    ///
+    /// # Errors
+    /// [`DeviceError::MissingKernel`] if the images lack it; [`DeviceError::Driver`].
+    pub fn ready_embed(&self, dtype: DType) -> Result<(), DeviceError> {
+        self.embed_kernel(dtype).map(drop)
+    }
+
+    /// As [`ready_embed`](Self::ready_embed), for the other operations on rows.
+    ///
+    /// # Errors
+    /// As [`ready_embed`](Self::ready_embed).
+    pub fn ready_rows(&self) -> Result<(), DeviceError> {
+        let slots = &self.slots.rows;
+        let all = [
+            (&slots.norm_rows, "norm_rows"),
+            (&slots.elements, "elements"),
+            (&slots.select_rows, "select_rows"),
+            (&slots.softmax, "softmax"),
+        ];
+        all.into_iter().try_for_each(|(slot, name)| self.get(slot, || name.into(), 0).map(drop))
+    }
+
+    fn embed_kernel(&self, dtype: DType) -> Result<Function<'_>, DeviceError> {
+        self.get(&self.slots.rows.embed[dtype], || format!("embed_{}", dtype.name().to_lowercase()), 0)
+    }
+
     /// Rows `tokens` (`u32` on the device) of an embedding table, times `scale`. A token that the table does not have gives
     /// NaN.
     ///
@@ -132,7 +170,7 @@ impl Kernels {
         };
         let mut shape = Launch::new(args.blocks.div_ceil(THREADS), THREADS);
         shape.grid[1] = small("tokens", count)?;
-        let function = self.get(&format!("embed_{}", table.dtype().name().to_lowercase()), 0)?;
+        let function = self.embed_kernel(table.dtype())?;
         let [codes, extra, fine, coarse] = table.planes();
         // SAFETY: tokens and result have room for `count` rows, and the kernel compares each token with the table's rows.
         unsafe { stream.launch(function, shape, &args, &[codes, extra, fine, coarse, tokens, &out.span]) }
@@ -199,7 +237,7 @@ impl Kernels {
             width: small("width", width)?,
             eps,
         };
-        let function = self.get("norm_rows", 0)?;
+        let function = self.get(&self.slots.rows.norm_rows, || "norm_rows".into(), 0)?;
         let threads = args.width.div_ceil(4).next_multiple_of(32).min(THREADS);
         // SAFETY: all buffers have room for `rows` rows of `width` values, and a quantized width is whole blocks.
         unsafe { stream.launch(function, Launch::new(small("rows", rows)?, threads), &args, &spans) }
@@ -237,7 +275,7 @@ impl Kernels {
             operation: operation as u32,
         };
         let blocks = count.div_ceil(u64::from(THREADS)).min(ELEMENT_BLOCKS) as u32;
-        let function = self.get("elements", 0)?;
+        let function = self.get(&self.slots.rows.elements, || "elements".into(), 0)?;
         // SAFETY: all buffers have room for `count` values.
         unsafe { stream.launch(function, Launch::new(blocks, THREADS), &args, &spans) }
     }
@@ -275,7 +313,7 @@ impl Kernels {
             width: small("width", x.width())?,
             count: small("rows", x.rows())?,
         };
-        let function = self.get("select_rows", 0)?;
+        let function = self.get(&self.slots.rows.select_rows, || "select_rows".into(), 0)?;
         let shape = Launch::new(small("rows", count)?, THREADS);
         // SAFETY: numbers and result have room for `count` rows, and the kernel compares each number with the rows of `x`.
         unsafe { stream.launch(function, shape, &args, &[&x.span, rows, &out.span]) }
@@ -292,7 +330,7 @@ impl Kernels {
             return Err(DeviceError::Invalid(format!("a softmax over {rows} rows of {} values", out.width())));
         }
         let args = SoftmaxArgs { x: x.span.address(), out: out.span.address(), width: small("width", out.width())? };
-        let function = self.get("softmax", 0)?;
+        let function = self.get(&self.slots.rows.softmax, || "softmax".into(), 0)?;
         let shape = Launch::new(small("rows", rows)?, THREADS);
         // SAFETY: both buffers have room for `rows` rows of `width` values.
         unsafe { stream.launch(function, shape, &args, &[&x.span, &out.span]) }

@@ -16,7 +16,7 @@ pub fn open(standin: &Standin) -> (Device, Kernels, Stream) {
     let kernels = if standin.is_real() {
         Kernels::load(&device, &KernelSources::default())
     } else {
-        Kernels::from_images(&device, &[b"// the stand-in has all kernels in it\0"])
+        Kernels::from_images(&device, 90, &[b"// the stand-in has all kernels in it\0"])
     }
     .unwrap();
     let stream = Stream::new(&device).unwrap();

@@ -20,6 +20,7 @@ use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
 use rustai_kernels_cuda::DeviceError;
 
 pub use rustai_kernels_cpu::{External, Outside};
+pub use rustai_kernels_cuda::ops::Sampling;
 
 /// Why a step did not run.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +196,27 @@ pub trait Executable: Send {
     /// As [`step`](Self::step).
     fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {
         let _ = batch;
+        None
+    }
+    /// Most candidates that [`step_sampled`](Self::step_sampled) draws a token from; `None` if the executable leaves drawing to the
+    /// caller.
+    fn most_candidates(&self) -> Option<usize> {
+        None
+    }
+    /// As [`step_with`](Self::step_with), but for each row of `rows` that says how, a token is drawn where the step is computed.
+    /// Returns a token per row, arbitrary where none is drawn, and the logits, arbitrary where one is. `None`, and nothing has run,
+    /// if the executable leaves drawing to the caller.
+    ///
+    /// # Errors
+    /// As [`step_with`](Self::step_with), and if a row's settings make no sense.
+    #[expect(clippy::type_complexity, reason = "two results of a step, or none, or an error")]
+    fn step_sampled(
+        &mut self,
+        batch: &Batch<'_>,
+        outside: Outside<'_>,
+        rows: &[Option<Sampling>],
+    ) -> Option<Result<(&[u32], &[f32]), StepError>> {
+        let _ = (batch, outside, rows);
         None
     }
     /// Values of an embedding: what the last product of the model takes, if there is such a thing.

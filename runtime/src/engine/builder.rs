@@ -42,12 +42,13 @@ pub struct EngineBuilder {
     source: ModelSource,
     options: LoadOptions,
     queue: usize,
+    device_sampling: bool,
     progress: Option<Box<dyn FnMut(LoadProgress)>>,
 }
 
 impl EngineBuilder {
     pub(super) fn new(source: ModelSource) -> Self {
-        Self { source, options: LoadOptions::default(), queue: 1024, progress: None }
+        Self { source, options: LoadOptions::default(), queue: 1024, device_sampling: false, progress: None }
     }
 
     /// Threads that compute. 0, the default, takes one per core that this process may use.
@@ -111,6 +112,15 @@ impl EngineBuilder {
         self
     }
 
+    /// Has a GPU draw the tokens of requests whose sampling is no more than temperature, top-k of at most 1024, top-p and min-p,
+    /// without log probabilities; off by default. Then 4 bytes come back for such a token, and not its row of logits. The
+    /// distribution is the same, but a seed gives other tokens than on a CPU: the same only on the same device with the same
+    /// kernels. Other requests, and all on a CPU, are sampled as ever.
+    pub fn device_sampling(mut self, on: bool) -> Self {
+        self.device_sampling = on;
+        self
+    }
+
     /// How keys and values are kept, [`KvType::F16`] by default. [`KvType::Q8_0`] takes about half the memory, at a loss of
     /// precision that perplexity hardly shows; heads must be a multiple of 32 long.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
@@ -170,7 +180,7 @@ impl EngineBuilder {
             None => &mut ignore,
         };
         let executable = model::load(file, &self.options, progress)?;
-        Ok(Engine::start(executable, tokenizer, template, info, self.queue)?)
+        Ok(Engine::start(executable, tokenizer, template, info, self.queue, self.device_sampling)?)
     }
 
     fn check(&mut self) -> Result<(), EngineError> {

@@ -4,7 +4,7 @@
 //! from position 0 on, read back through the block table, so a wrong page, a wrong position, a skipped token or two
 //! sequences in one page change the answer. Batches that break a documented rule panic.
 
-use crate::backend::{Executable, Limits, StepError};
+use crate::backend::{Executable, Limits, Sampling, StepError};
 use rustai_abi::{Batch, PAGE_TOKENS};
 use rustai_kernels_cpu::{ExecutorError, Outside};
 use std::sync::{
@@ -31,6 +31,8 @@ pub(super) struct FakeModel {
     pub(super) steps: Arc<Mutex<Vec<Step>>>,
     /// The model chooses tokens itself where it may; how often it did.
     pub(super) chose: Option<Arc<AtomicUsize>>,
+    /// The same of drawing them. Whatever the settings are, it draws the likeliest.
+    pub(super) drew: Option<Arc<AtomicUsize>>,
     tokens: Vec<u32>,
 }
 
@@ -43,6 +45,7 @@ impl FakeModel {
             logits: Vec::new(),
             steps: Arc::default(),
             chose: None,
+            drew: None,
             tokens: Vec::new(),
         }
     }
@@ -106,6 +109,28 @@ impl Executable for FakeModel {
         }
         self.tokens = self.logits.chunks_exact(VOCAB).map(greedy).collect();
         Some(Ok(&self.tokens))
+    }
+
+    fn step_sampled(
+        &mut self,
+        batch: &Batch<'_>,
+        outside: Outside<'_>,
+        rows: &[Option<Sampling>],
+    ) -> Option<Result<(&[u32], &[f32]), StepError>> {
+        self.drew.as_ref()?.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(rows.len(), batch.outputs.len(), "settings of every row");
+        if let Err(error) = self.step_with(batch, outside) {
+            return Some(Err(error));
+        }
+        self.tokens.clear();
+        for (logits, row) in self.logits.chunks_exact_mut(VOCAB).zip(rows) {
+            // Whoever takes the wrong one of both gets nonsense.
+            self.tokens.push(if row.is_some() { greedy(logits) } else { BREAKS });
+            if row.is_some() {
+                logits.fill(f32::NAN);
+            }
+        }
+        Some(Ok((&self.tokens, &self.logits)))
     }
 
     fn limits(&self) -> Limits {

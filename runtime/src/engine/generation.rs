@@ -8,15 +8,19 @@ use super::{
     stop::StopMatcher,
 };
 use crate::{
-    sampler::Sampler,
+    backend::Sampling,
+    sampler::{Sampler, SamplerParams},
     text::{Detokenizer, Tokenizer},
 };
 use async_channel::Sender;
+use rustai_kernels_cuda::ops::MIN_TEMPERATURE;
 use std::time::Instant;
 
 /// One request's state on the scheduler thread.
 pub(super) struct Generation {
     pub(super) sampler: Sampler,
+    /// How the executable draws the tokens, if it does so in place of the sampler.
+    pub(super) drawn: Option<Sampling>,
     pub(super) tokenizer: Tokenizer,
     pub(super) detokenizer: Detokenizer,
     pub(super) stops: StopMatcher,
@@ -78,6 +82,11 @@ impl Driver for Generation {
         self.sampler.is_greedy() && !self.logprobs && self.limit.0 > 0
     }
 
+    fn draw(&self, position: usize) -> Option<Sampling> {
+        let drawn = self.drawn.filter(|_| !self.logprobs && self.limit.0 > 0)?;
+        Some(Sampling { draw: position as u32, ..drawn })
+    }
+
     fn chosen(&mut self, _position: usize, token: u32) -> Option<u32> {
         self.take(token, None)
     }
@@ -104,6 +113,20 @@ impl Driver for Generation {
         let summary = Summary { finish, usage, timing: self.clock.timing(), seed: self.sampler.seed() };
         self.send(Ok(Event::Done(summary)));
     }
+}
+
+/// The settings of a sampler for an executable that draws from up to `most` candidates of `vocab`; `None` if it has more to do
+/// than such draws.
+pub(super) fn drawn(sampler: &Sampler, vocab: usize, most: usize) -> Option<Sampling> {
+    let &SamplerParams { top_k, top_p, min_p, temperature, .. } = sampler.cuts()?;
+    if temperature == 0.0 {
+        return Some(Sampling::LARGEST);
+    }
+    let top_k = if top_k == 0 { vocab } else { top_k.min(vocab) };
+    let possible = (1..=most).contains(&top_k) && temperature >= MIN_TEMPERATURE;
+    // A nucleus of nothing keeps the best.
+    let top_p = top_p.max(f32::MIN_POSITIVE);
+    possible.then(|| Sampling { top_k, top_p, min_p, temperature, seed: sampler.seed(), draw: 0 })
 }
 
 impl Generation {

@@ -77,7 +77,7 @@ pub use stream::{CancelHandle, Stream};
 
 use crate::{
     Error,
-    backend::{Executable, Limits},
+    backend::{Executable, Limits, Sampling},
     sampler::Sampler,
     text::{ChatTemplate, Specials, TextError, Tokenizer},
 };
@@ -102,6 +102,8 @@ struct Inner {
     tokenizer: Tokenizer,
     template: Template,
     info: Info,
+    /// Most candidates that the executable draws from, if it is to draw.
+    candidates: Option<usize>,
     queue: Arc<Queue>,
     worker: Worker<Task>,
 }
@@ -130,6 +132,7 @@ impl Engine {
         template: Template,
         mut info: Info,
         queue: usize,
+        device_sampling: bool,
     ) -> Result<Self, EngineError> {
         let Limits { max_tokens, max_outputs, pages, context, vocab } = executable.limits();
         if tokenizer.vocab_size() != vocab {
@@ -142,8 +145,13 @@ impl Engine {
         info.max_running = max_outputs.min(max_tokens);
         info.executable = executable.describe();
         tracing::info!(model = info.name, context = info.context, executable = info.executable, "engine started");
+        let candidates = executable.most_candidates().filter(|_| device_sampling);
+        if device_sampling && candidates.is_none() {
+            tracing::warn!(device = executable.device(), "no tokens are drawn there: the CPU draws them");
+        }
         let worker = Worker::spawn(executable)?;
-        Ok(Self { inner: Arc::new(Inner { tokenizer, template, info, queue: Queue::new(queue), worker }) })
+        let queue = Queue::new(queue);
+        Ok(Self { inner: Arc::new(Inner { tokenizer, template, info, candidates, queue, worker }) })
     }
 
     /// Answers a request and waits for the end.
@@ -183,7 +191,9 @@ impl Engine {
         let positions = held.tokens.len() + prompt.len() + limit.0.saturating_sub(1);
         let (events, received) = async_channel::unbounded();
         let cancel = CancelHandle::default();
+        let vocab = inner.info.vocab;
         let generation = Generation {
+            drawn: inner.candidates.and_then(|most| generation::drawn(&sampler, vocab, most)),
             sampler,
             tokenizer: inner.tokenizer.clone(),
             detokenizer: inner.tokenizer.detokenizer_after(&prompt, request.show_specials),
@@ -451,6 +461,13 @@ impl Driver for Task {
         match self {
             Self::Generation(generation) => generation.is_greedy(),
             Self::Scoring(_) | Self::Outputs(_) => false,
+        }
+    }
+
+    fn draw(&self, position: usize) -> Option<Sampling> {
+        match self {
+            Self::Generation(generation) => generation.draw(position),
+            Self::Scoring(_) | Self::Outputs(_) => None,
         }
     }
 

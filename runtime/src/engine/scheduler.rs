@@ -15,7 +15,7 @@
 //!    of admission. A long prompt is thus computed in chunks between which every other sequence advances.
 
 use super::{EngineError, OutputKind, pages::BlockTable, pages::PagePool, session::Slot};
-use crate::backend::{Executable, Limits};
+use crate::backend::{Executable, Limits, Sampling};
 use rustai_abi::{Batch, BatchSequence};
 use rustai_kernels_cpu::{External, Outside};
 use std::{collections::VecDeque, sync::Arc};
@@ -41,7 +41,14 @@ pub(super) trait Driver {
     fn is_greedy(&self) -> bool {
         false
     }
-    /// The token of the largest logit behind the token at `position`. The answer is as that of [`logits`](Self::logits).
+    /// How the token behind the one at `position` may be drawn by the executable, if it does that. Then [`chosen`](Self::chosen) is
+    /// called in place of [`logits`](Self::logits). The answer is `Some` for every position or for none.
+    fn draw(&self, position: usize) -> Option<Sampling> {
+        let _ = position;
+        None
+    }
+    /// The token of the largest logit behind the token at `position`, or one that was drawn. The answer is as that of
+    /// [`logits`](Self::logits).
     fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
         let _ = (position, token);
         None
@@ -150,6 +157,14 @@ pub(super) struct Scheduler<D> {
     /// Of each row of `outputs`, where its logits and its embedding go.
     logits_at: Vec<Option<External>>,
     embedding_at: Vec<Option<External>>,
+    /// Of each row, how its token is drawn, if the executable is to draw it.
+    draws: Vec<Option<Sampling>>,
+}
+
+/// What a step gives for a row.
+enum Row<'a> {
+    Logits(&'a [f32]),
+    Token(u32),
 }
 
 impl<D: Driver> Scheduler<D> {
@@ -167,6 +182,7 @@ impl<D: Driver> Scheduler<D> {
             views: Vec::with_capacity(most),
             logits_at: Vec::new(),
             embedding_at: Vec::new(),
+            draws: Vec::new(),
         }
     }
 
@@ -241,17 +257,33 @@ impl<D: Driver> Scheduler<D> {
             }
         } else {
             let (output, normalized) = (&self.logits_at[..], &self.embedding_at[..]);
-            let result = executable.step_with(&batch, Outside { inputs: &[], output, normalized });
+            let outside = Outside { inputs: &[], output, normalized };
+            let draws = std::mem::take(&mut self.draws);
+            let drawn = draws.iter().any(Option::is_some);
+            let drawn = if drawn { executable.step_sampled(&batch, outside, &draws) } else { None };
+            let result = match drawn {
+                Some(result) => result.map(|(tokens, logits)| (Some(tokens), logits)),
+                None => executable.step_with(&batch, outside).map(|logits| (None, logits)),
+            };
             self.views = recycle(views);
             match result {
-                Ok(logits) => {
+                Ok((tokens, logits)) => {
                     let vocab = self.limits.vocab;
-                    let expected = self.outputs.len() * vocab;
-                    assert_eq!(logits.len(), expected, "the executable returned another number of logits");
-                    self.deliver(logits.chunks_exact(vocab), |driver, position, row| driver.logits(position, row));
+                    let expected = self.outputs.len();
+                    assert_eq!(logits.len(), expected * vocab, "the executable returned another number of logits");
+                    assert!(tokens.is_none_or(|tokens| tokens.len() == expected), "another number of tokens");
+                    let rows = logits.chunks_exact(vocab).enumerate().map(|(row, logits)| match (tokens, draws[row]) {
+                        (Some(tokens), Some(_)) => Row::Token(tokens[row]),
+                        _ => Row::Logits(logits),
+                    });
+                    self.deliver(rows, |driver, position, row| match row {
+                        Row::Logits(logits) => driver.logits(position, logits),
+                        Row::Token(token) => driver.chosen(position, token),
+                    });
                 }
                 Err(error) => self.refuse(EngineError::of_step(error))?,
             }
+            self.draws = draws;
         }
         // Callers may give their memory up as soon as they hear of the end.
         self.logits_at.clear();
@@ -379,10 +411,11 @@ impl<D: Driver> Scheduler<D> {
         }
     }
 
-    /// Asks the drivers where the rows of the step go.
+    /// Asks the drivers where the rows of the step go, or how they are drawn.
     fn find_places(&mut self) {
         self.logits_at.clear();
         self.embedding_at.clear();
+        self.draws.clear();
         for share in &self.shares {
             let sequence = &self.running[share.sequence];
             let end = sequence.position + share.len;
@@ -394,6 +427,7 @@ impl<D: Driver> Scheduler<D> {
                 };
                 self.logits_at.push(logits);
                 self.embedding_at.push(embedding);
+                self.draws.push(sequence.driver.draw(position));
             }
         }
     }

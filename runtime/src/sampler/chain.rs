@@ -51,6 +51,11 @@ impl Sampler {
         self.params.temperature == 0.0 && self.penalties.is_none()
     }
 
+    /// The settings, if top-k, top-p, min-p and temperature are all that the chain looks at.
+    pub(crate) fn cuts(&self) -> Option<&SamplerParams> {
+        (self.penalties.is_none() && self.params.typical_p >= 1.0).then_some(&self.params)
+    }
+
     /// Tells the chain a token of the prompt (for the penalties).
     pub fn observe(&mut self, token: u32) {
         if let Some(penalties) = &mut self.penalties {

@@ -85,6 +85,10 @@ pub struct SamplerArgs {
     /// The same seed and the same flags give the same tokens; without it, each run differs.
     #[arg(short, long, value_name = "S")]
     pub seed: Option<u64>,
+    /// Has a GPU draw the tokens, if there is no more to it than temperature, top-k of up to 1024, top-p and min-p. Faster; a seed gives
+    /// other tokens than on a CPU.
+    #[arg(long)]
+    pub device_sampling: bool,
 }
 
 impl SamplerArgs {

@@ -30,6 +30,10 @@ pub struct ServeArgs {
     /// Sequences of full length that the cache holds.
     #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sequences: u32,
+    /// Has a GPU draw the tokens of jobs that ask for no more than temperature, top-k of up to 1024, top-p and min-p. Faster; a seed
+    /// gives other tokens than on a CPU.
+    #[arg(long)]
+    pub device_sampling: bool,
     /// Microseconds that a connection's thread spins for the next message before it sleeps, as long as messages come that soon;
     /// 0 always sleeps.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]

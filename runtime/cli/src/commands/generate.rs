@@ -42,7 +42,7 @@ pub fn run(args: &GenerateArgs, global: GlobalArgs) -> Result<(), Failure> {
     let params = args.sampler.checked()?;
     let text = input::text(&args.prompt)?;
     let started = Instant::now();
-    let engine = session::engine(&args.model, &args.compute)?;
+    let engine = session::engine(&args.model, &args.compute, args.sampler.device_sampling)?;
     let load = started.elapsed();
 
     let mut request = prompt(args, text)?.sampling(params);

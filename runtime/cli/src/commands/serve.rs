@@ -90,6 +90,7 @@ fn engine(args: &ServeArgs, threads: usize) -> Result<Engine, Failure> {
         .kv_type(args.compute.kv_type.into())
         .device(args.compute.device.device)
         .gpu_layers(args.compute.device.gpu_layers.0)
+        .device_sampling(args.device_sampling)
         .max_sequences(args.sequences as usize)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();

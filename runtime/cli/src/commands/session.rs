@@ -10,8 +10,8 @@ use crate::{
 };
 use rustai::engine::{Completion, Engine, EngineError, Event, Finish, Request, Summary};
 
-/// Loads the model into an engine for one sequence.
-pub fn engine(model: &ModelArgs, compute: &ComputeArgs) -> Result<Engine, Failure> {
+/// Loads the model into an engine for one sequence, whose tokens a GPU may draw.
+pub fn engine(model: &ModelArgs, compute: &ComputeArgs, device_sampling: bool) -> Result<Engine, Failure> {
     let path = model::find(&model.model)?;
     let progress = Progress::bytes("loading");
     let engine = Engine::builder(&path)
@@ -20,6 +20,7 @@ pub fn engine(model: &ModelArgs, compute: &ComputeArgs) -> Result<Engine, Failur
         .kv_type(compute.kv_type.into())
         .device(compute.device.device)
         .gpu_layers(compute.device.gpu_layers.0)
+        .device_sampling(device_sampling)
         .max_sequences(1)
         .on_progress(move |state| progress.set(state.done, Some(state.total)))
         .build();

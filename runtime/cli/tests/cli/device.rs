@@ -111,3 +111,17 @@ fn a_host_without_a_driver_says_so_when_asked_for_a_gpu() {
     let fit = tiny.run("fit --json").json();
     assert_eq!(fit["parts"][0]["device"], "cpu");
 }
+
+#[test]
+fn a_gpu_draws_tokens_where_the_flag_asks_for_it() {
+    let host = Host::new();
+    let tokens = |flags: &str| {
+        let answer = host.run(&format!("generate --raw -n 12 --seed 3 --json {flags}")).arg("a").json();
+        assert!(answer["tokens"].is_array(), "{answer}");
+        answer["tokens"].clone()
+    };
+    let drawn = tokens("--device cuda --device-sampling");
+    assert_eq!(tokens("--device cuda --device-sampling"), drawn);
+    assert_ne!(tokens("--device cuda"), drawn, "the GPU has random numbers of its own");
+    assert_eq!(tokens("--device cpu --device-sampling"), tokens("--device cpu"));
+}

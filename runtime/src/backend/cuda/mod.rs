@@ -5,7 +5,8 @@
 //! on the device, so the record holds for every batch of its shape.
 //!
 //! Where every row is sampled greedily, the tokens are chosen on the device and come back in place of the logits. Other samplers
-//! stay with the host: they promise the same tokens for a seed on every machine.
+//! stay with the host, since they promise the same tokens for a seed on every machine, unless the caller wants them here
+//! ([`Executable::step_sampled`]): then the device draws with random numbers of its own.
 
 mod load;
 mod program;
@@ -32,7 +33,8 @@ use rustai_kernels_cpu::{
 };
 use rustai_kernels_cuda::{
     Device, Graph as Recording, KernelSources, Kernels, ReadbackBuffer, Span, Stream, UploadBuffer, Uploader,
-    ops::BatchInputs, probe, weights,
+    ops::{BatchInputs, MAX_TOP_K, SampleInputs, Sampling, TILED_TOKENS},
+    probe, weights,
 };
 use std::{
     collections::HashMap,
@@ -40,12 +42,11 @@ use std::{
     sync::Arc,
 };
 
-/// Steps of more tokens are launched kernel by kernel: their kernels run longer than a launch takes, and prompts have many
-/// lengths.
-const MAX_RECORDED_TOKENS: usize = 64;
-
 /// Most shapes of steps that are remembered, with their recordings. A server meets more; those that were not met for longest go.
 const MAX_SHAPES: usize = 128;
+
+/// Steps until a recording that failed is tried again.
+const RETRY_STEPS: u64 = 1024;
 
 /// Buffers that a step writes less to are not page-locked: the call takes longer than such a copy through the driver's own
 /// buffers. A guess to be measured.
@@ -57,8 +58,8 @@ const LOCKED_BYTES: usize = 64 << 10;
 const RECORDINGS: u64 = 64 << 20;
 
 /// What a driver rounds allocations up to, and how many a model makes: weights, cache, activations, states, embeddings, inputs,
-/// chosen tokens, tables of RoPE, and the stream's own.
-const ALLOCATIONS: u64 = 9 * (2 << 20);
+/// chosen tokens, settings of samplers, tables of RoPE, and the stream's own.
+const ALLOCATIONS: u64 = 10 * (2 << 20);
 
 /// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_TOKENS: usize = 65_535;
@@ -188,7 +189,7 @@ pub(super) fn memory(plan: &Plan, info: &DeviceInfo) -> Memory {
     let logits = floats(max_outputs, plan.buffer(plan.output).width);
     let head = plan.inputs.first().map_or(0, |input| floats(max_tokens, plan.buffer(*input).width));
     // What stages the weights is given back before the rest is taken.
-    let chosen = max_outputs.saturating_mul(size_of::<u32>());
+    let chosen = max_outputs.saturating_mul(size_of::<u32>()).saturating_add(SampleInputs::room(max_outputs));
     let page_locked = [logits, head, chosen].into_iter().fold(inputs, usize::saturating_add).max(Uploader::ROOM);
     Memory {
         cache,
@@ -206,8 +207,10 @@ fn most_pages(options: &PlanOptions) -> usize {
 struct Met {
     /// When it was last met, in steps.
     last: u64,
-    /// None after the first time, which shows that all its kernels are there, and makes the driver load them.
+    /// None after the first time, which shows that all its kernels run, and where recording failed.
     recording: Option<Recording>,
+    /// The first step that may be recorded.
+    record_from: u64,
 }
 
 /// The part of a model that the CPU computes first.
@@ -228,6 +231,9 @@ pub struct CudaModel {
     logits: ReadbackBuffer<f32>,
     /// Tokens that were chosen on the device.
     chosen: Span,
+    /// How the tokens of a step are drawn, and room to list it in.
+    draws: SampleInputs,
+    rows: Vec<Sampling>,
     tokens: ReadbackBuffer<u32>,
     cuda: Cuda,
     stream: Stream,
@@ -259,7 +265,7 @@ impl CudaModel {
         let plan = plan(graph, options)?;
         let device = &cuda.device;
         let loaded = load::load(&plan.graph, source, device, progress)?;
-        let program = Program::new(device, &plan, &loaded)?;
+        let program = Program::new(&cuda.kernels, &plan, &loaded)?;
         let PlanOptions { max_tokens, max_outputs, pages, .. } = options;
         let vocab = program.output.width();
         let head = match head {
@@ -278,6 +284,8 @@ impl CudaModel {
             logits: ReadbackBuffer::new(device, "logits", max_outputs.saturating_mul(vocab))?,
             chosen: Span::new(device, "chosen tokens", max_outputs.saturating_mul(size_of::<u32>()))?,
             tokens: ReadbackBuffer::new(device, "chosen tokens", max_outputs)?,
+            draws: SampleInputs::new(device, max_outputs)?,
+            rows: Vec::with_capacity(max_outputs),
             stream: Stream::new(device)?,
             limits: Limits { max_tokens, max_outputs, pages, context, vocab },
             batches: BatchLimits { max_tokens, max_outputs, vocabulary: vocabulary(graph), pages: cached },
@@ -300,38 +308,47 @@ impl CudaModel {
             }
         }
         self.inputs.send(&self.stream, batch)?;
-        let end = batch.sequences.iter().map(|sequence| sequence.start.saturating_add(sequence.len) as usize).max();
+        let tiles = self.program.has_tiles();
+        let single = batch.sequences.iter().filter(|sequence| !tiles || (sequence.len as usize) < TILED_TOKENS);
+        let (mut tokens, mut end) = (0, 0);
+        for sequence in single {
+            tokens += sequence.len as usize;
+            end = end.max(sequence.start.saturating_add(sequence.len) as usize);
+        }
         // Reaches are few, so that recordings are: powers of two.
         let longest = self.limits.pages.saturating_mul(PAGE_TOKENS);
-        let reach = end.unwrap_or(0).next_power_of_two().max(MIN_REACH).min(longest);
-        let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), reach };
+        let reach = end.next_power_of_two().max(MIN_REACH).min(longest);
+        let shape = StepShape { tokens: batch.tokens.len(), outputs: batch.outputs.len(), single: tokens, reach };
         self.steps += 1;
         let Self { program, cuda, stream, inputs, shapes, .. } = self;
         let kernels = &cuda.kernels;
         // Tokens of a prompt are attended to in tiles, which a recording could not know of. Steps that only decode come again
         // and again; others are of many shapes.
         let decodes = shape.tokens == shape.outputs && batch.sequences.iter().all(|sequence| sequence.len == 1);
-        if !decodes || shape.tokens > MAX_RECORDED_TOKENS || normalized {
+        if !decodes || normalized {
             return Ok(program.launch(kernels, stream, inputs, shape, normalized)?);
         }
         match shapes.get_mut(&shape) {
-            Some(Met { last, recording: Some(recording) }) => {
+            Some(Met { last, recording: Some(recording), .. }) => {
                 *last = self.steps;
                 Ok(recording.launch()?)
             }
-            Some(met) if cuda.free_memory()? < RECORDINGS / 2 => {
-                met.last = self.steps;
-                Ok(program.launch(kernels, stream, inputs, shape, false)?)
-            }
             Some(met) => {
-                let recording = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false))?;
-                recording.launch()?;
-                *met = Met { last: self.steps, recording: Some(recording) };
-                Ok(())
+                met.last = self.steps;
+                if self.steps >= met.record_from && cuda.free_memory()? >= RECORDINGS / 2 {
+                    let recorded = stream.capture(|stream| program.launch(kernels, stream, inputs, shape, false));
+                    if let Ok(recording) = recorded.and_then(|recording| recording.launch().map(|()| recording)) {
+                        met.recording = Some(recording);
+                        return Ok(());
+                    }
+                    // A step needs no recording. If the device is lost, the launches say so.
+                    met.record_from = self.steps + RETRY_STEPS;
+                }
+                Ok(program.launch(kernels, stream, inputs, shape, false)?)
             }
             None => {
                 program.launch(kernels, stream, inputs, shape, false)?;
-                shapes.insert(shape, Met { last: self.steps, recording: None });
+                shapes.insert(shape, Met { last: self.steps, recording: None, record_from: 0 });
                 if shapes.len() > MAX_SHAPES
                     && let Some(oldest) = shapes.iter().min_by_key(|(_, met)| met.last).map(|(shape, _)| *shape)
                 {
@@ -355,6 +372,64 @@ impl CudaModel {
         }
     }
 
+    /// As [`start`](Self::start), for a step of which some rows go elsewhere.
+    fn start_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<(), StepError> {
+        if given(outside.inputs) {
+            return Err(StepError::OwnMemoryOnly);
+        }
+        let outputs = batch.outputs.len();
+        let vocab = self.limits.vocab;
+        let fits = |rows: &[Option<External>], width: Option<usize>| {
+            !given(rows) || rows.len() <= outputs && rows.iter().flatten().all(|row| Some(row.len()) == width)
+        };
+        let embedding = self.embedding_width();
+        if !fits(outside.output, Some(vocab)) || !fits(outside.normalized, embedding) {
+            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
+                "rows outside this program's memory are not {outputs} rows of {vocab} logits or {embedding:?} numbers"
+            ))));
+        }
+        self.start(batch, given(outside.normalized))
+    }
+
+    /// Fetches the rows that go elsewhere, and if `own`, all rows of logits.
+    fn finish_with(&mut self, outputs: usize, outside: Outside<'_>, own: bool) -> Result<&[f32], StepError> {
+        // Each row goes from the device to where it is wanted, and all of them are awaited together.
+        let mut copies = Vec::new();
+        let rows =
+            [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
+        for (rows, from) in rows {
+            let Some(from) = from else { continue };
+            let bytes = from.width() * size_of::<f32>();
+            for (index, row) in rows.iter().enumerate() {
+                if let Some(row) = row {
+                    copies.push((from.span().part(index * bytes, bytes)?, row));
+                }
+            }
+        }
+        if !copies.is_empty() {
+            #[cfg(target_os = "linux")]
+            self.lock_pages(&copies);
+            self.stream.download(&copies)?;
+        }
+        self.finish(if own { outputs } else { 0 })?;
+        Ok(&self.logits.values()?[..outputs * self.limits.vocab])
+    }
+
+    /// Puts a step behind the stream's work, and the drawing of its tokens.
+    fn sample(&mut self, batch: &Batch<'_>, outside: Outside<'_>, rows: &[Option<Sampling>]) -> Result<(), StepError> {
+        let outputs = batch.outputs.len();
+        if rows.len() != outputs {
+            let reason = format!("{} rows are sampled in a step of {outputs} rows of logits", rows.len());
+            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(reason)));
+        }
+        self.rows.clear();
+        self.rows.extend(rows.iter().map(|row| row.unwrap_or(Sampling::LARGEST)));
+        self.draws.send(&self.stream, &self.rows)?;
+        self.start_with(batch, outside)?;
+        self.cuda.kernels.sample(&self.stream, &self.program.output, &self.draws, &self.chosen, outputs)?;
+        Ok(self.tokens.fetch(&self.stream, &self.chosen, outputs)?)
+    }
+
     /// Fetches the rows of the result.
     fn finish(&mut self, outputs: usize) -> Result<&[f32], StepError> {
         let values = outputs * self.limits.vocab;
@@ -364,6 +439,11 @@ impl CudaModel {
         }
         Ok(&self.logits.values()?[..values])
     }
+}
+
+/// Whether any row goes to memory of the caller.
+fn given(rows: &[Option<External>]) -> bool {
+    rows.iter().any(Option::is_some)
 }
 
 /// Rows of the table that tokens are looked up in.
@@ -415,46 +495,38 @@ impl Executable for CudaModel {
     }
 
     fn step_with(&mut self, batch: &Batch<'_>, outside: Outside<'_>) -> Result<&[f32], StepError> {
-        let given = |rows: &[Option<External>]| rows.iter().any(Option::is_some);
-        if given(outside.inputs) {
-            return Err(StepError::OwnMemoryOnly);
-        }
-        if !given(outside.output) && !given(outside.normalized) {
+        if !given(outside.inputs) && !given(outside.output) && !given(outside.normalized) {
             return self.step(batch);
         }
-        let outputs = batch.outputs.len();
-        let vocab = self.limits.vocab;
-        let fits = |rows: &[Option<External>], width: Option<usize>| {
-            !given(rows) || rows.len() <= outputs && rows.iter().flatten().all(|row| Some(row.len()) == width)
-        };
-        let embedding = self.embedding_width();
-        if !fits(outside.output, Some(vocab)) || !fits(outside.normalized, embedding) {
-            return Err(StepError::Cpu(rustai_kernels_cpu::ExecutorError::Batch(format!(
-                "rows outside this program's memory are not {outputs} rows of {vocab} logits or {embedding:?} numbers"
-            ))));
-        }
-        self.start(batch, given(outside.normalized))?;
-        // Each row goes from the device to where it is wanted, and all of them are awaited together.
-        let mut copies = Vec::new();
-        let rows =
-            [(outside.output, Some(&self.program.output)), (outside.normalized, self.program.normalized.as_ref())];
-        for (rows, from) in rows {
-            let Some(from) = from else { continue };
-            let bytes = from.width() * size_of::<f32>();
-            for (index, row) in rows.iter().enumerate() {
-                if let Some(row) = row {
-                    copies.push((from.span().part(index * bytes, bytes)?, row));
-                }
-            }
-        }
-        #[cfg(target_os = "linux")]
-        self.lock_pages(&copies);
-        self.stream.download(&copies)?;
+        self.start_with(batch, outside)?;
         // What a caller has is not fetched again.
-        let own =
-            if outside.output.len() >= outputs && outside.output.iter().all(Option::is_some) { 0 } else { outputs };
-        self.finish(own)?;
-        Ok(&self.logits.values()?[..outputs * vocab])
+        let outputs = batch.outputs.len();
+        let placed = outside.output.len() >= outputs && outside.output.iter().all(Option::is_some);
+        self.finish_with(outputs, outside, !placed)
+    }
+
+    fn most_candidates(&self) -> Option<usize> {
+        Some(MAX_TOP_K)
+    }
+
+    fn step_sampled(
+        &mut self,
+        batch: &Batch<'_>,
+        outside: Outside<'_>,
+        rows: &[Option<Sampling>],
+    ) -> Option<Result<(&[u32], &[f32]), StepError>> {
+        let outputs = batch.outputs.len();
+        if outputs == 0 {
+            return None;
+        }
+        Some(self.sample(batch, outside, rows).and_then(|()| {
+            let wanted = (0..outputs).any(|row| {
+                let has = |rows: &[Option<External>]| rows.get(row).is_some_and(Option::is_some);
+                rows[row].is_none() && !has(outside.output)
+            });
+            self.finish_with(outputs, outside, wanted)?;
+            Ok((&self.tokens.values()?[..outputs], &self.logits.values()?[..outputs * self.limits.vocab]))
+        }))
     }
 
     fn step_greedy(&mut self, batch: &Batch<'_>) -> Option<Result<&[u32], StepError>> {

@@ -11,8 +11,8 @@ use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
     ops::{
-        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, Targets,
-        has_attention,
+        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, TILED_HEAD_DIMS,
+        Targets, has_attention,
     },
     weights,
 };
@@ -153,7 +153,9 @@ pub(super) struct StepShape {
     pub(super) tokens: usize,
     /// Rows of values with a row per output.
     pub(super) outputs: usize,
-    /// No sequence is longer than this after the step.
+    /// Tokens that are attended to one by one, and not in tiles.
+    pub(super) single: usize,
+    /// No sequence of such tokens is longer than this after the step.
     pub(super) reach: usize,
 }
 
@@ -221,8 +223,9 @@ impl Program {
         Ok(())
     }
 
-    /// Takes the memory of a plan and binds it; `loaded` are numbered as the weights of the plan's graph.
-    pub(super) fn new(device: &Device, plan: &Plan, loaded: &[DeviceWeight]) -> Result<Self, BuildError> {
+    /// Takes the memory of a plan, binds it and looks up its kernels; `loaded` are numbered as the weights of the plan's graph.
+    pub(super) fn new(kernels: &Kernels, plan: &Plan, loaded: &[DeviceWeight]) -> Result<Self, BuildError> {
+        let device = kernels.device();
         let multiprocessors = device.info().multiprocessors as usize;
         let arena = Span::new(device, "activations", plan.arena_bytes)?;
         let mut caches = Vec::new();
@@ -238,6 +241,11 @@ impl Program {
         for step in &plan.steps {
             binder.bind(step, &mut calls)?;
         }
+        for (call, _) in &calls {
+            ready(kernels, call, &caches)?;
+        }
+        kernels.ready_rows()?;
+        kernels.ready_sample()?;
         let normalized = match normalized(plan) {
             Some((width, bytes)) => {
                 let span = Span::new(device, "embeddings", bytes)?;
@@ -305,9 +313,10 @@ impl Program {
                 }
                 Call::Attention { q, out, layer, scale, window } => {
                     let split = self.split(shape);
+                    let single = shape.single;
                     let heads = self.kv.map_or(0, |kv| q.width() / kv.head_dim);
                     let width = split.state_width(heads, self.kv.map_or(0, |kv| kv.head_dim));
-                    let states = (split.runs > 1).then(|| Floats::at(&self.states, rows, width)).transpose()?;
+                    let states = (split.runs > 1).then(|| Floats::at(&self.states, single, width)).transpose()?;
                     let look = (*scale, *window);
                     let cache = &self.caches[*layer];
                     kernels.attention(stream, q, out, states.as_ref(), cache, inputs.places(), look, split, rows)?;
@@ -322,9 +331,33 @@ impl Program {
         Ok(())
     }
 
+    /// Whether sequences of many tokens are attended to in tiles.
+    pub(super) fn has_tiles(&self) -> bool {
+        self.kv.is_some_and(|kv| TILED_HEAD_DIMS.contains(&kv.head_dim))
+    }
+
+    /// Tokens in tiles are blocks enough by themselves; the others are cut into runs by how many of them there are.
     fn split(&self, shape: StepShape) -> Split {
-        let blocks = self.kv.map_or(1, |kv| kv.kv_heads).saturating_mul(shape.tokens);
+        let blocks = self.kv.map_or(1, |kv| kv.kv_heads).saturating_mul(shape.single);
         Split::new(shape.reach, blocks, self.multiprocessors)
+    }
+}
+
+/// Looks up the kernels of a call.
+fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), DeviceError> {
+    match call {
+        Call::Embed { table, .. } => kernels.ready_embed(table.dtype()),
+        Call::MatMul { products, .. } => {
+            products.iter().try_for_each(|product| kernels.ready_matmul(product.weights.dtype()))
+        }
+        Call::GatedMatMul { gate, .. } => kernels.ready_matmul(gate.dtype()),
+        Call::Attention { q, layer, .. } => kernels.ready_attention(&caches[*layer], q.width()),
+        Call::Norm { .. }
+        | Call::Quantize { .. }
+        | Call::RopeAppend { .. }
+        | Call::Elements { .. }
+        | Call::Softmax { .. }
+        | Call::Select { .. } => Ok(()),
     }
 }
 

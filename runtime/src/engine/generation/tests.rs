@@ -72,6 +72,7 @@ impl Script {
         let params = SamplerParams { temperature: 0.0, seed: Some(5), ..SamplerParams::default() };
         let mut generation = Generation {
             sampler: Sampler::new(params, tokenizer.vocab_size()).unwrap(),
+            drawn: None,
             detokenizer: tokenizer.detokenizer_after(&[byte(b'x')], false),
             tokenizer: tokenizer.clone(),
             stops: StopMatcher::new(stops.iter().map(|stop| stop.to_string()).collect()),
@@ -238,4 +239,40 @@ fn a_reader_that_is_gone_cancels() {
     script.events.close();
     script.choose(byte(b'a'));
     assert!(script.generation.is_cancelled());
+}
+
+#[test]
+fn only_chains_that_devices_have_are_drawn_there() {
+    let drawn = |params: SamplerParams| {
+        drawn(&Sampler::new(SamplerParams { seed: Some(7), ..params }, 5000).unwrap(), 5000, 1024)
+    };
+    let base = SamplerParams::default();
+    let expected = Sampling { top_k: 40, top_p: 0.95, min_p: 0.05, temperature: 0.8, seed: 7, draw: 0 };
+    assert_eq!(drawn(base.clone()), Some(expected));
+    assert_eq!(drawn(SamplerParams::greedy()), Some(Sampling::LARGEST));
+    let narrow = drawn(SamplerParams { top_p: 0.0, ..base.clone() }).unwrap();
+    assert!(narrow.top_p > 0.0 && narrow.top_p < 1e-30);
+    for other in [
+        SamplerParams { repetition_penalty: 1.1, ..base.clone() },
+        SamplerParams { frequency_penalty: 0.1, ..base.clone() },
+        SamplerParams { presence_penalty: 0.1, ..base.clone() },
+        SamplerParams { typical_p: 0.9, ..base.clone() },
+        SamplerParams { top_k: 1025, ..base.clone() },
+        SamplerParams { temperature: 1e-9, ..base.clone() },
+        // All tokens are more than a device draws from.
+        SamplerParams::plain(),
+    ] {
+        assert_eq!(drawn(other.clone()), None, "{other:?}");
+    }
+    let few = Sampler::new(SamplerParams { seed: Some(7), ..SamplerParams::plain() }, 300).unwrap();
+    assert_eq!(super::drawn(&few, 300, 1024).map(|drawn| drawn.top_k), Some(300));
+
+    let mut script = Script::new(&[], 2);
+    script.generation.drawn = Some(expected);
+    assert_eq!(script.generation.draw(12), Some(Sampling { draw: 12, ..expected }));
+    script.generation.logprobs = true;
+    assert_eq!(script.generation.draw(12), None, "log probabilities need the logits");
+    let mut script = Script::new(&[], 0);
+    script.generation.drawn = Some(expected);
+    assert_eq!(script.generation.draw(12), None, "nothing is chosen");
 }

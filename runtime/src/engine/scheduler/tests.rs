@@ -23,6 +23,7 @@ struct Greedy {
     seen: Rc<Seen>,
     count: usize,
     rows: Rows,
+    drawn: bool,
 }
 
 impl Driver for Greedy {
@@ -48,7 +49,11 @@ impl Driver for Greedy {
     }
 
     fn is_greedy(&self) -> bool {
-        self.rows == Rows::Last && self.count > 0
+        self.rows == Rows::Last && self.count > 0 && !self.drawn
+    }
+
+    fn draw(&self, position: usize) -> Option<Sampling> {
+        self.drawn.then_some(Sampling { draw: position as u32, ..Sampling::LARGEST })
     }
 
     fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
@@ -78,7 +83,7 @@ impl Seen {
 fn submit(scheduler: &mut Scheduler<Greedy>, prompt: &[u32], count: usize, rows: Rows) -> Rc<Seen> {
     let seen = Rc::<Seen>::default();
     let positions = prompt.len() + count.saturating_sub(1);
-    let driver = Greedy { seen: seen.clone(), count, rows };
+    let driver = Greedy { seen: seen.clone(), count, rows, drawn: false };
     scheduler.submit(Job { prompt: prompt.to_vec(), session: None, positions, rows, driver });
     seen
 }
@@ -162,6 +167,28 @@ fn a_model_chooses_tokens_where_nobody_wants_logits() {
     let refused = submit(&mut scheduler, &[REFUSED], 2, Rows::Last);
     run_out(&mut scheduler, &mut model);
     assert!(matches!(*refused.end.borrow(), Some(End::Failed(_))));
+}
+
+#[test]
+fn tokens_are_drawn_for_those_who_want_it_beside_those_who_want_logits() {
+    for draws in [true, false] {
+        let mut model = FakeModel::new(48, 8, 16);
+        let drew = Arc::<AtomicUsize>::default();
+        // One that does not draw leaves it to the drivers.
+        model.drew = draws.then(|| drew.clone());
+        let mut scheduler = Scheduler::new(model.limits());
+        let drawn = Rc::<Seen>::default();
+        let driver = Greedy { seen: drawn.clone(), count: 20, rows: Rows::Last, drawn: true };
+        scheduler.submit(Job { prompt: prompt(5, 1), session: None, positions: 24, rows: Rows::Last, driver });
+        let other = submit(&mut scheduler, &prompt(40, 2), 10, Rows::Last);
+        let scored = submit(&mut scheduler, &prompt(4, 3), 0, Rows::All);
+        run_out(&mut scheduler, &mut model);
+        assert_eq!(*drawn.tokens.borrow(), expected(&prompt(5, 1), 20));
+        assert_eq!(*drawn.positions.borrow(), (4..24).collect::<Vec<_>>());
+        assert_eq!(*other.tokens.borrow(), expected(&prompt(40, 2), 10));
+        assert_eq!(scored.tokens.borrow().len(), 4);
+        assert_eq!(drew.load(Ordering::Relaxed), if draws { 20 } else { 0 });
+    }
 }
 
 #[test]
