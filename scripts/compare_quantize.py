@@ -39,7 +39,8 @@ class Comparison:
     def __init__(self, args):
         self.args = args
         self.peer = Fidelity(args)
-        self.folder = self.peer.folder
+        self.folder = self.peer.folder = PEERS / "quantize"
+        self.folder.mkdir(exist_ok=True)
         self.original = self.peer.original("smollm2")
         self.text = self.folder / "text"
         run([self.peer.fidelity, "text", self.text], None)
