@@ -19,8 +19,11 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+/// Beside an order: asynchronous copies and products are over when they begin, and not only when they are awaited.
+pub const EARLY: u32 = 1 << 16;
+
 /// Forwards, backwards, and three random orders, one of which lets a warp run ahead.
-pub const SCHEDULES: [u32; 5] = [0, 1, 2, 7, 12];
+pub const SCHEDULES: [u32; 5] = [0, 1, EARLY | 2, 7, 12];
 
 /// The stand-in, for one test at a time: its settings and its device are the process's.
 #[derive(Debug)]
@@ -180,7 +183,9 @@ pub fn build(folder: &Path) -> PathBuf {
         source.file_name().hash(&mut hasher);
         fs::read(source).expect("a readable source").hash(&mut hasher);
     }
-    let library = folder.join(format!("standin-{:016x}.so", hasher.finish()));
+    // A program that is not made for it cannot open one with sanitizers: it has another name.
+    let name = if sanitize.is_empty() { "standin" } else { "sanitized-standin" };
+    let library = folder.join(format!("{name}-{:016x}.so", hasher.finish()));
     if library.exists() {
         return library;
     }
@@ -196,7 +201,8 @@ pub fn build(folder: &Path) -> PathBuf {
         command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DRUSTAI_EMULATOR"]);
         command.args(["-I", "emu", "-I", "cuda"]).current_dir(root);
         if !sanitize.is_empty() {
-            command.arg(format!("-fsanitize={sanitize}"));
+            // With this one GCC 12 takes one row of weights for another in gemv_f32 when it optimizes, and reports nothing.
+            command.arg(format!("-fsanitize={sanitize}")).arg("-fno-sanitize=object-size");
         }
     };
     let mut running = Vec::new();
