@@ -69,6 +69,17 @@ impl Shape {
     }
 }
 
+/// Factors and addends that the values of a block of the type are made with; 0 for floats.
+pub(crate) fn factors_per_block(dtype: DType) -> usize {
+    match Layout::of(dtype) {
+        Some(Layout::Blocks(blocks)) => {
+            let halves = if blocks.scales.halves() { 2 } else { 1 };
+            halves * if blocks.scales.has_min() { 2 } else { 1 }
+        }
+        _ => 0,
+    }
+}
+
 /// Whether kernels multiply weights of the type by 8-bit activations (`true`) or by `f32` (`false`); `None` if there are no
 /// kernels for it.
 pub fn is_quantized(dtype: DType) -> Option<bool> {
@@ -255,17 +266,6 @@ impl Weights {
     pub(crate) fn blocks(&self) -> usize {
         // PANIC: weights are made by `Packed::new`, which refuses types without a shape.
         self.cols / Shape::of(self.dtype).expect("a type with a shape").columns
-    }
-
-    /// Factors and addends that a block's values are made with; 0 for floats.
-    pub(crate) fn factors_per_block(&self) -> usize {
-        match Layout::of(self.dtype) {
-            Some(Layout::Blocks(blocks)) => {
-                let halves = if blocks.scales.halves() { 2 } else { 1 };
-                halves * if blocks.scales.has_min() { 2 } else { 1 }
-            }
-            _ => 0,
-        }
     }
 
     /// The memory of the planes.
