@@ -6,6 +6,8 @@
 - Its registers and shared memory are those of the record; registers may differ by fewer than the eight that the
   hardware allocates at a time, since the compiler's choices follow the addresses it happens to work at. A greater
   change is a failure until it is recorded.
+- Its shared memory is within what a block can have. `dynamic` in the record is what launches ask for: a test of the crate
+  (ops/mod.rs) holds it to the code that launches, and says what to write there.
 
     kernels-cuda/check.py             checks all of it
     kernels-cuda/check.py --update    writes the record anew
@@ -29,6 +31,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +54,18 @@ PACKAGES = (
 # An older compiler for the text that drivers compile further: what 13.0 writes is refused by drivers before 580.
 TEXT_PACKAGES = ("nvidia-cuda-nvrtc-cu12==12.9.86",)
 TEXT_ARCHITECTURE = "80"
+# Devices that the text is assembled for, to see that it can be: the first it is for, and later ones.
+TEXT_TARGETS = ("80", "86", "89", "90", "100", "120")
 
 # Ampere, Ada, Hopper, and the two Blackwells. `a` is code for exactly one architecture, with all its instructions.
 ARCHITECTURES = ("80", "89", "90a", "100", "120")
+
+# Most shared memory of a block in bytes, static and dynamic together (CUDA C++ Programming Guide, "Technical Specifications"). Code
+# for 8.0 also runs on 8.6, which has as much as 8.9.
+MOST_SHARED = {"80": 99 << 10, "89": 99 << 10, "90a": 227 << 10, "100": 227 << 10, "120": 99 << 10}
+
+# Bytes of one architecture's compressed images.
+MOST_PACKED = 2 << 20
 
 # Registers of a thread are allocated in units of this many.
 REGISTER_UNIT = 8
@@ -65,23 +78,32 @@ class Rule:
     """What the machine code of the kernels whose names match must and must not hold, as patterns of instructions."""
 
     kernels: str
-    must: tuple[str, ...] = ()
+    # Each alone for once, or with how often at least.
+    must: tuple[str | tuple[str, int], ...] = ()
     must_not: tuple[str, ...] = ()
     # Only on these architectures; all if empty.
     architectures: tuple[str, ...] = ()
 
 
-# A load of 16, 8 or 4 bytes from global memory, whatever its cache hints.
+# A load of 16 or 8 bytes from global memory, whatever its cache hints.
 LDG_128 = r"LDG\.E(\.\w+)*\.128"
 LDG_64 = r"LDG\.E(\.\w+)*\.64"
+# Such a load by the path for what is only read, past L1: that of weights (`load_weights16`, `load_weights8`). Activations have none.
+WEIGHTS_128 = r"LDG\.E\.NA\.\w+\.128\.CONSTANT"
+WEIGHTS_64 = r"LDG\.E\.NA\.\w+\.64\.CONSTANT"
+ANY_BYTE = r"LDG\.E(\.\w+)*\.[US]8"
 
 RULES = (
     # Spills are stack accesses. ptxas refuses them too; this is its word.
     Rule(r".*", must_not=(r"LDL", r"STL")),
-    # Weights come in wide loads only, and quantized ones meet the activations in integer dot products.
-    Rule(r"gemv_(q[4568]|iq4|mxfp4)", must=(LDG_128, r"IDP\.4A"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
-    Rule(r"gemv_q[23]_k", must=(LDG_64, r"IDP\.4A"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
-    Rule(r"gemv_(f16|bf16|f32)", must=(LDG_128, r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
+    # Codes come in wide loads, of a block of each of two rows and as many on their way; quantized ones meet the activations in
+    # integer dot products. Activations have wide loads of their own.
+    Rule(r"gemv_", must=(LDG_128,)),
+    Rule(r"gemv_(q[456]_|iq4|mxfp4)", must=((WEIGHTS_128, 4), r"IDP\.4A"), must_not=(ANY_BYTE,)),
+    Rule(r"gemv_q8_0", must=((WEIGHTS_128, 8), r"IDP\.4A"), must_not=(ANY_BYTE,)),
+    Rule(r"gemv_q[23]_k", must=((WEIGHTS_64, 4), r"IDP\.4A"), must_not=(ANY_BYTE,)),
+    Rule(r"gemv_b?f16", must=((WEIGHTS_128, 4), r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
+    Rule(r"gemv_f32", must=((WEIGHTS_128, 8), r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
     Rule(r"attend_.*_f16", must=(LDG_128, r"MUFU\.EX2")),
     Rule(r"attend_.*_q8_0", must=(LDG_64, r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     # Keys and values of an f16 cache go to shared memory without a detour; those of an 8-bit one come in wide loads.
@@ -89,18 +111,26 @@ RULES = (
     Rule(r"prefill_.*_f16", must=(r"LDGSTS",), must_not=(LDG_128,)),
     Rule(r"prefill_.*_q8_0", must=(LDG_128, r"STS\.128", r"HMUL2")),
     Rule(r"norm_rows", must=(LDG_128, r"STG\.E\.128")),
+    Rule(r"gemm_(q[4568]|iq4|mxfp4)", must=((WEIGHTS_128, 2),)),
+    Rule(r"gemm_q[23]_k", must=((WEIGHTS_64, 2),)),
     Rule(r"gemm_(q|iq4|mxfp4)", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     # Products that run beside the threads, and the barriers by which tiles are handed over.
     Rule(r"gemm_sm90a_", must=(r"HGMMA\.64x128x16\.F32", r"SYNCS", r"WARPGROUP"), must_not=(r"HMMA", r"IMMA", r"LDG\.E(\.\w+)*\.[US]8")),
     Rule(r"gemm_f16", must=(r"HMMA\.16816\.F32", r"LDSM", r"LDGSTS", LDG_128)),
     Rule(r"gemm_bf16", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", r"LDGSTS", LDG_128)),
-    Rule(r"gemm_f32", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", LDG_128)),
+    Rule(r"gemm_f32", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", LDG_128, (WEIGHTS_128, 8))),
     Rule(r"gemm_b?f(16|32)", must_not=(r"LDG\.E(\.\w+)*\.([US](8|16)|64)",)),
     Rule(r"roof_read", must=(LDG_128,)),
-    Rule(r"roof_mma_s8", must=(r"IMMA",)),
+    Rule(r"roof_copy", must=((WEIGHTS_128, 4), (r"STG\.E(\.\w+)*\.128", 4))),
+    # As many side by side as the code says, and nothing in between.
+    Rule(r"roof_mma_s8", must=((r"IMMA\.16832", 8),)),
+    Rule(r"roof_mma_f16", must=((r"HMMA\.16816\.F32$", 8),)),
+    Rule(r"roof_mma_bf16", must=((r"HMMA\.16816\.F32\.BF16", 8),)),
+    Rule(r"roof_wgmma_f16", must=((r"HGMMA\.64x128x16\.F32", 4),)),
+    Rule(r"roof_dp4a", must=((r"IDP\.4A", 8),)),
     Rule(r"roof_fma", must=(r"FFMA",)),
     # Programmatic dependent launch: kernels wait for the one before them.
-    Rule(r"(?!roof_).*", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
+    Rule(r"(?!roof_|probe_).*|roof_launch", must=(r"ACQBULK", r"PREEXIT"), architectures=("90a", "100", "120")),
 )
 
 
@@ -145,8 +175,8 @@ class Compiled:
     cubin: Path
     # Registers and static shared memory per kernel.
     resources: dict[str, list[int]]
-    # Instructions per kernel.
-    code: dict[str, set[str]]
+    # Instructions per kernel, and how often it has them.
+    code: dict[str, Counter[str]]
 
 
 def settle_addresses() -> None:
@@ -192,13 +222,13 @@ def compile_one(prefix: Path, source: Path, architecture: str, out: Path) -> Com
     disassembled = run(prefix, ["nvdisasm", "-c", str(cubin)])
     if disassembled.returncode:
         return f"{what} cannot be disassembled:\n{disassembled.stderr}"
-    code: dict[str, set[str]] = {}
+    code: dict[str, Counter[str]] = {}
     for line in disassembled.stdout.splitlines():
         if found := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
             kernel = found[1]
-            code[kernel] = set()
+            code[kernel] = Counter()
         elif kernel and (found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
-            code.setdefault(kernel, set()).add(found[1])
+            code.setdefault(kernel, Counter())[found[1]] += 1
     return Compiled(source.stem, architecture, cubin, resources, code)
 
 
@@ -229,14 +259,23 @@ def write_text(sources: list[Path], out: Path) -> list[Path]:
         library.nvrtcDestroyProgram(ctypes.byref(program))
         path = out / f"{source.stem}.compute_{TEXT_ARCHITECTURE}.ptx"
         path.write_bytes(text.value)
+        # What a driver does with it when it is loaded.
+        for architecture in TEXT_TARGETS:
+            done = run(toolchain(), ["ptxas", f"-arch=sm_{architecture}", str(path), "-o", os.devnull])
+            if done.returncode:
+                fail(f"the text of {source.name} cannot be assembled for sm_{architecture}:\n{done.stdout}{done.stderr}")
         return path
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(pool.map(compile_text, sources))
 
 
-def broken_rules(compiled: Compiled) -> list[str]:
+def broken_rules(compiled: Compiled, dynamic: dict[str, int]) -> list[str]:
     problems = []
+    for kernel, (_, static) in sorted(compiled.resources.items()):
+        total, most = static + dynamic.get(kernel, 0), MOST_SHARED[compiled.architecture]
+        if total > most:
+            problems.append(f"{kernel} takes {total} bytes of shared memory, of the {most} of sm_{compiled.architecture}")
     for kernel, instructions in sorted(compiled.code.items()):
         for rule in RULES:
             if not re.match(rule.kernels, kernel):
@@ -244,13 +283,24 @@ def broken_rules(compiled: Compiled) -> list[str]:
             if rule.architectures and compiled.architecture not in rule.architectures:
                 continue
             where = f"{kernel} for sm_{compiled.architecture}"
-            for pattern in rule.must:
-                if not any(re.match(pattern, instruction) for instruction in instructions):
-                    problems.append(f"{where} has no {pattern}")
+            for wanted in rule.must:
+                pattern, least = wanted if isinstance(wanted, tuple) else (wanted, 1)
+                count = sum(times for one, times in instructions.items() if re.match(pattern, one))
+                if count < least:
+                    problems.append(f"{where} has {pattern} {count} times, and not {least}")
             for pattern in rule.must_not:
                 if bad := sorted(one for one in instructions if re.match(rf"({pattern})\b", one)):
                     problems.append(f"{where} has {', '.join(bad)}")
     return problems
+
+
+def digest() -> str:
+    """Of all sources, as build.rs computes it: FNV-1a, 64 bits, over each file's name, a zero, its bytes and a zero."""
+    state = 0xCBF29CE484222325
+    for source in sorted((HERE / "cuda").iterdir()):
+        for byte in source.name.encode() + b"\0" + source.read_bytes() + b"\0":
+            state = (state ^ byte) * 0x100000001B3 % (1 << 64)
+    return f"{state:016x}"
 
 
 def main() -> None:
@@ -275,14 +325,18 @@ def main() -> None:
         results = list(pool.map(lambda one: compile_one(prefix, *one, out), work))
     problems = [result for result in results if isinstance(result, str)]
     compiled = [result for result in results if isinstance(result, Compiled)]
-    for one in compiled:
-        problems += broken_rules(one)
-
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    dynamic = {kernel: resources["dynamic"] for kernel, resources in record.items() if "dynamic" in resources}
+    for one in compiled:
+        problems += broken_rules(one, dynamic)
+
     found: dict[str, dict[str, list[int]]] = {} if not options.arch else dict(record)
     for one in compiled:
         for kernel, resources in one.resources.items():
             found.setdefault(kernel, {})[f"sm_{one.architecture}"] = resources
+    for kernel, size in dynamic.items():
+        if kernel in found:
+            found[kernel]["dynamic"] = size
     if options.update and not problems:
         rows = [f"  {json.dumps(kernel)}: {json.dumps(found[kernel])}" for kernel in sorted(found)]
         RECORD.write_text("{\n" + ",\n".join(rows) + "\n}\n")
@@ -298,19 +352,25 @@ def main() -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
     if options.build and not problems:
-        shutil.rmtree(PREBUILT, ignore_errors=True)
-        PREBUILT.mkdir()
-        manifest = {"compiler": PACKAGES[0], "flags": FLAGS, "sources": {}, "images": {}}
-        for source in sorted((HERE / "cuda").iterdir()):
-            manifest["sources"][source.name] = hashlib.sha256(source.read_bytes()).hexdigest()
+        PREBUILT.mkdir(exist_ok=True)
+        for path in (*PREBUILT.glob("*.zz"), PREBUILT / "manifest.json"):
+            path.unlink(missing_ok=True)
+        manifest = {"sources": digest(), "compiler": PACKAGES[0], "flags": FLAGS, "images": {}}
         images = [one.cubin for one in compiled]
         if not options.arch:
             # Sources for one architecture are code only.
             images += write_text([source for source in sources if not re.search(r"_sm\w+$", source.stem)], out)
         for image in images:
-            shutil.copy(image, PREBUILT)
+            (PREBUILT / f"{image.name}.zz").write_bytes(zlib.compress(image.read_bytes(), 9))
             manifest["images"][image.name] = hashlib.sha256(image.read_bytes()).hexdigest()
         (PREBUILT / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        # As much as a published package can carry.
+        for target in sorted({image.name.split(".")[1] for image in images}):
+            size = sum(path.stat().st_size for path in PREBUILT.glob(f"*.{target}.*"))
+            print(f"{target}: {size >> 10} KiB")
+            if size > MOST_PACKED:
+                problems.append(f"the kernels for {target} are more than {MOST_PACKED >> 20} MiB")
+                print(problems[-1], file=sys.stderr)
     kernels = sum(len(one.code) for one in compiled)
     size = sum(one.cubin.stat().st_size for one in compiled)
     print(f"{kernels} kernels for {len(architectures)} architectures, {size >> 10} KiB, {len(problems)} problems")

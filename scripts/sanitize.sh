@@ -4,7 +4,7 @@
 # themselves ends at a page that nobody may touch (kernels-cpu/src/memory.rs). Works with the stable compiler
 # (RUSTC_BOOTSTRAP lets it take the options), so no nightly compiler and no cargo-fuzz are needed.
 #
-#     scripts/sanitize.sh [tests|fuzz|cuda]... [-- cargo's arguments for the tests, such as -p rustai-tests]
+#     scripts/sanitize.sh [tests|fuzz|cuda]... [-- cargo's arguments for the tests, such as -p rustai-tests, or for cuda --test rows]
 #
 # Without arguments: the tests of the kernels and of the runtime's library, then each fuzz target for
 # RUSTAI_FUZZ_SECONDS (default 120). `cuda` runs the CUDA kernels under their emulator with the sanitizers of the C++ compiler:
@@ -25,6 +25,7 @@ done
 if (($#)); then shift; fi
 arguments=("$@")
 if ((${#kinds[@]} == 0)); then kinds=(tests fuzz); fi
+cuda_arguments=("${arguments[@]:---tests}")
 if ((${#arguments[@]} == 0)); then arguments=(-p rustai-kernels-cpu -p rustai --lib --tests); fi
 
 run_tests() {
@@ -56,11 +57,11 @@ run_cuda() {
     # The sanitizer must be there first, since the program opens the emulator later. Fibers leave no leaks worth telling.
     local library
     library=$("${CXX:-c++}" -print-file-name=libasan.so)
-    unset RUSTFLAGS
-    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" cargo test --no-run -p rustai-kernels-cuda --tests
+    unset RUSTFLAGS RUSTC_BOOTSTRAP
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" cargo test --no-run -p rustai-kernels-cuda "${cuda_arguments[@]}"
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" RUSTAI_EMU_SANITIZE=address,undefined \
         CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$library ASAN_OPTIONS=detect_leaks=0" \
-        cargo test -p rustai-kernels-cuda --tests
+        cargo test -p rustai-kernels-cuda "${cuda_arguments[@]}"
 }
 
 for kind in "${kinds[@]}"; do

@@ -242,12 +242,11 @@ DEVICE void sin_cos_fast(float x, float& sine, float& cosine) {
 DEVICE void copy16_async(void* to, const void* from, bool real) {
 #ifdef RUSTAI_EMULATOR
     if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) emu::fail("cp.async is not aligned");
-    // It arrives when it is awaited, and not before: whoever does not wait reads garbage.
-    emu::block.current->copies.push_back([=] {
+    auto& me = *emu::block.current;
+    emu::put_off(me.copies, me.ungrouped, [=] {
         if (real) memcpy(to, from, 16);
         else memset(to, 0, 16);
     });
-    emu::block.current->ungrouped++;
 #else
     u32 at = static_cast<u32>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(real ? 16 : 0) : "memory");

@@ -141,18 +141,17 @@ DEVICE void await_products() {
 #define AWAIT_PRODUCTS(n) ptx::await_products<n>()
 #endif
 
-// c += a b: 64 rows of a, 16 of each warp, laid out as for `mma_f16`, times 128 rows of b's tile, of 16 columns each. Of the
+// c += a b, begun here and over when it is awaited; until then a and c stay as they are. 64 rows of a, 16 of each warp, laid out as for `mma_f16`, times 128 rows of b's tile, of 16 columns each. Of the
 // results, c[4 n ...] are those that `mma_f16` has for columns 8 n to 8 n + 7.
 DEVICE void multiply_64x128(float (&c)[64], const u32 (&a)[4], u64 b) {
 #ifdef RUSTAI_EMULATOR
     struct Request {
         float* c;
-        u32 a[4];
+        const u32* a;
         u64 b;
-    } mine{c, {a[0], a[1], a[2], a[3]}, b};
+    } mine{c, a, b};
     auto& me = *emu::block.current;
-    me.ungrouped_products++;
-    me.products.push_back([mine] {
+    emu::put_off(me.products, me.ungrouped_products, [mine] {
         emu::together(mine, [](auto& all) {
             float left[64][16], right[128][16];
             for (u32 n = 0; n < 128; n++)

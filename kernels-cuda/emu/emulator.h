@@ -22,6 +22,9 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
@@ -54,6 +57,9 @@ constexpr unsigned char GUARD_BYTE = 0x5a;
 // 0 runs fibers forwards, 1 backwards, other numbers are seeds of a random order. From 3 on, with odd numbers a warp runs as
 // far as it can before another does; otherwise all go on at the same pace, and those that are far behind meet nobody.
 inline unsigned schedule = 0;
+// Asynchronous copies and products are over when they begin; otherwise they begin when they are awaited. A device may do either:
+// early ones show what is overwritten while others still read it, late ones what is read before it is there.
+inline bool early = false;
 // A synchronisation that is left out, by its number in `sync_sites`; 0 leaves none out.
 inline unsigned dropped_site = 0;
 // The synchronisations that launches have met: place in the source and kind.
@@ -83,6 +89,13 @@ struct Fiber {
     ucontext_t at;
 #endif
 };
+
+// Puts off what is asynchronous until its group is awaited.
+inline void put_off(std::vector<std::function<void()>>& work, size_t& ungrouped, std::function<void()> one) {
+    if (early) one(), one = [] {};
+    work.push_back(std::move(one));
+    ungrouped++;
+}
 
 // Does the work of the oldest committed groups, until so many are left.
 inline void finish_groups(std::vector<std::function<void()>>& work, std::vector<size_t>& groups, size_t left) {
@@ -204,6 +217,10 @@ inline void prepare(Fiber& fiber) {
     if (fiber.index >= stacks.size()) stacks.resize(fiber.index + 1);
     if (stacks[fiber.index].empty()) stacks[fiber.index].resize(STACK);
     fiber.stack = stacks[fiber.index].data();
+#if defined(__SANITIZE_ADDRESS__)
+    // The fiber before never returned from the functions that it was in, so their frames still count as out of reach.
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack, STACK);
+#endif
     fiber.state = State::ready;
     fiber.copies.clear();
     fiber.groups.clear();
@@ -497,11 +514,6 @@ template <class T>
 T __shfl_sync(unsigned mask, T value, unsigned source) {
     return emu_shuffle(3, mask, value, source);
 }
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by) {
-    unsigned lane = emu::block.current->lane;
-    return emu_shuffle(4, mask, value, lane < by ? lane : lane - by);
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return emu::collective<int, unsigned>(5, mask, predicate, [mask](auto& in, auto& out) {
         unsigned votes = 0;
@@ -512,7 +524,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 using std::max;
 using std::min;
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
 inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
 inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
@@ -520,4 +531,3 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline unsigned atomicAdd(unsigned* p, unsigned v) { unsigned old = *p; *p = old + v; return old; }
-inline void __threadfence() {}

@@ -222,12 +222,13 @@ struct LaunchConfig {
 
 // Settings: devices, driver (its version), capability (10 * major + minor), memory (bytes), fail_launch (the so-many-th launch
 // from now on fails; 0 for none), stub (the library is one to link against), init (what cuInit returns), fail_host_memory (there is none that can be
-// page-locked), fail_register (others' memory cannot be page-locked), schedule, drop (a synchronisation that is left out).
+// page-locked), fail_register (others' memory cannot be page-locked), schedule (bit 16: what is asynchronous is over when it begins), drop (a synchronisation that is left out).
 DRIVER standin_set(const char* name, long value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
     if (key == "schedule") {
-        emu::schedule = static_cast<unsigned>(value);
+        emu::schedule = static_cast<unsigned>(value) & 0xffff;
+        emu::early = value >> 16 & 1;
     } else if (key == "drop") {
         emu::dropped_site = static_cast<unsigned>(value);
     } else if (state.settings.count(key)) {
@@ -294,6 +295,7 @@ DRIVER standin_reset() {
     state.streams = streams;
     for (Stream* stream : state.streams) stream->queue.clear();
     emu::schedule = emu::dropped_site = 0;
+    emu::early = false;
     emu::sync_sites.clear();
     emu::failure.clear();
     return SUCCESS;
@@ -357,7 +359,6 @@ DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
         case 38: *value = 1 << 20; break;                                            // bytes of L2
         case 75: *value = static_cast<int>(setting("capability") / 10); break;
         case 76: *value = static_cast<int>(setting("capability") % 10); break;
-        case 97: *value = static_cast<int>(most_shared()); break;                     // shared memory on request
         case 115: *value = 1; break;                                                 // memory pools
         default: *value = 0;
     }

@@ -6,7 +6,7 @@
 use crate::{
     Arena, Device, DeviceError, Event, Floats, Graph, Input, Kernels, Packed, Projection, Quants, Span, Stream,
     Weights,
-    ops::{DECODE_TOKENS, Peak},
+    ops::{Peak, ProductKernel},
     weights::is_quantized,
 };
 use rustai_abi::DType;
@@ -14,7 +14,7 @@ use rustai_kernels_cpu::bench::{Residence, Shape};
 use std::{collections::HashMap, sync::Arc};
 
 /// What a device can do at most.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Roofs {
     /// Bytes of the buffer that memory was read with.
     pub memory_bytes: usize,
@@ -24,10 +24,13 @@ pub struct Roofs {
     pub cache_bytes: usize,
     /// Bytes per second from the L2 cache.
     pub cache: f64,
-    /// Multiply-adds per second of 8-bit integers in matrix instructions.
-    pub integer: f64,
-    /// Multiply-adds per second in single precision.
-    pub float: f64,
+    /// Bytes per second, read and written together, of copying half of the buffer in memory to the other half.
+    pub copy: f64,
+    /// Seconds from one launch of a graph to the next, of a kernel that does nothing: first when each waits for the end of the one
+    /// before it, then when it may start earlier.
+    pub launch: [f64; 2],
+    /// Multiply-adds per second of the instructions that the device has.
+    pub peaks: Vec<(Peak, f64)>,
 }
 
 /// Runs of which the best counts.
@@ -44,13 +47,18 @@ impl Roofs {
         // So much that the cache keeps next to nothing of it, and so little that it keeps all.
         let (memory_bytes, cache_bytes) = ((16 * l2).max(1 << 20), (l2 / 4).max(1 << 16));
         let buffer = Span::new(device, "a buffer to read", memory_bytes)?;
+        let mut peaks = Vec::new();
+        for peak in Peak::ALL {
+            peaks.extend(kernels.peak(stream, peak, SAMPLES)?.map(|rate| (peak, rate)));
+        }
         Ok(Self {
             memory_bytes,
             memory: kernels.read_bandwidth(stream, &buffer, 1, SAMPLES)?,
             cache_bytes,
             cache: kernels.read_bandwidth(stream, &buffer.part(0, cache_bytes)?, 16, SAMPLES)?,
-            integer: kernels.peak(stream, Peak::MmaInt8, SAMPLES)?,
-            float: kernels.peak(stream, Peak::Fma, SAMPLES)?,
+            copy: kernels.copy_bandwidth(stream, &buffer, SAMPLES)?,
+            launch: [kernels.launch_seconds(stream, false, SAMPLES)?, kernels.launch_seconds(stream, true, SAMPLES)?],
+            peaks,
         })
     }
 }
@@ -185,18 +193,16 @@ impl Product {
         self.weight_bytes() * self.weights.len() as u64
     }
 
-    /// Whether the weights meet 8-bit activations.
-    pub fn is_quantized(&self) -> bool {
-        self.quants.is_some()
-    }
-
     /// The type of the weights.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The family of kernels that serves so many tokens.
-    pub fn kernel(&self, tokens: usize) -> &'static str {
-        if tokens > DECODE_TOKENS && self.is_quantized() { "gemm" } else { "gemv" }
+    /// The kernel that serves so many tokens.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn kernel(&self, tokens: usize) -> Result<ProductKernel, DeviceError> {
+        self.kernels.product_kernel(self.dtype, tokens)
     }
 }

@@ -69,13 +69,7 @@ impl Shape {
     }
 }
 
-/// Whether kernels multiply weights of the type by 8-bit activations (`true`) or by `f32` (`false`); `None` if there are no
-/// kernels for it.
-pub fn is_quantized(dtype: DType) -> Option<bool> {
-    Shape::of(dtype).map(|shape| matches!(shape.layout, Layout::Blocks(_)))
-}
-
-/// Factors and addends that values of a type's block are made with; 0 for floats.
+/// Factors and addends that the values of a block of the type are made with; 0 for floats.
 pub(crate) fn factors_per_block(dtype: DType) -> usize {
     match Layout::of(dtype) {
         Some(Layout::Blocks(blocks)) => {
@@ -84,6 +78,12 @@ pub(crate) fn factors_per_block(dtype: DType) -> usize {
         }
         _ => 0,
     }
+}
+
+/// Whether kernels multiply weights of the type by 8-bit activations (`true`) or by `f32` (`false`); `None` if there are no
+/// kernels for it.
+pub fn is_quantized(dtype: DType) -> Option<bool> {
+    Shape::of(dtype).map(|shape| matches!(shape.layout, Layout::Blocks(_)))
 }
 
 /// Bytes that a matrix takes on a device; `None` if no kernel reads it.

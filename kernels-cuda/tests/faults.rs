@@ -571,10 +571,9 @@ fn a_lost_device_fails_every_call_until_nobody_uses_it() {
 #[test]
 fn products_of_many_tokens_fit_the_shared_memory_of_every_device() {
     let standin = standin();
-    for (capability, most) in [(80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)] {
+    for capability in [80, 86, 89, 90, 100, 120] {
         standin.set("capability", capability);
         let (device, kernels, stream) = open(&standin);
-        assert_eq!(device.info().shared_memory, most << 10);
         for dtype in [DType::F32, DType::Q2_K, DType::Q4_K, DType::Q6_K] {
             let bytes = vec![0; dtype.bytes_for(256).unwrap()];
             let weights = Packed::new(dtype, 1, 256, &bytes).unwrap().upload(&device).unwrap();

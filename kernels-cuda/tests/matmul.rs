@@ -4,6 +4,7 @@ mod support;
 
 use half::{bf16, f16};
 use rustai_abi::DType;
+use rustai_cuda_standin::EARLY;
 use rustai_kernels_cpu::bench::{Residence, Shape};
 use rustai_kernels_cpu::{
     formats::{self, q8a},
@@ -12,7 +13,7 @@ use rustai_kernels_cpu::{
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
     bench::{Product, Roofs},
-    ops::HOPPER_TOKENS,
+    ops::{HOPPER_TOKENS, Peak},
     weights::is_quantized,
 };
 use support::{Numbers, error, open, standin};
@@ -162,9 +163,9 @@ fn many_tokens_agree_with_the_reference_in_several_orders() {
         };
         for shape in shapes {
             agrees(&opened, dtype, shape, n as u64, |work| {
-                for schedule in [0, 1, 7] {
-                    standin.set("schedule", schedule);
-                    work(schedule as u32);
+                for schedule in [0, EARLY | 1, 7] {
+                    standin.set("schedule", i64::from(schedule));
+                    work(schedule);
                 }
             });
         }
@@ -180,9 +181,9 @@ fn many_tokens_agree_with_the_reference_on_hopper() {
         // More rows than a tile, more tokens than a tile; more steps than the ring of tiles has, and half a step.
         for shape in [(133, if long { 256 } else { 160 }, 65), (9, if long { 512 } else { 352 }, 131)] {
             agrees(&opened, dtype, shape, n as u64, |work| {
-                for schedule in [0, 7] {
-                    standin.set("schedule", schedule);
-                    work(schedule as u32);
+                for schedule in [0, EARLY | 7] {
+                    standin.set("schedule", i64::from(schedule));
+                    work(schedule);
                 }
             });
         }
@@ -578,9 +579,14 @@ fn benchmarks_measure_real_products_and_roofs() {
     let standin = standin();
     let (_device, kernels, stream) = open(&standin);
     let roofs = Roofs::measure(&kernels, &stream).unwrap();
-    for value in [roofs.memory, roofs.cache, roofs.integer, roofs.float] {
+    let [alone, overlapped] = roofs.launch;
+    let peaks = roofs.peaks.iter().map(|(_, rate)| *rate);
+    for value in [roofs.memory, roofs.cache, roofs.copy, alone, overlapped].into_iter().chain(peaks) {
         assert!(value.is_finite() && value > 0.0, "{roofs:?}");
     }
+    let hopper = kernels.device().info().capability == (9, 0);
+    let measured: Vec<_> = roofs.peaks.iter().map(|(peak, _)| *peak).collect();
+    assert_eq!(measured, Peak::ALL.into_iter().filter(|peak| hopper || *peak != Peak::WgmmaF16).collect::<Vec<_>>());
     let kernels = std::sync::Arc::new(kernels);
     let shape = Shape { role: "test", rows: 48, cols: 256 };
     for dtype in [DType::Q4_0, DType::F16] {
@@ -597,4 +603,35 @@ fn benchmarks_measure_real_products_and_roofs() {
     }
     let narrow = Shape { cols: 40, ..shape };
     assert!(Product::new(&kernels, DType::Q4_0, narrow, 1, Residence::Cache).is_err());
+}
+
+#[test]
+fn a_product_names_its_kernel_and_its_instruction() {
+    let standin = standin();
+    let (_device, kernels, _stream) = open(&standin);
+    let named = |kernels: &Kernels, dtype, tokens| {
+        let kernel = kernels.product_kernel(dtype, tokens).unwrap();
+        (kernel.name, kernel.peak, kernel.times)
+    };
+    for (dtype, tokens, name, peak, times) in [
+        (DType::Q4_0, 3, "gemv_q4_0_4", Peak::Dp4a, 1),
+        (DType::Q4_0, 9, "gemm_q4_0", Peak::MmaInt8, 1),
+        (DType::F16, 8, "gemv_f16_8", Peak::Fma, 1),
+        (DType::F16, 16, "gemv_f16_8", Peak::Fma, 1),
+        (DType::F16, 17, "gemm_f16", Peak::MmaF16, 1),
+        (DType::BF16, 4096, "gemm_bf16", Peak::MmaBf16, 1),
+        (DType::F32, 4096, "gemm_f32", Peak::MmaBf16, 3),
+    ] {
+        assert_eq!(named(&kernels, dtype, tokens), (name.to_owned(), peak, times));
+    }
+    if kernels.device().info().capability == (9, 0) {
+        let hopper = named(&kernels, DType::Q4_K, 4096);
+        assert_eq!(hopper, ("gemm_sm90a_q4_k".to_owned(), Peak::WgmmaF16, 1));
+    }
+    assert!(kernels.product_kernel(DType::IQ2_XXS, 1).is_err());
+    if !standin.is_real() {
+        standin.set("capability", 89);
+        let (_device, kernels, _stream) = open(&standin);
+        assert_eq!(named(&kernels, DType::Q4_K, 4096), ("gemm_q4_k".to_owned(), Peak::MmaInt8, 1));
+    }
 }

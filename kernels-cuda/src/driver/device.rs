@@ -28,8 +28,6 @@ pub struct DeviceInfo {
     pub multiprocessors: u32,
     /// Bytes of memory.
     pub memory: u64,
-    /// Most bytes of shared memory that a block can ask for.
-    pub shared_memory: u32,
     /// Bytes of level-2 cache.
     pub l2_cache: u32,
     /// The driver's interface version, as `1000 * major + 10 * minor`.
@@ -86,7 +84,6 @@ fn describe(ordinal: i32, driver: i32) -> Result<DeviceInfo, DeviceError> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         // SAFETY: as above.
         memory: check("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })? as u64,
-        shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         l2_cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         driver,
     })

@@ -24,7 +24,10 @@ const FAMILIES: &[(&str, &str)] = &[
     ("gemm_float", include_str!("../../cuda/gemm_float.cu")),
     ("gemm_sm90a", include_str!("../../cuda/gemm_sm90a.cu")),
     ("gemv", include_str!("../../cuda/gemv.cu")),
+    ("probe", include_str!("../../cuda/probe.cu")),
+    ("probe_sm90a", include_str!("../../cuda/probe_sm90a.cu")),
     ("roof", include_str!("../../cuda/roof.cu")),
+    ("roof_sm90a", include_str!("../../cuda/roof_sm90a.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
 ];
@@ -332,7 +335,6 @@ mod tests {
             capability: (9, 0),
             multiprocessors: 1,
             memory: 1,
-            shared_memory: 1,
             l2_cache: 1,
             // No compiler is not newer than this.
             driver: 0,

@@ -3,8 +3,10 @@
 mod compile;
 
 use crate::{DeviceError, DeviceInfo};
+use flate2::read::ZlibDecoder;
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -20,15 +22,31 @@ pub fn embedded_target(device: &DeviceInfo) -> Option<&'static str> {
 /// Where kernels are taken from beside the program itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelSources {
-    /// A folder of images that goes before those in the program: `FAMILY.sm_ARCH.cubin` or `FAMILY.compute_ARCH.ptx`, as
-    /// `check.py --build` names them.
+    /// A folder of images that goes before those in the program: `FAMILY.sm_ARCH.cubin` or `FAMILY.compute_ARCH.ptx`, with
+    /// `.zz` behind if they are compressed, as `check.py --build` writes them.
     pub folder: Option<PathBuf>,
     /// A folder where kernels are kept that are compiled on this host.
     pub cache: Option<PathBuf>,
 }
 
 /// An image and the architecture that it is for.
-type Image = (String, Vec<u8>);
+struct Image {
+    target: String,
+    bytes: Vec<u8>,
+    compressed: bool,
+}
+
+impl Image {
+    /// What the driver takes.
+    fn unpacked(self) -> io::Result<Vec<u8>> {
+        if !self.compressed {
+            return Ok(ended(&self.target, self.bytes));
+        }
+        let mut bytes = Vec::new();
+        ZlibDecoder::new(&self.bytes[..]).read_to_end(&mut bytes)?;
+        Ok(ended(&self.target, bytes))
+    }
+}
 
 /// The images for a device, of the best architecture that runs there, and that architecture as `10 * major + minor`: from the
 /// folder if one is given, else from the program, else compiled here.
@@ -44,17 +62,22 @@ pub(crate) fn for_device(device: &DeviceInfo, sources: &KernelSources) -> Result
             (read_folder(folder).map_err(reason)?, format!("the folder {}", folder.display()))
         }
         None => {
-            let embedded = EMBEDDED.iter().map(|(target, bytes)| ((*target).to_owned(), bytes.to_vec()));
+            let embedded = EMBEDDED.iter().map(|(target, bytes)| Image {
+                target: (*target).to_owned(),
+                bytes: bytes.to_vec(),
+                compressed: true,
+            });
             (embedded.collect(), "this program".to_owned())
         }
     };
-    let mut targets: Vec<&str> = all.iter().map(|(target, _)| &target[..]).collect();
+    let mut targets: Vec<&str> = all.iter().map(|image| &image.target[..]).collect();
     targets.sort_unstable();
     targets.dedup();
     let best = best_target(&targets, device.capability);
     if let Some((best, (_, _, architecture))) = best.and_then(|best| Some((best.to_owned(), parsed(best)?))) {
-        let best = all.into_iter().filter(|(target, _)| *target == best);
-        return Ok((architecture, best.map(|(target, bytes)| ended(&target, bytes)).collect()));
+        let best = all.into_iter().filter(|image| image.target == best);
+        let damaged = |error| none(format!("an image in {owner} cannot be unpacked: {error}"));
+        return Ok((architecture, best.map(Image::unpacked).collect::<io::Result<_>>().map_err(damaged)?));
     }
     let carried = match targets.as_slice() {
         [] => format!("{owner} holds none"),
@@ -79,8 +102,9 @@ fn read_folder(folder: &Path) -> io::Result<Vec<Image>> {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let [_, target, "cubin" | "ptx"] = name.split('.').collect::<Vec<_>>()[..] {
-            images.push((target.to_owned(), fs::read(entry.path())?));
+        let (plain, compressed) = name.strip_suffix(".zz").map_or((&name[..], false), |plain| (plain, true));
+        if let [_, target, "cubin" | "ptx"] = plain.split('.').collect::<Vec<_>>()[..] {
+            images.push(Image { target: target.to_owned(), bytes: fs::read(entry.path())?, compressed });
         }
     }
     Ok(images)
@@ -171,6 +195,30 @@ mod tests {
                 && !is_whole(b"")
                 && !is_whole(b"x\0")
         );
+    }
+
+    /// `printf '// text' | python3 -c 'import sys, zlib; sys.stdout.buffer.write(zlib.compress(sys.stdin.buffer.read(), 9))'`
+    #[test]
+    fn images_are_unpacked_and_text_is_ended() {
+        let packed = b"\x78\xda\xd3\xd7\x57\x28\x49\xad\x28\x01\x00\x07\x6d\x02\x44";
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.compute_80.ptx.zz"), packed).unwrap();
+        fs::write(folder.path().join("b.compute_80.ptx"), b"// text").unwrap();
+        fs::write(folder.path().join("c.sm_80.cubin.zz"), &packed[..9]).unwrap();
+        let device = |capability| DeviceInfo {
+            ordinal: 0,
+            name: "x".into(),
+            capability,
+            multiprocessors: 1,
+            memory: 1,
+            l2_cache: 1,
+            driver: 12_000,
+        };
+        let sources = KernelSources { folder: Some(folder.path().to_owned()), cache: None };
+        let images = for_device(&device((9, 0)), &sources).unwrap();
+        assert_eq!(images, (80, vec![b"// text\0".to_vec(), b"// text\0".to_vec()]));
+        let error = for_device(&device((8, 0)), &sources).unwrap_err().to_string();
+        assert!(error.contains("cannot be unpacked"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for many, `cuda/gemm.cu` for quantized types, or
 //! `cuda/gemm_sm90a.cu` on Hopper, and `cuda/gemm_float.cu` for the others.
 
-use super::{Floats, Quants, SCALE_BYTES, small};
+use super::{Floats, Peak, Quants, SCALE_BYTES, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
@@ -96,7 +96,7 @@ const FLOAT_TILE_ROWS: usize = 128;
 /// The same of `cuda/gemm_sm90a.cu`, which has four tiles of 64 columns of f16 in shared memory.
 const HOPPER_TILE_ROWS: usize = 128;
 const HOPPER_THREADS: u32 = 384;
-const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
+pub(super) const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
 /// Kernels for 1, 2, 4 and 8 tokens, for many, and Hopper's.
@@ -201,13 +201,12 @@ impl Kernels {
             _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
         }
         let quantized = args.scales != 0;
-        let prefill = tokens > if quantized { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS };
-        let hopper = if quantized && tokens >= HOPPER_TOKENS { self.hopper_gemm(dtype)? } else { None };
-        let tile_rows = match (prefill, quantized) {
-            (true, true) if hopper.is_some() => HOPPER_TILE_ROWS,
-            (true, true) => TILE_ROWS,
-            (true, false) => FLOAT_TILE_ROWS,
-            (false, _) => 2,
+        let method = self.method(dtype, quantized, tokens)?;
+        let tile_rows = match (&method, quantized) {
+            (Method::Hopper(_), _) => HOPPER_TILE_ROWS,
+            (Method::Tiles, true) => TILE_ROWS,
+            (Method::Tiles, false) => FLOAT_TILE_ROWS,
+            (Method::Decode, _) => 2,
         };
         // Half of them are of the gate.
         let rows_per_block = if gated { tile_rows / 2 } else { tile_rows };
@@ -244,11 +243,12 @@ impl Kernels {
             grid = if gated { 0 } else { grid } + weights.rows().div_ceil(rows_per_block);
         }
         let grid = small("rows", grid)?;
-        if prefill {
-            let (function, shared, threads) = match hopper {
-                Some(function) => (function, HOPPER_SHARED, HOPPER_THREADS),
-                None => (self.gemm(dtype)?, stage_bytes(dtype), GEMM_THREADS),
-            };
+        let tiled = match method {
+            Method::Decode => None,
+            Method::Hopper(function) => Some((function, HOPPER_SHARED, HOPPER_THREADS)),
+            Method::Tiles => Some((self.gemm(dtype)?, stage_bytes(dtype), GEMM_THREADS)),
+        };
+        if let Some((function, shared, threads)) = tiled {
             let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
             let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, threads) };
             // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them.
@@ -275,6 +275,27 @@ impl Kernels {
     }
 }
 
+/// How a product is made.
+enum Method<'a> {
+    /// `cuda/gemv.cu`, some tokens at a time.
+    Decode,
+    /// `cuda/gemm.cu` or `cuda/gemm_float.cu`.
+    Tiles,
+    /// `cuda/gemm_sm90a.cu`.
+    Hopper(Function<'a>),
+}
+
+/// The kernel that makes a product, and what it multiplies with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProductKernel {
+    /// Its name.
+    pub name: String,
+    /// The instruction that multiplies.
+    pub peak: Peak,
+    /// How often it does so for each product.
+    pub times: usize,
+}
+
 impl Kernels {
     /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`].
     fn gemv(&self, dtype: DType, tokens: usize) -> Result<Function<'_>, DeviceError> {
@@ -288,6 +309,37 @@ impl Kernels {
         self.get(&self.slots.matmul.gemm[dtype], name, stage_bytes(dtype))
     }
 
+    /// The kernel for so many tokens and weights of this type.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the type has none; [`DeviceError::Driver`].
+    pub fn product_kernel(&self, dtype: DType, tokens: usize) -> Result<ProductKernel, DeviceError> {
+        let no_kernel = || DeviceError::Invalid(format!("{dtype} weights have no kernel"));
+        let quantized = is_quantized(dtype).ok_or_else(no_kernel)?;
+        let name = dtype.name().to_lowercase();
+        let of = |name, peak| ProductKernel { name, peak, times: 1 };
+        Ok(match (self.method(dtype, quantized, tokens)?, quantized, dtype) {
+            (Method::Hopper(_), ..) => of(format!("gemm_sm90a_{name}"), Peak::WgmmaF16),
+            (Method::Tiles, true, _) => of(format!("gemm_{name}"), Peak::MmaInt8),
+            (Method::Tiles, false, DType::F16) => of(format!("gemm_{name}"), Peak::MmaF16),
+            (Method::Tiles, false, DType::BF16) => of(format!("gemm_{name}"), Peak::MmaBf16),
+            // A weight is a sum of two in 16 bits, and so is an activation; the product of the lower parts is left out.
+            (Method::Tiles, false, _) => ProductKernel { times: 3, ..of(format!("gemm_{name}"), Peak::MmaBf16) },
+            (Method::Decode, ..) => {
+                let peak = if quantized { Peak::Dp4a } else { Peak::Fma };
+                of(format!("gemv_{name}_{}", tokens.min(DECODE_TOKENS).next_power_of_two()), peak)
+            }
+        })
+    }
+
+    fn method(&self, dtype: DType, quantized: bool, tokens: usize) -> Result<Method<'_>, DeviceError> {
+        if tokens <= if quantized { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS } {
+            return Ok(Method::Decode);
+        }
+        let hopper = if quantized && tokens >= HOPPER_TOKENS { self.hopper_gemm(dtype)? } else { None };
+        Ok(hopper.map_or(Method::Tiles, Method::Hopper))
+    }
+
     /// Hopper's kernel for many tokens, if this is such a device. Images that are not for exactly its architecture have none.
     fn hopper_gemm(&self, dtype: DType) -> Result<Option<Function<'_>>, DeviceError> {
         if self.device().info().capability != (9, 0) {
@@ -299,7 +351,7 @@ impl Kernels {
 }
 
 /// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu` or `cuda/gemm_float.cu`.
-fn stage_bytes(dtype: DType) -> u32 {
+pub(super) fn stage_bytes(dtype: DType) -> u32 {
     const STEP: usize = 4;
     let row = |bytes: usize| STEP * bytes + 16;
     let stage = if is_quantized(dtype) == Some(true) {

@@ -6,6 +6,7 @@
 mod attention;
 mod inputs;
 mod matmul;
+mod probe;
 mod roof;
 mod rows;
 mod sample;
@@ -14,7 +15,8 @@ pub use attention::{
     LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
 };
 pub use inputs::BatchInputs;
-pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
+pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, ProductKernel, Projection};
+pub use probe::{Probe, TILE_WORDS};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, MIN_TEMPERATURE, SampleInputs, Sampling};
@@ -26,6 +28,7 @@ use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
 pub(crate) struct Slots {
     attention: attention::Slots,
     matmul: matmul::Slots,
+    probe: probe::Slots,
     roof: roof::Slots,
     rows: rows::Slots,
     sample: sample::Slots,
@@ -197,9 +200,47 @@ pub fn parameter_sizes() -> Vec<(&'static str, usize)> {
     [
         attention::parameter_sizes(),
         matmul::parameter_sizes(),
+        probe::parameter_sizes(),
         roof::parameter_sizes(),
         rows::parameter_sizes(),
         sample::parameter_sizes(),
     ]
     .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::is_quantized;
+    use rustai_kernels_cpu::formats;
+    use std::collections::HashMap;
+
+    /// Only these kernels are launched with dynamic shared memory. `check.py` adds what they have by themselves, and compares the
+    /// sum with what devices have.
+    #[test]
+    fn the_record_has_the_dynamic_shared_memory_of_launches() {
+        let mut expected = HashMap::new();
+        for dtype in formats::table().iter().map(|format| format.dtype) {
+            let name = dtype.name().to_lowercase();
+            if let Some(quantized) = is_quantized(dtype) {
+                expected.insert(format!("gemm_{name}"), matmul::stage_bytes(dtype));
+                if quantized {
+                    expected.insert(format!("gemm_sm90a_{name}"), matmul::HOPPER_SHARED);
+                }
+            }
+        }
+        expected.extend(Peak::ALL.map(|peak| (peak.kernel().to_owned(), peak.shared())));
+        expected.extend(Probe::ALL.map(|probe| (probe.kernel().to_owned(), probe.shared())));
+        let mut recorded = 0;
+        for line in include_str!("../../kernels.json").lines() {
+            let Some((name, resources)) = line.split_once(": {") else { continue };
+            let name = name.trim().trim_matches('"');
+            let dynamic =
+                resources.split_once("\"dynamic\": ").map_or("0", |(_, rest)| rest.trim_end_matches(['}', ',']));
+            let expected = expected.remove(name).unwrap_or(0);
+            assert_eq!(dynamic, expected.to_string(), "{name}: write \"dynamic\": {expected} to kernels.json");
+            recorded += 1;
+        }
+        assert!(recorded > 100 && expected.is_empty(), "not in kernels.json: {expected:?}");
+    }
 }

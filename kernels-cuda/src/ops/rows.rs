@@ -91,8 +91,6 @@ pub enum Operation {
     Multiply = 1,
     /// `a * sigmoid(a)`; `b` is not used.
     Silu = 2,
-    /// `a * sigmoid(a) * b`
-    Swiglu = 3,
 }
 
 /// Where a normalized or quantized row goes; at least one place.

@@ -122,9 +122,28 @@ impl Read {
     }
 }
 
+/// Bandwidth of copies within memory.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Copy {
+    pub buffer_bytes: usize,
+    /// Bytes read and written per second.
+    pub bytes_per_second: f64,
+}
+
+/// Time from one launch of a graph to the next, of a kernel that does nothing.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Launches {
+    /// Each waits for the end of the one before it.
+    pub alone_ns: f64,
+    /// Each may start earlier, as the kernels of a step do.
+    pub overlapped_ns: f64,
+}
+
 /// An arithmetic roof.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Arithmetic {
+    /// What `bound` says of a product that it limits.
+    pub name: &'static str,
     pub instruction: &'static str,
     pub macs_per_second: f64,
 }
@@ -134,19 +153,34 @@ pub struct Arithmetic {
 pub struct Roofs {
     pub isa: &'static str,
     pub reads: Vec<Read>,
-    /// Of kernels that multiply 8-bit activations; `null` if it is not measured for the instruction set.
-    pub integer: Option<Arithmetic>,
-    /// Of kernels that multiply `f32` activations.
-    pub float: Option<Arithmetic>,
+    /// Of the instructions that kernels multiply with, as far as they are measured.
+    pub peaks: Vec<Arithmetic>,
+    /// Of a GPU.
+    pub copy: Option<Copy>,
+    /// Of a GPU.
+    pub launches: Option<Launches>,
+}
+
+/// The name of the roof of CPU kernels that take such activations.
+pub fn peak_name(wants: ActKind) -> &'static str {
+    match wants {
+        ActKind::Q8 => "integer",
+        ActKind::F32 => "float",
+    }
 }
 
 impl Roofs {
     /// Measures them, for these levels.
     pub fn measure(isa: Isa, threads: usize, caches: &Caches, levels: &[Level]) -> Result<Self, Failure> {
-        let arithmetic = |peak: Result<Option<Peak>, ExecutorError>| {
-            let told = |Peak { instruction, macs_per_second }| Arithmetic { instruction, macs_per_second };
+        let arithmetic = |wants, peak: Result<Option<Peak>, ExecutorError>| {
+            let name = peak_name(wants);
+            let told = |Peak { instruction, macs_per_second }| Arithmetic { name, instruction, macs_per_second };
             peak.map(|peak| peak.map(told))
         };
+        let peaks = [
+            arithmetic(ActKind::Q8, roof::integer(isa, threads))?,
+            arithmetic(ActKind::F32, roof::float(isa, threads))?,
+        ];
         let mut reads = Vec::new();
         for &level in levels {
             let buffer_bytes = caches.buffer(level, threads);
@@ -158,27 +192,27 @@ impl Roofs {
                 all_threads: roof::read(isa, threads, buffer_bytes)?,
             });
         }
-        Ok(Self {
-            isa: isa.name(),
-            reads,
-            integer: arithmetic(roof::integer(isa, threads))?,
-            float: arithmetic(roof::float(isa, threads))?,
-        })
+        Ok(Self { isa: isa.name(), reads, peaks: peaks.into_iter().flatten().collect(), copy: None, launches: None })
     }
 
     /// Those of a GPU.
     pub fn of_gpu(roofs: &cuda::Roofs) -> Self {
         let read = |level, buffer_bytes, rate| Read { level, buffer_bytes, one_thread: 0.0, all_threads: rate };
-        let peak =
-            |peak: cuda::Peak, macs_per_second| Some(Arithmetic { instruction: peak.instruction(), macs_per_second });
+        let peak = |&(peak, macs_per_second): &(cuda::Peak, f64)| Arithmetic {
+            name: peak.name(),
+            instruction: peak.instruction(),
+            macs_per_second,
+        };
+        let [alone_ns, overlapped_ns] = roofs.launch.map(|seconds| seconds * 1e9);
         Self {
             isa: Runner::Cuda.name(),
             reads: vec![
                 read(Level::L2, roofs.cache_bytes, roofs.cache),
                 read(Level::Memory, roofs.memory_bytes, roofs.memory),
             ],
-            integer: peak(cuda::Peak::MmaInt8, roofs.integer),
-            float: peak(cuda::Peak::Fma, roofs.float),
+            peaks: roofs.peaks.iter().map(peak).collect(),
+            copy: Some(Copy { buffer_bytes: roofs.memory_bytes, bytes_per_second: roofs.copy }),
+            launches: Some(Launches { alone_ns, overlapped_ns }),
         }
     }
 
@@ -188,10 +222,15 @@ impl Roofs {
             read.one_thread = read.one_thread.max(later.one_thread);
             read.all_threads = read.all_threads.max(later.all_threads);
         }
-        for (peak, later) in [(&mut self.integer, later.integer), (&mut self.float, later.float)] {
-            if let (Some(peak), Some(later)) = (peak, later) {
-                peak.macs_per_second = peak.macs_per_second.max(later.macs_per_second);
-            }
+        for (peak, later) in self.peaks.iter_mut().zip(&later.peaks) {
+            peak.macs_per_second = peak.macs_per_second.max(later.macs_per_second);
+        }
+        if let (Some(copy), Some(later)) = (&mut self.copy, later.copy) {
+            copy.bytes_per_second = copy.bytes_per_second.max(later.bytes_per_second);
+        }
+        if let (Some(launches), Some(later)) = (&mut self.launches, later.launches) {
+            launches.alone_ns = launches.alone_ns.min(later.alone_ns);
+            launches.overlapped_ns = launches.overlapped_ns.min(later.overlapped_ns);
         }
     }
 
@@ -201,15 +240,12 @@ impl Roofs {
     }
 
     /// The most multiply-adds per second of a product that does `intensity` of them per byte of weights, and what sets that
-    /// limit. Each multiply-add is done `planes` times.
-    pub fn limit(&self, level: Level, intensity: f64, wants: ActKind, planes: usize) -> Option<(f64, &'static str)> {
+    /// limit. Each multiply-add is done `planes` times, with the instruction of the roof of this name.
+    pub fn limit(&self, level: Level, intensity: f64, peak: &str, planes: usize) -> Option<(f64, &'static str)> {
         let read = self.bandwidth(level)? * intensity;
-        let (peak, name) = match wants {
-            ActKind::Q8 => (self.integer, "integer"),
-            ActKind::F32 => (self.float, "float"),
-        };
-        match peak.map(|peak| peak.macs_per_second / planes as f64) {
-            Some(peak) if peak < read => Some((peak, name)),
+        let peak = self.peaks.iter().find(|one| one.name == peak);
+        match peak.map(|peak| (peak.macs_per_second / planes as f64, peak.name)) {
+            Some((peak, name)) if peak < read => Some((peak, name)),
             _ => Some((read, level.name())),
         }
     }
@@ -240,15 +276,40 @@ mod tests {
 
     #[test]
     fn the_lower_roof_is_the_limit() {
-        let peak = |macs_per_second| Some(Arithmetic { instruction: "x", macs_per_second });
+        let peak = |macs_per_second| vec![Arithmetic { name: "integer", instruction: "x", macs_per_second }];
         let read = Read { level: Level::Memory, buffer_bytes: 1, one_thread: 5.0, all_threads: 10.0 };
-        let mut roofs = Roofs { isa: "x", reads: vec![read], integer: peak(100.0), float: None };
-        assert_eq!(roofs.limit(Level::Memory, 2.0, ActKind::Q8, 1), Some((20.0, "memory")));
-        assert_eq!(roofs.limit(Level::Memory, 200.0, ActKind::Q8, 2), Some((50.0, "integer")));
-        assert_eq!(roofs.limit(Level::Memory, 200.0, ActKind::F32, 1), Some((2000.0, "memory")));
-        assert_eq!(roofs.limit(Level::L2, 2.0, ActKind::Q8, 1), None);
-        let later = Roofs { integer: peak(120.0), ..roofs.clone() };
+        let mut roofs = Roofs { isa: "x", reads: vec![read], peaks: peak(100.0), copy: None, launches: None };
+        assert_eq!(roofs.limit(Level::Memory, 2.0, "integer", 1), Some((20.0, "memory")));
+        assert_eq!(roofs.limit(Level::Memory, 200.0, "integer", 2), Some((50.0, "integer")));
+        assert_eq!(roofs.limit(Level::Memory, 200.0, "float", 1), Some((2000.0, "memory")));
+        assert_eq!(roofs.limit(Level::L2, 2.0, "integer", 1), None);
+        let later = Roofs { peaks: peak(120.0), ..roofs.clone() };
         roofs.raise(&later);
-        assert_eq!(roofs.limit(Level::Memory, 200.0, ActKind::Q8, 1), Some((120.0, "integer")));
+        assert_eq!(roofs.limit(Level::Memory, 200.0, "integer", 1), Some((120.0, "integer")));
+    }
+
+    /// What a GPU multiplies with depends on type and tokens: each product stands against the roof of its own instruction.
+    #[test]
+    fn roofs_of_a_gpu_keep_their_names_and_the_better_figures() {
+        let peaks = vec![(cuda::Peak::MmaBf16, 400.0), (cuda::Peak::Fma, 30.0)];
+        let measured = cuda::Roofs {
+            memory_bytes: 2,
+            memory: 4.0,
+            cache_bytes: 1,
+            cache: 8.0,
+            copy: 3.0,
+            launch: [2e-6, 1e-6],
+            peaks,
+        };
+        let mut roofs = Roofs::of_gpu(&measured);
+        assert_eq!(roofs.limit(Level::Memory, 1e3, "mma bf16", 1), Some((400.0, "mma bf16")));
+        assert_eq!(roofs.limit(Level::Memory, 1e3, "mma bf16", 3), Some((400.0 / 3.0, "mma bf16")));
+        assert_eq!(roofs.limit(Level::Memory, 1e3, "fma", 1), Some((30.0, "fma")));
+        assert_eq!(roofs.limit(Level::L2, 1e3, "wgmma f16", 1), Some((8e3, "L2")), "a roof that was not measured");
+        let later = cuda::Roofs { copy: 3.5, launch: [3e-6, 0.5e-6], ..measured };
+        roofs.raise(&Roofs::of_gpu(&later));
+        assert_eq!(roofs.copy.map(|copy| copy.bytes_per_second), Some(3.5));
+        let launches = roofs.launches.unwrap();
+        assert!((launches.alone_ns - 2e3).abs() < 1e-6 && (launches.overlapped_ns - 500.0).abs() < 1e-6);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     gpu::Gpu,
+    machine::peak_name,
     select::{Case, Runner, Selection},
 };
 use crate::{
@@ -10,10 +11,7 @@ use crate::{
     ui::{self, Progress},
 };
 use rustai::{Isa, backend::cuda};
-use rustai_kernels_cpu::{
-    ActKind,
-    bench::{Product, ProductError},
-};
+use rustai_kernels_cpu::bench::{Product, ProductError};
 use std::time::{Duration, Instant};
 
 /// How often and how long.
@@ -44,8 +42,9 @@ const GROUP_BYTES: usize = 2 << 30;
 pub struct Point {
     pub case: Case,
     pub tokens: usize,
-    pub kernel: &'static str,
-    pub wants: ActKind,
+    pub kernel: String,
+    /// The name of the arithmetic roof.
+    pub peak: &'static str,
     pub planes: usize,
     pub weight_bytes: u64,
     pub working_set: u64,
@@ -56,8 +55,8 @@ pub struct Point {
 
 /// What does not change from sample to sample.
 struct Facts {
-    kernel: &'static str,
-    wants: ActKind,
+    kernel: String,
+    peak: &'static str,
     planes: usize,
     weight_bytes: u64,
     working_set: u64,
@@ -66,7 +65,7 @@ struct Facts {
 
 /// A product that can be timed, wherever it runs.
 trait Timed {
-    fn facts(&self, tokens: usize) -> Facts;
+    fn facts(&self, tokens: usize) -> Result<Facts, Failure>;
     /// Makes ready for timing.
     fn settle(&mut self) -> Result<(), Failure>;
     /// Seconds of one product, over as many runs as fill `at_least`.
@@ -74,15 +73,15 @@ trait Timed {
 }
 
 impl Timed for Product {
-    fn facts(&self, tokens: usize) -> Facts {
-        Facts {
-            kernel: self.kernel(),
-            wants: self.wants(),
+    fn facts(&self, tokens: usize) -> Result<Facts, Failure> {
+        Ok(Facts {
+            kernel: self.kernel().to_owned(),
+            peak: peak_name(self.wants()),
             planes: self.planes(),
             weight_bytes: self.weight_bytes(),
             working_set: self.working_set(),
             macs: self.macs(tokens),
-        }
+        })
     }
 
     /// Wakes the product's threads and lets those of others fall asleep.
@@ -109,15 +108,16 @@ impl Timed for Product {
 }
 
 impl Timed for cuda::Product {
-    fn facts(&self, tokens: usize) -> Facts {
-        Facts {
-            kernel: self.kernel(tokens),
-            wants: if self.is_quantized() { ActKind::Q8 } else { ActKind::F32 },
-            planes: 1,
+    fn facts(&self, tokens: usize) -> Result<Facts, Failure> {
+        let kernel = self.kernel(tokens)?;
+        Ok(Facts {
+            kernel: kernel.name,
+            peak: kernel.peak.name(),
+            planes: kernel.times,
             weight_bytes: self.weight_bytes(),
             working_set: self.working_set(),
             macs: self.macs(tokens),
-        }
+        })
     }
 
     /// Clocks rise with work, and the first run is recorded.
@@ -172,12 +172,12 @@ pub fn measure(
                     continue;
                 }
                 work.push((index, measured.len()));
-                let Facts { kernel, wants, planes, weight_bytes, working_set, macs } = product.facts(tokens);
+                let Facts { kernel, peak, planes, weight_bytes, working_set, macs } = product.facts(tokens)?;
                 measured.push(Point {
                     case: *case,
                     tokens,
                     kernel,
-                    wants,
+                    peak,
                     planes,
                     weight_bytes,
                     working_set,

@@ -107,7 +107,7 @@ fn axes(report: &Report) -> (Axis, Axis) {
             .fold((f64::MAX, f64::MIN_POSITIVE), |(l, h), v| (l.min(v), h.max(v)))
     };
     let (left, right) = ends(&mut report.points.iter().map(|row| row.intensity));
-    let peaks = report.roofs.iter().flat_map(|roofs| [roofs.integer, roofs.float]).flatten();
+    let peaks = report.roofs.iter().flat_map(|roofs| &roofs.peaks);
     let (_, top) =
         ends(&mut peaks.map(|peak| peak.macs_per_second).chain(report.points.iter().map(|row| row.roof_macs_per_s)));
     let (bottom, _) = ends(&mut report.points.iter().map(|row| row.macs_per_s));
@@ -154,8 +154,7 @@ fn tick_name(tick: f64) -> String {
 /// Bandwidths rise with intensity up to the highest peak; peaks are level from the fastest bandwidth on.
 fn draw_roofs(out: &mut String, roofs: &Roofs, index: usize, x: Axis, y: Axis) {
     let dashes = if index == 0 { "" } else { " stroke-dasharray=\"7 4\"" };
-    let peaks: Vec<_> = [roofs.integer, roofs.float].into_iter().flatten().collect();
-    let top = peaks.iter().map(|peak| peak.macs_per_second / 1e9).fold(0.0, f64::max);
+    let top = roofs.peaks.iter().map(|peak| peak.macs_per_second / 1e9).fold(0.0, f64::max);
     let top = if top > 0.0 { top } else { y.high };
     let fastest = roofs.reads.iter().map(|read| read.roof() / 1e9).fold(0.0, f64::max);
     // Pixels per factor e on both axes give the slope of all bandwidths.
@@ -175,7 +174,7 @@ fn draw_roofs(out: &mut String, roofs: &Roofs, index: usize, x: Axis, y: Axis) {
         let ty = if nth == 0 { ty - 7.0 } else { ty + 17.0 };
         text(out, tx, ty, &turned, &format!("{} {} GB/s", read.level.name(), figure(rate)));
     }
-    for peak in peaks {
+    for peak in &roofs.peaks {
         let rate = peak.macs_per_second / 1e9;
         let start = if fastest > 0.0 { (rate / fastest).max(x.low) } else { x.low };
         line(out, [x.at(start.min(x.high)), y.at(rate), x.at(x.high), y.at(rate)], dashes);

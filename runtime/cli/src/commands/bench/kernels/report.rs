@@ -32,8 +32,8 @@ pub struct Row {
     #[serde(rename = "type")]
     pub dtype: &'static str,
     pub isa: &'static str,
-    /// What really multiplies: the instruction set, or `reference` if it has no kernel for the type.
-    pub kernel: &'static str,
+    /// What really multiplies: the instruction set, or `reference` if it has no kernel for the type; on a GPU the kernel.
+    pub kernel: String,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -56,7 +56,7 @@ pub struct Row {
     /// Multiply-adds per second that the roofs allow.
     pub roof_macs_per_s: f64,
     pub percent_of_roof: f64,
-    /// Which roof that is: `memory`, `L2`, `L3`, `integer` or `float`.
+    /// Which roof that is: a level of `reads` or a name of `peaks`.
     pub bound: &'static str,
 }
 
@@ -68,12 +68,12 @@ impl Row {
         let middle = sorted.len() / 2;
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
         let intensity = point.macs as f64 / point.weight_bytes as f64;
-        let (roof, bound) = roofs.limit(point.case.level, intensity, point.wants, point.planes)?;
+        let (roof, bound) = roofs.limit(point.case.level, intensity, point.peak, point.planes)?;
         let macs_per_s = point.macs as f64 / median;
         Some(Self {
             dtype: point.case.dtype.name(),
             isa: point.case.runner.name(),
-            kernel: point.kernel,
+            kernel: point.kernel.clone(),
             m: point.tokens,
             n: point.case.shape.rows,
             k: point.case.shape.cols,
@@ -147,16 +147,40 @@ impl Report {
                     format!("{} in all", ui::bytes(read.buffer_bytes as u64)),
                 ]);
             }
-            for (name, peak) in [("integer", roofs.integer), ("float", roofs.float)] {
-                let Some(peak) = peak else { continue };
+            if let Some(copy) = roofs.copy {
                 table.row(vec![
-                    name.to_owned(),
+                    "copy".to_owned(),
+                    roofs.isa.to_owned(),
+                    String::new(),
+                    figure(copy.bytes_per_second / 1e9),
+                    "GB/s".to_owned(),
+                    format!("{} in all, read and written", ui::bytes(copy.buffer_bytes as u64)),
+                ]);
+            }
+            for peak in &roofs.peaks {
+                table.row(vec![
+                    peak.name.to_owned(),
                     roofs.isa.to_owned(),
                     String::new(),
                     figure(peak.macs_per_second / 1e9),
                     "G MAC/s".to_owned(),
                     peak.instruction.to_owned(),
                 ]);
+            }
+            if let Some(launches) = roofs.launches {
+                for (name, how, time) in [
+                    ("launch", "a graph of kernels that do nothing", launches.alone_ns),
+                    ("launch, overlapped", "the same, each started before the last has ended", launches.overlapped_ns),
+                ] {
+                    table.row(vec![
+                        name.to_owned(),
+                        roofs.isa.to_owned(),
+                        String::new(),
+                        figure(time / 1e3),
+                        "µs".to_owned(),
+                        how.to_owned(),
+                    ]);
+                }
             }
         }
         table
@@ -223,10 +247,7 @@ pub(super) mod tests {
         *,
     };
     use rustai::{DType, Isa};
-    use rustai_kernels_cpu::{
-        ActKind,
-        bench::{Residence, Shape},
-    };
+    use rustai_kernels_cpu::bench::{Residence, Shape};
 
     /// A report with the points of one type.
     pub fn sample() -> Report {
@@ -238,8 +259,8 @@ pub(super) mod tests {
         let point = |tokens: usize, samples: &[f64]| Point {
             case,
             tokens,
-            kernel: "reference",
-            wants: ActKind::Q8,
+            kernel: "reference".to_owned(),
+            peak: "integer",
             planes: 1,
             weight_bytes,
             working_set: weight_bytes,
@@ -247,8 +268,8 @@ pub(super) mod tests {
             samples: samples.to_vec(),
         };
         let read = Read { level, buffer_bytes: 1 << 20, one_thread: 1e9, all_threads: 2e9 };
-        let integer = Some(Arithmetic { instruction: "a & b", macs_per_second: 1e11 });
-        let roofs = vec![Roofs { isa: "reference", reads: vec![read], integer, float: None }];
+        let peaks = vec![Arithmetic { name: "integer", instruction: "a & b", macs_per_second: 1e11 }];
+        let roofs = vec![Roofs { isa: "reference", reads: vec![read], peaks, copy: None, launches: None }];
         let points = [point(512, &[2e-4, 1e-4, 1.5e-4]), point(1, &[1e-5, 2e-5, 1.2e-5, 1.4e-5]), point(4, &[])];
         Report::new(roofs, &points, 2, None, 4)
     }
