@@ -14,7 +14,7 @@ pub use attention::{
     LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
 };
 pub use inputs::BatchInputs;
-pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Projection};
+pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Partials, Projection};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, MIN_TEMPERATURE, SampleInputs, Sampling};
