@@ -245,7 +245,7 @@ fn sequences_of_a_batch_do_not_disturb_each_other() {
 fn many_sequences_decode_together() {
     let (_standin, folder) = (standin(), kernels());
     let file =
-        file(&TinyLlama { width: 1024, feed_forward: 32, heads: 16, kv_heads: 1, layers: 1, ..tiny(DType::Q4_0) });
+        file(&TinyLlama { width: 1024, feed_forward: 32, heads: 16, kv_heads: 2, layers: 1, ..tiny(DType::Q4_0) });
     for count in [12, 20] {
         let run = |device| {
             let options = LoadOptions { context: 32, max_sequences: 20, ..options(device, &folder) };
