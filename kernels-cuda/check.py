@@ -114,6 +114,8 @@ RULES = (
     Rule(r"gemm_(q[4568]|iq4|mxfp4)", must=((WEIGHTS_128, 2),)),
     Rule(r"gemm_q[23]_k", must=((WEIGHTS_64, 2),)),
     Rule(r"gemm_(q|iq4|mxfp4)", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    # Where columns are split, blocks count themselves, and sums that others left come in wide loads past the first cache.
+    Rule(r"gemm_(q|iq4|mxfp4)\w*_(16|32|64)$", must=(r"ATOMG\.E\.INC", r"MEMBAR", r"LDG\.E\.128\.STRONG\.GPU", r"STG\.E\.128")),
     # Products that run beside the threads, and the barriers by which tiles are handed over.
     Rule(r"gemm_sm90a_", must=(r"HGMMA\.64x128x16\.F32", r"SYNCS", r"WARPGROUP"), must_not=(r"HMMA", r"IMMA", r"LDG\.E(\.\w+)*\.[US]8")),
     Rule(r"gemm_f16", must=(r"HMMA\.16816\.F32", r"LDSM", r"LDGSTS", LDG_128)),

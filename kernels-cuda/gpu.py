@@ -296,7 +296,7 @@ class Run:
         if self.options.standin:
             command += ["--quick", "--type", "Q4_0", "--model", "135m", "--m", "1"]
         else:
-            command += ["--type", "Q4_0,Q4_K,Q6_K,Q8_0,F16,BF16", "--model", "1b,8b", "--m", "1,2,4,8,16,64,512,2048,4096"]
+            command += ["--type", "Q4_0,Q4_K,Q6_K,Q8_0,F16,BF16", "--model", "1b,8b", "--m", "1,2,4,8,16,32,64,512,2048,4096"]
         text = self.step("bench-kernels", command, 120)
         self.found["kernels"] = self.json("bench-kernels", text)
 

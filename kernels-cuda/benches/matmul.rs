@@ -19,7 +19,7 @@ use rustai_kernels_cuda::{
 };
 use std::{env, sync::Arc, time::Duration};
 
-const TOKENS: [usize; 7] = [1, 2, 4, 8, 16, 256, 4096];
+const TOKENS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 256, 4096];
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();

@@ -145,6 +145,49 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// ---- what blocks of one launch tell each other (PTX ISA, memory consistency model)
+
+// What this thread wrote to global memory is seen by whoever sees a count that the block makes after its next barrier. Every
+// thread of the block calls it.
+DEVICE void publish() {
+#ifdef RUSTAI_EMULATOR
+    emu::block.published++;
+#else
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+// Adds one to a count that goes back to zero after `last`, and returns what it was.
+DEVICE u32 count_around(u32* count, u32 last) {
+#ifdef RUSTAI_EMULATOR
+    // Blocks run one after the other, so nothing else would notice.
+    if (emu::block.published < emu::block.size.x) emu::fail("a block counts itself before all its threads have published");
+    emu::block.published = 0;
+    const u32 old = *count;
+    *count = old >= last ? 0 : old + 1;
+    return old;
+#else
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(count), "r"(last) : "memory");
+    return old;
+#endif
+}
+
+// What another block has published, past this multiprocessor's own cache.
+DEVICE uint4 load_published16(const void* p) {
+    uint4 v;
+#ifdef RUSTAI_EMULATOR
+    if (reinterpret_cast<uintptr_t>(p) % 16) emu::fail("a 16-byte load from an address that is no multiple of 16");
+    memcpy(&v, p, 16);
+#else
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+#endif
+    return v;
+}
+
 // ---- arithmetic
 
 // sum + a0 b0 + a1 b1 + a2 b2 + a3 b3, of signed bytes.

@@ -19,10 +19,13 @@ struct MatmulArgs {
     MatrixArgs matrices[MOST_MATRICES];
     const void* x;       // quants of a quantized type, f32 of a float type
     const void* scales;  // BlockScale, for quantized types
+    void* partials;      // sums of splits, if there are more than one
+    u32* counters;       // a zero per tile, likewise
     u32 blocks;          // in a row of weights and of x
     u32 tokens;
     u32 count;  // matrices that are results of their own
     u32 gated;  // out = silu(matrix 0 * x) * (matrix 1 * x), and nothing else
+    u32 splits;  // parts of the columns, each with blocks of threads of its own
 };
 
 DEVICE void set_rows(QuantizedRows& rows, const MatmulArgs& args) {

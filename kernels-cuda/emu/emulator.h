@@ -136,6 +136,8 @@ struct Block {
     std::vector<unsigned char> memory;
     std::vector<SharedArray> arrays;
     size_t used = 0, dynamic_bytes = 0, shared_bytes = 0, most_shared = 0, alive = 0;
+    // Threads that published what they wrote, for the block's next count.
+    size_t published = 0;
     std::function<void()> body;
     Fiber* current = nullptr;
     bool failed = false;
@@ -397,7 +399,7 @@ inline bool open_barriers() {
 
 inline void run_block() {
     block.arrays.clear();
-    block.used = block.shared_bytes = 0;
+    block.used = block.shared_bytes = block.published = 0;
     block.alive = block.fibers.size();
     for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
     block.teams.assign((block.fibers.size() + TEAM - 1) / TEAM, Team());

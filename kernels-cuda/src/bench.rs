@@ -4,8 +4,8 @@
 //! models are those of [`rustai_kernels_cpu::bench`].
 
 use crate::{
-    Arena, Device, DeviceError, Event, Floats, Graph, Input, Kernels, Packed, Projection, Quants, Span, Stream,
-    Weights,
+    Arena, Device, DeviceError, Event, Floats, Graph, Input, Kernels, Packed, Partials, Projection, Quants, Span,
+    Stream, Weights,
     ops::{Peak, ProductKernel},
     weights::is_quantized,
 };
@@ -78,6 +78,7 @@ pub struct Product {
     weights: Vec<Weights>,
     floats: Floats,
     quants: Option<Quants>,
+    partials: Option<Partials>,
     out: Floats,
     dtype: DType,
     shape: Shape,
@@ -121,6 +122,7 @@ impl Product {
         };
         let mut arena = Arena::new(device, "results", Floats::room(max_tokens, rows))?;
         let out = Floats::take(&mut arena, max_tokens, rows)?;
+        let partials = if quants.is_some() { Partials::new(device, max_tokens)? } else { None };
         stream.synchronize()?;
         Ok(Self {
             recordings: HashMap::new(),
@@ -129,6 +131,7 @@ impl Product {
             weights,
             floats,
             quants,
+            partials,
             out,
             dtype,
             shape,
@@ -160,7 +163,7 @@ impl Product {
         let input = self.quants.as_ref().map_or(Input::Floats(&self.floats), Input::Quantized);
         for weights in self.weights.iter().cycle().take(self.products) {
             let projection = Projection { weights, bias: None, out: &self.out, accumulate: false };
-            self.kernels.matmul(stream, input, &[projection], tokens)?;
+            self.kernels.matmul(stream, input, &[projection], self.partials.as_ref(), tokens)?;
         }
         Ok(())
     }

@@ -420,7 +420,7 @@ fn a_kernel_is_looked_up_once() {
     let out = Floats::with(&device, 8, &vec![0.0; 20 * 8]).unwrap();
     let product = |tokens| {
         let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
-        kernels.matmul(&stream, Input::Floats(&x), &[projection], tokens).unwrap();
+        kernels.matmul(&stream, Input::Floats(&x), &[projection], None, tokens).unwrap();
     };
     let counts = || ["lookups", "attributes"].map(|name| standin.get(name));
     let before = counts();
@@ -584,10 +584,13 @@ fn products_of_many_tokens_fit_the_shared_memory_of_every_device() {
             kernels.quantize(&stream, &x, &quants, 70).unwrap();
             let input = if dtype == DType::F32 { Input::Floats(&x) } else { Input::Quantized(&quants) };
             let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
-            kernels.matmul(&stream, input, &[projection], 70).unwrap();
-            let got =
-                out.read(70).unwrap_or_else(|error| panic!("{dtype}, {capability}: {error}: {}", standin.failure()));
-            assert!(got.iter().all(|value| *value == 0.0));
+            for tokens in [12, 20, 40, 70] {
+                kernels.matmul(&stream, input, &[projection], None, tokens).unwrap();
+                let got = out
+                    .read(tokens)
+                    .unwrap_or_else(|error| panic!("{dtype}, {capability}, {tokens}: {error}: {}", standin.failure()));
+                assert!(got.iter().all(|value| *value == 0.0));
+            }
         }
     }
 }

@@ -11,12 +11,12 @@ use rustai_kernels_cpu::{
     reference,
 };
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
+    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Partials, Projection, Quants, Stream, Weights,
     bench::{Product, Roofs},
     ops::{HOPPER_TOKENS, Peak},
     weights::is_quantized,
 };
-use support::{Numbers, error, open, standin};
+use support::{Numbers, Standin, error, open, standin};
 
 const TYPES: [DType; 16] = [
     DType::F32,
@@ -123,7 +123,7 @@ fn agrees(
         let x = Activations::new(device, kernels, stream, dtype, cols, &x);
         let out = zeros(device, tokens, rows);
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(stream, x.input(), &[projection], tokens).unwrap();
+        kernels.matmul(stream, x.input(), &[projection], None, tokens).unwrap();
         let error = error(&out.read(tokens).unwrap(), &expected);
         let ceiling = match is_quantized(dtype) {
             Some(true) if tokens >= HOPPER_TOKENS && device.info().capability == (9, 0) => HOPPER_CEILING,
@@ -172,6 +172,192 @@ fn many_tokens_agree_with_the_reference_in_several_orders() {
     }
 }
 
+/// Products of one matrix with up to so many rows of activations, split by columns or not.
+struct Batch {
+    opened: (Device, Kernels, Stream),
+    weights: Weights,
+    partials: Option<Partials>,
+    shape: (usize, usize),
+    x: Vec<f32>,
+    expected: Vec<f32>,
+}
+
+impl Batch {
+    fn new(standin: &Standin, dtype: DType, (rows, cols): (usize, usize), tokens: usize, split: bool) -> Self {
+        let opened = open(standin);
+        let bytes = weights(dtype, rows, cols, dtype as u64);
+        let x = Numbers::new(31).values(tokens * cols);
+        Self {
+            weights: upload(&opened.0, dtype, rows, cols, &bytes),
+            partials: if split { Partials::new(&opened.0, tokens).unwrap() } else { None },
+            expected: expected(dtype, rows, cols, &bytes, &x),
+            shape: (rows, cols),
+            opened,
+            x,
+        }
+    }
+
+    fn tokens(&self, first: usize, count: usize) -> Vec<f32> {
+        let (device, kernels, stream) = &self.opened;
+        let (rows, cols) = self.shape;
+        let x = &self.x[first * cols..(first + count) * cols];
+        let x = Activations::new(device, kernels, stream, self.weights.dtype(), cols, x);
+        let out = zeros(device, count, rows);
+        let projection = Projection { weights: &self.weights, bias: None, out: &out, accumulate: false };
+        kernels.matmul(stream, x.input(), &[projection], self.partials.as_ref(), count).unwrap();
+        out.read(count).unwrap()
+    }
+
+    fn bits(&self, first: usize, count: usize) -> Vec<u32> {
+        self.tokens(first, count).into_iter().map(f32::to_bits).collect()
+    }
+
+    fn error(&self, got: &[f32]) -> f32 {
+        error(got, &self.expected[..got.len()])
+    }
+}
+
+/// Tiles of 16, 32 and 64 tokens, full, with one token and one short of full; more rows than a tile.
+#[test]
+fn batches_agree_with_the_reference_split_and_whole() {
+    let standin = standin();
+    if !standin.is_real() {
+        standin.set("capability", 80);
+    }
+    for dtype in TYPES.into_iter().filter(|dtype| is_quantized(*dtype).unwrap()) {
+        let short = if dtype.block_len() == 256 { 256 } else { 160 };
+        // Two splits of four steps; with blocks of 32, the last step is not whole.
+        let long = if dtype.block_len() == 256 { 1024 } else { 1056 };
+        for (cols, split) in [(short, false), (long, true)] {
+            let batch = Batch::new(&standin, dtype, (70, cols), 65, split);
+            for (order, tokens) in [9, 16, 17, 31, 32, 33, 48, 63, 64, 65].into_iter().enumerate() {
+                standin.set("schedule", [0, 1, 7][order % 3]);
+                let error = batch.error(&batch.tokens(0, tokens));
+                assert!(error < CEILING, "{dtype} {cols} columns, {tokens} tokens: {error:e}");
+            }
+        }
+    }
+}
+
+/// Whatever the order of blocks, however often, and whoever else is in the batch; and splits are at work where they should be.
+#[test]
+fn a_token_of_a_batch_has_one_result() {
+    let standin = standin();
+    let (rows, cols) = (131, 2048);
+    for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K] {
+        let [split, whole] = [true, false].map(|split| Batch::new(&standin, dtype, (rows, cols), 64, split));
+        // Of the tiles of 16 and 32 tokens, which are split alike, and of those of 64.
+        for (all, parts) in [(32, [(0, 9), (3, 16), (16, 16), (5, 17)]), (64, [(0, 33), (16, 48), (1, 63), (24, 40)])] {
+            let expected = split.bits(0, all);
+            let plain = whole.bits(0, all);
+            if !standin.is_real() {
+                assert_ne!(expected, plain, "{dtype}, {all} tokens: nothing was split");
+            }
+            standin.in_every_order(|schedule| {
+                for turn in 0..2 {
+                    assert_eq!(split.bits(0, all), expected, "{dtype}, order {schedule}, turn {turn}");
+                }
+            });
+            for (first, count) in parts {
+                let range = first * rows..(first + count) * rows;
+                assert_eq!(split.bits(first, count), expected[range.clone()], "{dtype}, {count} of {all} split");
+                assert_eq!(whole.bits(first, count), plain[range], "{dtype}, {count} of {all}");
+            }
+        }
+    }
+}
+
+#[test]
+fn split_products_have_biases_residuals_and_gates() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let cols = 1024;
+    let partials = Partials::new(&device, 64).unwrap().unwrap();
+    for (dtype, tokens) in [(DType::Q5_1, 12), (DType::Q6_K, 20), (DType::Q4_K, 40)] {
+        let x = Numbers::new(1).values(tokens * cols);
+        let heights = [70, 40];
+        let bytes: Vec<_> = (0..2).map(|i| weights(dtype, heights[i], cols, i as u64)).collect();
+        let matrices: Vec<_> = (0..2).map(|i| upload(&device, dtype, heights[i], cols, &bytes[i])).collect();
+        let bias = Numbers::new(9).values(heights[0]);
+        let before = Numbers::new(10).values(tokens * heights[1]);
+        let activations = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
+        let bias_on_device = Floats::with(&device, heights[0], &bias).unwrap();
+        let product = |partials| {
+            let outs = [zeros(&device, tokens, heights[0]), Floats::with(&device, heights[1], &before).unwrap()];
+            let projections = [
+                Projection { weights: &matrices[0], bias: Some(&bias_on_device), out: &outs[0], accumulate: false },
+                Projection { weights: &matrices[1], bias: None, out: &outs[1], accumulate: true },
+            ];
+            kernels.matmul(&stream, activations.input(), &projections, partials, tokens).unwrap();
+            outs.map(|out| out.read(tokens).unwrap())
+        };
+        let got = product(Some(&partials));
+        for (i, got) in got.iter().enumerate() {
+            let mut expected = expected(dtype, heights[i], cols, &bytes[i], &x);
+            for (at, value) in expected.iter_mut().enumerate() {
+                *value += if i == 0 { bias[at % heights[0]] } else { before[at] };
+            }
+            let error = error(got, &expected);
+            assert!(error < CEILING, "{dtype} matrix {i}: {error:e}");
+        }
+
+        let rows = 37;
+        let bytes = [3, 4].map(|seed| weights(dtype, rows, cols, seed));
+        let mut wanted = vec![0.0; tokens * rows];
+        let [gate, up] = bytes.each_ref().map(|bytes| expected(dtype, rows, cols, bytes, &x));
+        reference::swiglu(&gate, &up, &mut wanted);
+        let on_device = bytes.map(|bytes| upload(&device, dtype, rows, cols, &bytes));
+        let gated = |partials| {
+            let out = zeros(&device, tokens, rows);
+            kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, partials, tokens).unwrap();
+            out.read(tokens).unwrap()
+        };
+        let got_gated = gated(Some(&partials));
+        let error = error(&got_gated, &wanted);
+        assert!(error < 2.0 * CEILING, "{dtype}: {error:e}");
+        // Both were split, unless the device is large.
+        if !standin.is_real() {
+            assert!(product(None) != got && gated(None) != got_gated, "{dtype}");
+        }
+    }
+}
+
+/// The counters are as they were after each launch, so a recording can run again; partial sums that are too small for the launch
+/// are not used.
+#[test]
+fn split_products_are_recorded() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let (rows, cols, tokens) = (70, 1024, 33);
+    let bytes = weights(DType::Q4_K, rows, cols, 1);
+    let x = Numbers::new(2).values(cols * tokens);
+    let expected = expected(DType::Q4_K, rows, cols, &bytes, &x);
+    let on_device = upload(&device, DType::Q4_K, rows, cols, &bytes);
+    let x = Activations::new(&device, &kernels, &stream, DType::Q4_K, cols, &x);
+    let out = zeros(&device, tokens, rows);
+    let product = |stream: &Stream, partials: &Partials| {
+        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
+        kernels.matmul(stream, x.input(), &[projection], Some(partials), tokens)
+    };
+    let partials = Partials::new(&device, tokens).unwrap().unwrap();
+    let graph = stream.capture(|stream| product(stream, &partials)).unwrap();
+    // The recording keeps them.
+    drop(partials);
+    let mut first = None;
+    for _ in 0..3 {
+        out.span().upload(&vec![f32::NAN; tokens * rows]).unwrap();
+        graph.launch().unwrap();
+        let got = out.read(tokens).unwrap();
+        assert!(error(&got, &expected) < CEILING);
+        let first = first.get_or_insert_with(|| got.clone());
+        assert!(got == *first);
+    }
+    assert!(Partials::new(&device, 8).unwrap().is_none());
+    let small = Partials::new(&device, 9).unwrap().unwrap();
+    product(&stream, &small).unwrap();
+    assert!(error(&out.read(tokens).unwrap(), &expected) < CEILING);
+}
+
 #[test]
 fn many_tokens_agree_with_the_reference_on_hopper() {
     let standin = standin();
@@ -204,7 +390,7 @@ fn missing_synchronisations_of_the_hopper_kernel_are_noticed() {
         let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
         let out = zeros(&device, tokens, rows);
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+        kernels.matmul(&stream, x.input(), &[projection], None, tokens).unwrap();
         out.read(tokens).is_ok_and(|got| error(&got, &expected) < HOPPER_CEILING)
     });
 }
@@ -222,7 +408,7 @@ fn the_hopper_kernel_has_biases_and_gates() {
     let mut wanted = vec![0.0; tokens * rows];
     reference::swiglu(&products[0], &products[1], &mut wanted);
     let out = zeros(&device, tokens, rows);
-    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, None, tokens).unwrap();
     let off = error(&out.read(tokens).unwrap(), &wanted);
     assert!(off < 2.0 * HOPPER_CEILING, "{off:e}");
 
@@ -236,7 +422,7 @@ fn the_hopper_kernel_has_biases_and_gates() {
         out: &outs[i],
         accumulate: i == 1,
     });
-    kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+    kernels.matmul(&stream, activations.input(), &projections, None, tokens).unwrap();
     for i in 0..2 {
         let wanted = products[i].iter().enumerate();
         let wanted: Vec<_> = wanted.map(|(at, x)| x + if i == 0 { bias[at % rows] } else { before[at] }).collect();
@@ -265,7 +451,7 @@ fn many_tokens_share_matrices_biases_and_gates() {
             Projection { weights: &matrices[0], bias: Some(&bias_on_device), out: &outs[0], accumulate: false },
             Projection { weights: &matrices[1], bias: None, out: &outs[1], accumulate: true },
         ];
-        kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+        kernels.matmul(&stream, activations.input(), &projections, None, tokens).unwrap();
         for i in 0..2 {
             let mut expected = expected(plain, heights[i], width, &bytes[i], &x);
             for (at, value) in expected.iter_mut().enumerate() {
@@ -284,7 +470,7 @@ fn many_tokens_share_matrices_biases_and_gates() {
         let on_device = [gate, up].map(|bytes| upload(&device, gated, rows, cols, &bytes));
         let activations = Activations::new(&device, &kernels, &stream, gated, cols, &x);
         let out = zeros(&device, tokens, rows);
-        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, None, tokens).unwrap();
         let error = error(&out.read(tokens).unwrap(), &wanted);
         assert!(error < 2.0 * CEILING, "{gated}: {error:e}");
     }
@@ -305,7 +491,7 @@ fn activations_beyond_the_range_of_f16_are_multiplied() {
     let x = Activations::new(&device, &kernels, &stream, DType::F16, cols, &x);
     let out = zeros(&device, tokens, rows);
     let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-    kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+    kernels.matmul(&stream, x.input(), &[projection], None, tokens).unwrap();
     let got = out.read(tokens).unwrap();
     for (got, exact) in got.chunks_exact(rows).zip(exact.chunks_exact(rows)) {
         assert!(error(got, exact) < 1e-3, "{got:?} for {exact:?}");
@@ -331,7 +517,7 @@ fn what_is_not_finite_shows_in_its_own_row_and_nowhere_else() {
             _ => &[0, 0x7e],
         };
         wrong_bytes[at..at + wrong.len()].copy_from_slice(wrong);
-        for (capability, tokens) in [(90, 1), (90, 20), (80, 70), (90, 70)] {
+        for (capability, tokens) in [(90, 1), (90, 12), (90, 20), (90, 40), (80, 70), (90, 70)] {
             if !standin.is_real() {
                 standin.set("capability", capability);
             }
@@ -342,7 +528,7 @@ fn what_is_not_finite_shows_in_its_own_row_and_nowhere_else() {
                 let x = Activations::new(&device, &kernels, &stream, dtype, cols, x);
                 let out = zeros(&device, tokens, rows);
                 let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-                kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+                kernels.matmul(&stream, x.input(), &[projection], None, tokens).unwrap();
                 out.read(tokens).unwrap()
             };
             let expected = product(&bytes, &x);
@@ -386,10 +572,25 @@ fn a_missing_barrier_or_wait_of_the_prefill_kernels_is_noticed() {
             let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
             let out = zeros(&device, tokens, rows);
             let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-            kernels.matmul(&stream, x.input(), &[projection], tokens).unwrap();
+            kernels.matmul(&stream, x.input(), &[projection], None, tokens).unwrap();
             out.read(tokens).is_ok_and(|got| error(&got, &expected) < SPLIT_CEILING)
         });
     }
+}
+
+#[test]
+fn missing_synchronisations_of_split_products_are_noticed() {
+    let standin = standin();
+    // The barrier and the wait of a step; the barriers before and after a block counts itself.
+    standin.expect_every_sync_to_matter(4, || {
+        let batch = Batch::new(&standin, DType::Q4_K, (3, 1024), 9, true);
+        let (device, kernels, stream) = &batch.opened;
+        let x = Activations::new(device, kernels, stream, DType::Q4_K, 1024, &batch.x);
+        let out = zeros(device, 9, 3);
+        let projection = Projection { weights: &batch.weights, bias: None, out: &out, accumulate: false };
+        kernels.matmul(stream, x.input(), &[projection], batch.partials.as_ref(), 9).unwrap();
+        out.read(9).is_ok_and(|got| batch.error(&got) < CEILING)
+    });
 }
 
 #[test]
@@ -423,7 +624,7 @@ fn any_bits_are_weights() {
         let x = Activations::new(&device, &kernels, &stream, dtype, cols, &x);
         let out = zeros(&device, 1, rows);
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(&stream, x.input(), &[projection], 1).unwrap();
+        kernels.matmul(&stream, x.input(), &[projection], None, 1).unwrap();
         let error = error(&out.read(1).unwrap(), &expected);
         assert!(error < CEILING, "{dtype}: {error:e}");
     }
@@ -490,7 +691,7 @@ fn matrices_biases_and_residuals_share_a_launch() {
                 accumulate: i == 2,
             })
             .collect();
-        kernels.matmul(&stream, activations.input(), &projections, tokens).unwrap();
+        kernels.matmul(&stream, activations.input(), &projections, None, tokens).unwrap();
         for i in 0..3 {
             let mut expected = expected(DType::Q4_K, heights[i], cols, &bytes[i], &x);
             for (at, value) in expected.iter_mut().enumerate() {
@@ -520,7 +721,7 @@ fn gate_and_up_are_one_launch() {
     standin.in_every_order(|schedule| {
         let activations = Activations::new(&device, &kernels, &stream, DType::Q8_0, cols, &x);
         let out = zeros(&device, tokens, rows);
-        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, tokens).unwrap();
+        kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, None, tokens).unwrap();
         let error = error(&out.read(tokens).unwrap(), &wanted);
         assert!(error < 2.0 * CEILING, "order {schedule}: {error:e}");
     });
@@ -539,7 +740,7 @@ fn a_missing_barrier_is_noticed() {
         let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
         let out = zeros(&device, 1, rows);
         let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(&stream, x.input(), &[projection], 1).unwrap();
+        kernels.matmul(&stream, x.input(), &[projection], None, 1).unwrap();
         out.read(1).is_ok_and(|got| error(&got, &expected) < CEILING)
     });
 }
@@ -562,14 +763,20 @@ fn what_does_not_fit_is_refused() {
     let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, 64, &[1.0; 128]);
     let (narrow, out) = (zeros(&device, 2, 1), zeros(&device, 2, 2));
     let launch = |out: &Floats, tokens: usize, input: Input<'_>| {
-        kernels.matmul(&stream, input, &[Projection { weights: &matrix, bias: None, out, accumulate: false }], tokens)
+        kernels.matmul(
+            &stream,
+            input,
+            &[Projection { weights: &matrix, bias: None, out, accumulate: false }],
+            None,
+            tokens,
+        )
     };
     invalid(launch(&narrow, 1, x.input()), "result");
     invalid(launch(&out, 3, x.input()), "input: 3 rows");
     invalid(launch(&out, 0, x.input()), "0 tokens");
     invalid(launch(&out, 9, x.input()), "input: 9 rows");
     invalid(launch(&out, 1, Input::Floats(&x.floats)), "not of the kind");
-    invalid(kernels.matmul(&stream, x.input(), &[], 1), "0 matrices");
+    invalid(kernels.matmul(&stream, x.input(), &[], None, 1), "0 matrices");
     launch(&out, 2, x.input()).unwrap();
     stream.synchronize().unwrap();
 }

@@ -246,6 +246,33 @@ fn sequences_of_a_batch_do_not_disturb_each_other() {
     assert!(error(got, &expected) < 1e-3, "{:.2e}", error(got, &expected));
 }
 
+/// Sequences that are decoded together, in tiles of 16 and 32 tokens; products of 1024 columns with few rows are split.
+#[test]
+fn many_sequences_decode_together() {
+    let (_standin, folder) = (standin(), kernels());
+    let file =
+        file(&TinyLlama { width: 1024, feed_forward: 32, heads: 16, kv_heads: 2, layers: 1, ..tiny(DType::Q4_0) });
+    for count in [12, 20] {
+        let run = |device| {
+            let options = LoadOptions { context: 32, max_sequences: 20, ..options(device, &folder) };
+            let mut model = load(&file, &options).unwrap();
+            let pages: Vec<[u32; 1]> = (0..count).map(|i| [count - 1 - i]).collect();
+            let outputs: Vec<u32> = (0..count).collect();
+            // The third is a recording.
+            (0..3)
+                .flat_map(|start| {
+                    let tokens: Vec<u32> = (0..count).map(|i| (i * 11 + start * 5) % 250).collect();
+                    let sequences: Vec<_> = pages.iter().map(|pages| BatchSequence { len: 1, start, pages }).collect();
+                    model.step(&Batch { tokens: &tokens, sequences: &sequences, outputs: &outputs }).unwrap().to_vec()
+                })
+                .collect::<Vec<_>>()
+        };
+        let (got, expected) = (run(DeviceChoice::Cuda(0)), run(DeviceChoice::Cpu));
+        let off = error(&got, &expected);
+        assert!(off < tolerance(DType::Q4_0), "{count} sequences: {off:.2e}");
+    }
+}
+
 /// Long sequences: attention in runs whose states are merged, reaches that change, recordings that are met again with other
 /// pages, and decoding beside a prompt.
 #[test]

@@ -1,9 +1,22 @@
-//! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for many, `cuda/gemm.cu` for quantized types, or
-//! `cuda/gemm_sm90a.cu` on Hopper, and `cuda/gemm_float.cu` for the others.
+//! Products of weights with activations: `cuda/gemv.cu` for a few tokens; for batches and prompts, `cuda/gemm.cu` for quantized
+//! types, or `cuda/gemm_sm90a.cu` for prompts on Hopper, and `cuda/gemm_float.cu` for the others.
+//!
+//! | tokens | quantized weights | blocks of threads per multiprocessor at most, where products are split |
+//! |---|---|---|
+//! | 1 to 8 | decode kernel for 1, 2, 4 or 8 | |
+//! | 9 to 16 | tiles of 16 tokens x 64 rows | 4 |
+//! | 17 to 32 | tiles of 32 tokens x 64 rows | 4 |
+//! | 33 to 64 | tiles of 64 tokens x 64 rows | 3 |
+//! | from 65 on | tiles of 128 tokens x 64 rows, of 128 x 128 on Hopper | not split |
+//!
+//! With the numbers of tokens of a line and the matrices of a launch, a token's result is the same, bit for bit, whatever else is in
+//! its batch, and in whatever order a device runs the blocks. Lines differ in the order of sums, except that the tiles of
+//! `cuda/gemm.cu` all add in the order of columns: the two lines with equal splits agree under the emulator, but nothing makes a
+//! compiler fuse the same multiplications in two kernels.
 
 use super::{Floats, Peak, Quants, SCALE_BYTES, small};
 use crate::{
-    DeviceError, Kernels, Span, Stream,
+    Arena, Device, DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
     kernels::{PerType, Slot},
     weights::{BLOCK, Weights, factors_per_block, is_quantized},
@@ -11,7 +24,7 @@ use crate::{
 use rustai_abi::DType;
 
 /// Up to so many tokens are multiplied by the decode kernels, which read weights as fast as memory gives them and multiply each
-/// token by itself.
+/// token by itself. With more, that takes longer than the weights do (see PERFORMANCE.md). A guess to be measured.
 pub const DECODE_TOKENS: usize = 8;
 
 /// As [`DECODE_TOKENS`], for weights of float types: twice through the decode kernels reads their weights twice, but with all
@@ -27,6 +40,114 @@ pub const MAX_MATRICES: usize = 3;
 
 /// Most warps of a block, as in `cuda/gemv.cu`.
 const MAX_WARPS: usize = 8;
+
+/// Tokens of the tiles of `cuda/gemm.cu`.
+pub(super) const TILES: [usize; 4] = [16, 32, 64, 128];
+
+/// Up to so many tokens, products are split by columns where they have too few tiles for the device.
+const SPLIT_TOKENS: usize = 64;
+
+/// Most blocks of threads per multiprocessor of a product that is split, with tiles of up to 32 tokens and of 64. By their registers
+/// four of the former run at a time and two of the latter on Hopper. More blocks would write more sums.
+const SPLIT_BLOCKS: [usize; 2] = [4, 3];
+
+/// Fewest steps along the columns of a split: the first has nothing to overlap with. A guess to be measured.
+const SPLIT_STEPS: usize = 4;
+
+/// Most splits: a block reads that many tiles of sums. A guess to be measured.
+const MAX_SPLITS: usize = 16;
+
+/// Blocks of columns in a step of `cuda/gemm.cu` and `cuda/gemm_float.cu`.
+const STEP: usize = 4;
+
+/// How a product of quantized weights with many tokens is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tiling {
+    /// Tokens of a tile, of [`TILES`].
+    tokens: usize,
+    /// Parts of the columns.
+    splits: usize,
+}
+
+impl Tiling {
+    /// For more than [`DECODE_TOKENS`] tokens and a matrix, or several together, of so many tiles of rows and `blocks` blocks of
+    /// columns. The number of tokens of a line of the table above changes only the size of the tile.
+    fn new(tokens: usize, row_tiles: usize, blocks: usize, multiprocessors: usize) -> Self {
+        let tile = tile_of(tokens);
+        if tokens > SPLIT_TOKENS {
+            return Self { tokens: tile, splits: 1 };
+        }
+        let row_tiles = row_tiles.max(1);
+        let room = split_blocks(tile, multiprocessors) / row_tiles;
+        let most = (blocks.div_ceil(STEP) / SPLIT_STEPS).min(MAX_SPLITS).min(room).max(1);
+        // The multiprocessor that has most blocks ends last, and a block is so much shorter as there are splits. Of equals, the
+        // most: more loads are under way.
+        let rounds = |splits: usize| (row_tiles * splits).div_ceil(multiprocessors.max(1));
+        let splits = (1..=most).rev().min_by(|a, b| (rounds(*a) * b).cmp(&(rounds(*b) * a)));
+        Self { tokens: tile, splits: splits.unwrap_or(1) }
+    }
+}
+
+/// Tokens of a tile for a product with so many.
+fn tile_of(tokens: usize) -> usize {
+    TILES.into_iter().find(|tile| tokens <= *tile).unwrap_or(TILE_TOKENS)
+}
+
+/// Most blocks of threads of a launch that is split, with tiles of so many tokens.
+const fn split_blocks(tile: usize, multiprocessors: usize) -> usize {
+    SPLIT_BLOCKS[(tile > 32) as usize].saturating_mul(multiprocessors)
+}
+
+/// Memory for products that are split by columns: where the parts' sums meet. Launches of one stream share it.
+#[derive(Clone, Debug)]
+pub struct Partials {
+    sums: Span,
+    /// Zeros, which every launch leaves as they were.
+    counters: Span,
+}
+
+impl Partials {
+    /// Bytes in an arena for products with up to so many tokens.
+    pub fn room(max_tokens: usize, multiprocessors: usize) -> usize {
+        let [sums, counters] = Self::bytes(max_tokens, multiprocessors);
+        Arena::room::<u8>(sums).saturating_add(Arena::room::<u8>(counters))
+    }
+
+    /// Of the sums and of the counters.
+    fn bytes(max_tokens: usize, multiprocessors: usize) -> [usize; 2] {
+        if max_tokens <= DECODE_TOKENS {
+            return [0; 2];
+        }
+        let tiles = TILES.into_iter().filter(|tile| *tile <= SPLIT_TOKENS && max_tokens > tile / 2);
+        tiles.fold([0; 2], |[sums, counters], tile| {
+            let blocks = split_blocks(tile, multiprocessors);
+            let tile_bytes = tile * TILE_ROWS * size_of::<f32>();
+            [sums.max(blocks.saturating_mul(tile_bytes)), counters.max(blocks.saturating_mul(size_of::<u32>()))]
+        })
+    }
+
+    /// Memory of its own for products with up to so many tokens; `None` if so few are never split.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no room, or from the driver.
+    pub fn new(device: &Device, max_tokens: usize) -> Result<Option<Self>, DeviceError> {
+        let multiprocessors = device.info().multiprocessors as usize;
+        let [sums, counters] = Self::bytes(max_tokens, multiprocessors);
+        if sums == 0 {
+            return Ok(None);
+        }
+        let mut arena = Arena::new(device, "sums of split products", Self::room(max_tokens, multiprocessors))?;
+        let this = Self { sums: arena.take(sums)?, counters: arena.take(counters)? };
+        this.counters.upload(&vec![0u32; counters / size_of::<u32>()])?;
+        Ok(Some(this))
+    }
+
+    /// Whether a launch of so many blocks of threads with tiles of so many tokens fits.
+    fn fits(&self, blocks: usize, tile: usize) -> bool {
+        blocks.saturating_mul(tile * TILE_ROWS * size_of::<f32>()) <= self.sums.bytes()
+            && blocks.saturating_mul(size_of::<u32>()) <= self.counters.bytes()
+    }
+}
 
 /// Blocks of weights that a thread takes, if the row is long enough: one is multiplied while the next is on its way.
 const BLOCKS_PER_THREAD: usize = 2;
@@ -80,17 +201,20 @@ struct MatmulArgs {
     matrices: [MatrixArgs; MAX_MATRICES],
     x: u64,
     scales: u64,
+    partials: u64,
+    counters: u64,
     blocks: u32,
     tokens: u32,
     count: u32,
     gated: u32,
+    splits: u32,
 }
 
 // SAFETY: fields and order are those of `MatmulArgs` in `cuda/matmul.cuh`.
 unsafe impl KernelArgs for MatmulArgs {}
 
-/// Tokens and rows that a block of `cuda/gemm.cu` makes, and its threads; of `cuda/gemm_float.cu` only the rows differ.
-const TILE_TOKENS: usize = 128;
+/// Tokens and rows that a block of `cuda/gemm.cu` makes at most, and its threads; of `cuda/gemm_float.cu` only the rows differ.
+pub(super) const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
 const FLOAT_TILE_ROWS: usize = 128;
 /// The same of `cuda/gemm_sm90a.cu`, which has four tiles of 64 columns of f16 in shared memory.
@@ -99,11 +223,11 @@ const HOPPER_THREADS: u32 = 384;
 pub(super) const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
-/// Kernels for 1, 2, 4 and 8 tokens, for many, and Hopper's.
+/// Kernels for 1, 2, 4 and 8 tokens, for tiles of 16, 32, 64 and 128, of which float types have the last only, and Hopper's.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     gemv: PerType<[Slot; 4]>,
-    gemm: PerType<Slot>,
+    gemm: PerType<[Slot; 4]>,
     hopper: PerType<Slot>,
 }
 
@@ -116,14 +240,17 @@ impl Kernels {
         for tokens in [1, 2, 4, 8] {
             self.gemv(dtype, tokens)?;
         }
-        self.gemm(dtype)?;
         if is_quantized(dtype) == Some(true) {
+            TILES.into_iter().try_for_each(|tile| self.gemm(dtype, tile).map(drop))?;
             self.hopper_gemm(dtype)?;
+        } else {
+            self.gemm(dtype, TILE_TOKENS)?;
         }
         Ok(())
     }
 
-    /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input.
+    /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input. Without `partials`, or where they are too small,
+    /// the product is not split by columns.
     ///
     /// With any number of tokens, a NaN in a row of `x`, or in a row or a scale of the weights, makes results of that row NaN, and an
     /// infinity makes them infinite or NaN. Other rows are as if it were not there.
@@ -135,6 +262,7 @@ impl Kernels {
         stream: &Stream,
         x: Input<'_>,
         projections: &[Projection<'_>],
+        partials: Option<&Partials>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
         if projections.is_empty() || projections.len() > MAX_MATRICES {
@@ -143,7 +271,7 @@ impl Kernels {
                 projections.len()
             )));
         }
-        self.launch_matmul(stream, x, projections, tokens, false)
+        self.launch_matmul(stream, x, projections, partials, tokens, false)
     }
 
     /// `out = silu(x · Gateᵀ) * (x · Upᵀ)`.
@@ -156,13 +284,14 @@ impl Kernels {
         x: Input<'_>,
         [gate, up]: [&Weights; 2],
         out: &Floats,
+        partials: Option<&Partials>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
         if gate.rows() != up.rows() {
             return Err(DeviceError::Invalid(format!("a gate of {} rows beside {}", gate.rows(), up.rows())));
         }
         let projections = [gate, up].map(|weights| Projection { weights, bias: None, out, accumulate: false });
-        self.launch_matmul(stream, x, &projections, tokens, true)
+        self.launch_matmul(stream, x, &projections, partials, tokens, true)
     }
 
     fn launch_matmul(
@@ -170,6 +299,7 @@ impl Kernels {
         stream: &Stream,
         x: Input<'_>,
         projections: &[Projection<'_>],
+        partials: Option<&Partials>,
         tokens: usize,
         gated: bool,
     ) -> Result<(), DeviceError> {
@@ -184,6 +314,7 @@ impl Kernels {
             // The second of two gated matrices has no result of its own.
             count: if gated { 1 } else { projections.len() as u32 },
             gated: u32::from(gated),
+            splits: 1,
             ..MatmulArgs::default()
         };
         let mut spans: Vec<&Span> = Vec::with_capacity(8 * MAX_MATRICES);
@@ -242,20 +373,39 @@ impl Kernels {
             // Gate and up are walked by the same blocks.
             grid = if gated { 0 } else { grid } + weights.rows().div_ceil(rows_per_block);
         }
-        let grid = small("rows", grid)?;
+        let mut tiling = Tiling { tokens: TILE_TOKENS, splits: 1 };
+        if quantized && matches!(method, Method::Tiles) {
+            let multiprocessors = self.device().info().multiprocessors as usize;
+            tiling = Tiling::new(tokens, grid, first.blocks(), multiprocessors);
+        }
         let tiled = match method {
             Method::Decode => None,
             Method::Hopper(function) => Some((function, HOPPER_SHARED, HOPPER_THREADS)),
-            Method::Tiles => Some((self.gemm(dtype)?, stage_bytes(dtype), GEMM_THREADS)),
+            Method::Tiles => {
+                let tile = tiling.tokens;
+                Some((self.gemm(dtype, tile)?, stage_bytes(dtype, tile), gemm_threads(tile)))
+            }
         };
         if let Some((function, shared, threads)) = tiled {
-            let tiles = small("tokens", tokens.div_ceil(TILE_TOKENS))?;
-            let shape = Launch { grid: [grid, tiles, 1], shared, ..Launch::new(grid, threads) };
-            // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them.
+            if tiling.splits > 1 {
+                match partials {
+                    Some(partials) if partials.fits(grid * tiling.splits, tiling.tokens) => {
+                        (args.partials, args.counters) = (partials.sums.address(), partials.counters.address());
+                        spans.extend([&partials.sums, &partials.counters]);
+                    }
+                    _ => tiling.splits = 1,
+                }
+            }
+            args.splits = tiling.splits as u32;
+            let tiles = small("tokens", tokens.div_ceil(tiling.tokens))?;
+            let grid = small("rows", grid)?;
+            let shape = Launch { grid: [grid, tiles, args.splits], shared, ..Launch::new(grid, threads) };
+            // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them; there is
+            // room for the sums of every block, and a counter for every tile.
             return unsafe { stream.launch(function, shape, &args, &spans) };
         }
         let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
-        let shape = Launch::new(grid, 32 * warps as u32);
+        let shape = Launch::new(small("rows", grid)?, 32 * warps as u32);
         // More tokens than a decode kernel takes at a time go by in groups.
         for done in (0..tokens).step_by(DECODE_TOKENS) {
             let count = (tokens - done).min(DECODE_TOKENS);
@@ -304,9 +454,15 @@ impl Kernels {
         self.get(slot, || format!("gemv_{}_{most}", dtype.name().to_lowercase()), 0)
     }
 
-    fn gemm(&self, dtype: DType) -> Result<Function<'_>, DeviceError> {
-        let name = || format!("gemm_{}", dtype.name().to_lowercase());
-        self.get(&self.slots.matmul.gemm[dtype], name, stage_bytes(dtype))
+    /// The kernel with tiles of so many tokens, one of [`TILES`].
+    fn gemm(&self, dtype: DType, tile: usize) -> Result<Function<'_>, DeviceError> {
+        let name = || match is_quantized(dtype) {
+            Some(true) => format!("gemm_{}_{tile}", dtype.name().to_lowercase()),
+            _ => format!("gemm_{}", dtype.name().to_lowercase()),
+        };
+        // PANIC: the tiles are 16 << 0 to 16 << 3.
+        let slot = &self.slots.matmul.gemm[dtype][(tile / TILES[0]).ilog2() as usize];
+        self.get(slot, name, stage_bytes(dtype, tile))
     }
 
     /// The kernel for so many tokens and weights of this type.
@@ -320,7 +476,7 @@ impl Kernels {
         let of = |name, peak| ProductKernel { name, peak, times: 1 };
         Ok(match (self.method(dtype, quantized, tokens)?, quantized, dtype) {
             (Method::Hopper(_), ..) => of(format!("gemm_sm90a_{name}"), Peak::WgmmaF16),
-            (Method::Tiles, true, _) => of(format!("gemm_{name}"), Peak::MmaInt8),
+            (Method::Tiles, true, _) => of(format!("gemm_{name}_{}", tile_of(tokens)), Peak::MmaInt8),
             (Method::Tiles, false, DType::F16) => of(format!("gemm_{name}"), Peak::MmaF16),
             (Method::Tiles, false, DType::BF16) => of(format!("gemm_{name}"), Peak::MmaBf16),
             // A weight is a sum of two in 16 bits, and so is an activation; the product of the lower parts is left out.
@@ -350,19 +506,23 @@ impl Kernels {
     }
 }
 
-/// Dynamic shared memory of a prefill kernel: two of the `Stage`s of `cuda/gemm.cu` or `cuda/gemm_float.cu`.
-pub(super) fn stage_bytes(dtype: DType) -> u32 {
-    const STEP: usize = 4;
+/// Threads of a block of `cuda/gemm.cu` or `cuda/gemm_float.cu`, by the tokens of its tile.
+const fn gemm_threads(tile: usize) -> u32 {
+    if tile <= 32 { GEMM_THREADS / 2 } else { GEMM_THREADS }
+}
+
+/// Dynamic shared memory of a kernel with tiles: two of the `Stage`s of `cuda/gemm.cu` or `cuda/gemm_float.cu`.
+pub(super) fn stage_bytes(dtype: DType, tile: usize) -> u32 {
     let row = |bytes: usize| STEP * bytes + 16;
     let stage = if is_quantized(dtype) == Some(true) {
-        let quants = (TILE_TOKENS + TILE_ROWS) * row(BLOCK);
-        let scales = STEP * TILE_TOKENS * SCALE_BYTES;
+        let quants = (tile + TILE_ROWS) * row(BLOCK);
+        let scales = STEP * tile * SCALE_BYTES;
         let factors = STEP * factors_per_block(dtype) * TILE_ROWS * size_of::<f32>();
         quants + scales + factors
     } else {
         // A block of 8 values in 16 bits; F32 is a sum of two such.
         let parts = if dtype == DType::F32 { 2 } else { 1 };
-        parts * (TILE_TOKENS + FLOAT_TILE_ROWS) * row(16)
+        parts * (tile + FLOAT_TILE_ROWS) * row(16)
     };
     2 * stage as u32
 }
@@ -370,5 +530,82 @@ pub(super) fn stage_bytes(dtype: DType) -> u32 {
 /// Kernels and the bytes of their parameters as this file has them.
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
     const SIZE: usize = size_of::<MatmulArgs>();
-    &[("gemv_q4_0_1", SIZE), ("gemm_q4_0", SIZE), ("gemm_f16", SIZE), ("gemm_sm90a_q4_0", SIZE)]
+    &[
+        ("gemv_q4_0_1", SIZE),
+        ("gemm_q4_0_16", SIZE),
+        ("gemm_q4_0_128", SIZE),
+        ("gemm_f16", SIZE),
+        ("gemm_sm90a_q4_0", SIZE),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Partials, TILE_ROWS, Tiling, split_blocks};
+
+    const H200: usize = 132;
+
+    fn tiling(tokens: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, usize) {
+        let Tiling { tokens, splits } = Tiling::new(tokens, rows.div_ceil(TILE_ROWS), cols / 32, multiprocessors);
+        (tokens, splits)
+    }
+
+    /// Those of an 8B model: attention's output, queries with keys and values, gate with up, down, logits.
+    #[test]
+    fn tiles_and_splits_fill_a_large_device() {
+        for (rows, cols, splits) in [
+            (4096, 4096, [8, 8, 6]),
+            (6144, 4096, [4, 4, 4]),
+            (2 * 14336, 4096, [1, 1, 1]),
+            (4096, 14336, [8, 8, 6]),
+            (128_256, 4096, [1, 1, 1]),
+            // A tile for each multiprocessor, and one more: 133 tiles take two rounds whole, 399 three thirds of one.
+            (132 * 64, 4096, [4, 4, 3]),
+            (133 * 64, 4096, [3, 3, 2]),
+        ] {
+            for (tokens, tile, splits) in [
+                (9, 16, splits[0]),
+                (16, 16, splits[0]),
+                (17, 32, splits[1]),
+                (32, 32, splits[1]),
+                (33, 64, splits[2]),
+                (64, 64, splits[2]),
+                (65, 128, 1),
+                (128, 128, 1),
+                (4096, 128, 1),
+            ] {
+                assert_eq!(tiling(tokens, rows, cols, H200), (tile, splits), "{tokens} tokens of {rows} x {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn splits_are_not_too_short_nor_too_many() {
+        // 4 steps each of 4 blocks of 32 columns.
+        assert_eq!([512, 896, 1024, 1536, 2048].map(|cols| tiling(16, 64, cols, H200).1), [1, 1, 2, 3, 4]);
+        assert_eq!(tiling(16, 64, 1 << 20, H200).1, 16);
+        // A small device.
+        assert_eq!([16, 64].map(|tokens| tiling(tokens, 256, 1 << 20, 4).1), [4, 3]);
+        assert_eq!(tiling(16, 4096, 4096, 4).1, 1);
+    }
+
+    #[test]
+    fn partials_have_room_for_every_split() {
+        for (max_tokens, tile) in [(9, 16), (16, 16), (17, 32), (33, 64), (64, 64), (4096, 64)] {
+            let [sums, counters] = Partials::bytes(max_tokens, H200);
+            for tokens in 9..=max_tokens.min(64) {
+                for row_tiles in 1..600 {
+                    let Tiling { tokens: tile, splits } = Tiling::new(tokens, row_tiles, 1 << 16, H200);
+                    if splits > 1 {
+                        let blocks = row_tiles * splits;
+                        assert!(blocks <= split_blocks(tile, H200));
+                        assert!(blocks * tile * TILE_ROWS * 4 <= sums && row_tiles * 4 <= counters, "{tokens}");
+                    }
+                }
+            }
+            assert_eq!(sums, split_blocks(tile, H200) * tile * TILE_ROWS * 4);
+        }
+        assert_eq!(Partials::bytes(8, H200), [0; 2]);
+        assert_eq!(Partials::room(8, H200), 0);
+    }
 }

@@ -15,7 +15,7 @@ pub use attention::{
     LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
 };
 pub use inputs::BatchInputs;
-pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, ProductKernel, Projection};
+pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Partials, ProductKernel, Projection};
 pub use probe::{Probe, TILE_WORDS};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};
@@ -223,9 +223,13 @@ mod tests {
         for dtype in formats::table().iter().map(|format| format.dtype) {
             let name = dtype.name().to_lowercase();
             if let Some(quantized) = is_quantized(dtype) {
-                expected.insert(format!("gemm_{name}"), matmul::stage_bytes(dtype));
                 if quantized {
+                    expected.extend(
+                        matmul::TILES.map(|tile| (format!("gemm_{name}_{tile}"), matmul::stage_bytes(dtype, tile))),
+                    );
                     expected.insert(format!("gemm_sm90a_{name}"), matmul::HOPPER_SHARED);
+                } else {
+                    expected.insert(format!("gemm_{name}"), matmul::stage_bytes(dtype, matmul::TILE_TOKENS));
                 }
             }
         }

@@ -58,8 +58,8 @@ const LOCKED_BYTES: usize = 64 << 10;
 const RECORDINGS: u64 = 64 << 20;
 
 /// What a driver rounds allocations up to, and how many a model makes: weights, cache, activations, states, embeddings, inputs,
-/// chosen tokens, settings of samplers, tables of RoPE, and the stream's own.
-const ALLOCATIONS: u64 = 10 * (2 << 20);
+/// chosen tokens, settings of samplers, tables of RoPE, sums of split products, and the stream's own.
+const ALLOCATIONS: u64 = 11 * (2 << 20);
 
 /// Most tokens of a step that a grid of blocks can count (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_TOKENS: usize = 65_535;

@@ -9,7 +9,7 @@ use crate::{
 use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Input, Kernels, Projection, Quants, Span, Stream, Weights,
+    Arena, Device, DeviceError, Floats, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
         BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, TILED_HEAD_DIMS,
         Targets, has_attention,
@@ -177,6 +177,8 @@ pub(super) struct Program {
     kv: Option<KvShape>,
     /// States of attention that is cut into runs.
     states: Span,
+    /// Sums of products that are split by columns.
+    partials: Option<Partials>,
     multiprocessors: usize,
     /// The caller's values.
     pub(super) inputs: Vec<Floats>,
@@ -193,7 +195,8 @@ impl Program {
             (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
         });
         let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
-        (cache, (plan.arena_bytes as u64).saturating_add(states as u64))
+        let partials = Partials::room(split_tokens(plan), multiprocessors);
+        (cache, (plan.arena_bytes as u64).saturating_add(states as u64).saturating_add(partials as u64))
     }
 
     /// Whether there are kernels for a plan's attentions.
@@ -258,6 +261,7 @@ impl Program {
             caches,
             kv: plan.kv,
             states: Span::new(device, "states of attention", states_bytes(plan, multiprocessors))?,
+            partials: Partials::new(device, split_tokens(plan))?,
             multiprocessors,
             inputs: plan.inputs.iter().map(|id| binder.floats(*id)).collect::<Result<_, _>>()?,
             output: binder.floats(plan.output)?,
@@ -297,11 +301,11 @@ impl Program {
                 Call::MatMul { x, products } => {
                     for products in products.chunks(MAX_MATRICES) {
                         let projections: Vec<_> = products.iter().map(Product::projection).collect();
-                        kernels.matmul(stream, x.input(), &projections, rows)?;
+                        kernels.matmul(stream, x.input(), &projections, self.partials.as_ref(), rows)?;
                     }
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
-                    kernels.gated_matmul(stream, x.input(), [gate, up], out, rows)?;
+                    kernels.gated_matmul(stream, x.input(), [gate, up], out, self.partials.as_ref(), rows)?;
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let rotation = rope.as_ref().map(|rope| Rotation {
@@ -379,6 +383,22 @@ fn states_bytes(plan: &Plan, multiprocessors: usize) -> usize {
         most = most.max(Floats::room(tokens, split.state_width(heads, kv.head_dim)));
     }
     most
+}
+
+/// The most rows that a step of the plan multiplies with quantized weights.
+fn split_tokens(plan: &Plan) -> usize {
+    let rows = plan.steps.iter().filter_map(|step| match step {
+        Step::MatMul { x, .. } | Step::GatedMatMul { x, .. } => {
+            let buffer = plan.buffer(*x);
+            let most = match buffer.rows {
+                Rows::Tokens => plan.options.max_tokens,
+                Rows::Outputs => plan.options.max_outputs,
+            };
+            (buffer.form != Form::F32).then_some(most)
+        }
+        _ => None,
+    });
+    rows.max().unwrap_or(0)
 }
 
 /// Width and bytes of the rows before the last product, if a plan ends with a normalization and a product of it.
