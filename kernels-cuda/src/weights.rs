@@ -6,7 +6,7 @@
 //! only where 6-bit scales are widened to bytes: 4 bytes per 256 values for Q4_K and Q5_K (3 and 2 %), 4 for Q3_K, 2 for
 //! IQ4_XS; MXFP4's exponents take two bytes instead of one.
 
-use crate::{Arena, Device, DeviceError, Span};
+use crate::{Arena, Device, DeviceError, Span, UploadBuffer, Uploader};
 use rayon::prelude::*;
 use rustai_abi::DType;
 use rustai_kernels_cpu::order::{Codes, Layout, Parts, Scales};
@@ -69,6 +69,45 @@ impl Shape {
     }
 }
 
+/// How a type is repacked: in units of values that need no others. A matrix is one run of units, in the file and in each plane.
+#[derive(Clone, Copy, Debug)]
+struct Units {
+    dtype: DType,
+    shape: Shape,
+    /// Bytes of a unit in the file.
+    bytes: usize,
+    /// Bytes of a unit in each plane.
+    planes: [usize; 4],
+}
+
+impl Units {
+    /// Bytes that one thread repacks at a time.
+    const PIECE: usize = 64 << 10;
+
+    fn of(dtype: DType) -> Option<Self> {
+        let shape = Shape::of(dtype)?;
+        // Both are powers of two, and blocks of types with a plane `coarse` are as long as what shares an entry of it.
+        let values = shape.columns.max(dtype.block_len());
+        Some(Self { dtype, shape, bytes: dtype.bytes_for(values)?, planes: shape.planes(values / shape.columns) })
+    }
+
+    /// Repacks whole units on rayon's threads. The planes have room for as many.
+    fn pack(&self, bytes: &[u8], [codes, extra, fine, coarse]: [&mut [u8]; 4]) {
+        let units = (Self::PIECE / self.bytes).max(1);
+        let count = bytes.len().div_ceil(units * self.bytes);
+        let targets = pieces(codes, units * self.planes[0], count)
+            .zip(pieces(extra, units * self.planes[1], count))
+            .zip(pieces(fine, units * self.planes[2], count))
+            .zip(pieces(coarse, units * self.planes[3], count));
+        bytes.par_chunks(units * self.bytes).zip(targets).for_each(|(piece, (((codes, extra), fine), coarse))| {
+            match self.shape.layout {
+                Layout::Plain(_) => codes.copy_from_slice(piece),
+                Layout::Blocks(_) => pack_blocks(self.dtype, &self.shape, piece, [codes, extra, fine, coarse]),
+            }
+        });
+    }
+}
+
 /// Factors and addends that the values of a block of the type are made with; 0 for floats.
 pub(crate) fn factors_per_block(dtype: DType) -> usize {
     match Layout::of(dtype) {
@@ -108,12 +147,12 @@ impl Packed {
     /// [`DeviceError::Invalid`] if no kernel reads the type, `cols` is no whole number of blocks (8 columns for floats, 32 or
     /// 256 for quantized types), or `bytes` are not `rows` rows of `cols` values.
     pub fn new(dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, DeviceError> {
-        let shape = Shape::of(dtype).ok_or_else(|| {
+        let units = Units::of(dtype).ok_or_else(|| {
             DeviceError::Invalid(format!("no CUDA kernel reads {dtype}; convert the model to another type"))
         })?;
-        let row_bytes = dtype.bytes_for(cols).filter(|_| cols > 0 && cols.is_multiple_of(shape.columns));
+        let row_bytes = dtype.bytes_for(cols).filter(|_| cols > 0 && cols.is_multiple_of(units.shape.columns));
         let row_bytes = row_bytes.ok_or_else(|| {
-            let unit = shape.columns.max(dtype.block_len());
+            let unit = units.shape.columns.max(dtype.block_len());
             DeviceError::Invalid(format!("rows of {cols} values are no multiple of {unit}, as {dtype} needs here"))
         })?;
         if rows == 0 || rows.checked_mul(row_bytes) != Some(bytes.len()) {
@@ -122,19 +161,8 @@ impl Packed {
                 bytes.len()
             )));
         }
-        let per_row = shape.planes(cols / shape.columns);
-        let mut planes = per_row.map(|bytes| vec![0; bytes * rows]);
-        let [codes, extra, fine, coarse] = &mut planes;
-        let targets = rows_of(codes, per_row[0], rows)
-            .zip(rows_of(extra, per_row[1], rows))
-            .zip(rows_of(fine, per_row[2], rows))
-            .zip(rows_of(coarse, per_row[3], rows));
-        bytes.par_chunks(row_bytes).zip(targets).with_min_len(16).for_each(
-            |(row, (((codes, extra), fine), coarse))| match shape.layout {
-                Layout::Plain(_) => codes.copy_from_slice(row),
-                Layout::Blocks(_) => pack_row(dtype, &shape, row, [codes, extra, fine, coarse]),
-            },
-        );
+        let mut planes = units.planes.map(|unit| vec![0; bytes.len() / units.bytes * unit]);
+        units.pack(bytes, planes.each_mut().map(Vec::as_mut_slice));
         Ok(Self { dtype, rows, cols, planes })
     }
 
@@ -162,23 +190,23 @@ impl Packed {
     }
 }
 
-/// A plane's rows; as many empty ones if the type does not have the plane.
-fn rows_of(mut plane: &mut [u8], bytes: usize, rows: usize) -> impl IndexedParallelIterator<Item = &mut [u8]> {
-    let mut pieces = Vec::with_capacity(rows);
-    for _ in 0..rows {
-        let (piece, rest) = plane.split_at_mut(bytes);
+/// A plane cut into `count` pieces of `bytes`, the last one maybe shorter; empty ones if the type does not have the plane.
+fn pieces(mut plane: &mut [u8], bytes: usize, count: usize) -> impl IndexedParallelIterator<Item = &mut [u8]> {
+    let mut pieces = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (piece, rest) = plane.split_at_mut(bytes.min(plane.len()));
         pieces.push(piece);
         plane = rest;
     }
     pieces.into_par_iter()
 }
 
-/// Repacks one row of a quantized type.
-fn pack_row(dtype: DType, shape: &Shape, row: &[u8], [codes, extra, fine, coarse]: [&mut [u8]; 4]) {
+/// Repacks blocks of a quantized type that belong to one row or to rows that follow one another.
+fn pack_blocks(dtype: DType, shape: &Shape, bytes: &[u8], [codes, extra, fine, coarse]: [&mut [u8]; 4]) {
     let Layout::Blocks(blocks) = shape.layout else { return };
     let (len, block_bytes) = (dtype.block_len(), dtype.block_bytes());
     let mut parts = Parts::ZERO;
-    for (number, block) in row.chunks_exact(block_bytes).enumerate() {
+    for (number, block) in bytes.chunks_exact(block_bytes).enumerate() {
         (blocks.scales_of)(block, &mut parts);
         for i in 0..len / BLOCK {
             let at = number * len / BLOCK + i;
@@ -240,6 +268,76 @@ impl Weights {
         })?;
         let [codes, extra, fine, coarse] = planes.map(|bytes| arena.take(bytes));
         Ok(Self { dtype, rows, cols, planes: [codes?, extra?, fine?, coarse?] })
+    }
+
+    /// Bytes of the units that [`put`](Self::put) takes, as a file has them.
+    pub fn unit_bytes(&self) -> usize {
+        self.units().bytes
+    }
+
+    fn units(&self) -> Units {
+        // PANIC: `take` refuses types without a shape.
+        Units::of(self.dtype).expect("a type with a shape")
+    }
+
+    /// Where the matrix lies if it has the bytes of a file: if its values are floats.
+    pub fn as_in_a_file(&self) -> Option<&Span> {
+        matches!(self.units().shape.layout, Layout::Plain(_)).then_some(&self.planes[0])
+    }
+
+    /// Copies a part of a matrix of floats, which begins at byte `at`, from a buffer of the uploader's. It is there after the
+    /// stream's work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the values are no floats, or the part is not inside the matrix or the buffer;
+    /// [`DeviceError::Driver`].
+    pub fn send(
+        &self,
+        uploader: &mut Uploader<'_>,
+        at: usize,
+        buffer: UploadBuffer<u8>,
+        len: usize,
+    ) -> Result<(), DeviceError> {
+        let plane = self.as_in_a_file();
+        let plane = plane.ok_or_else(|| DeviceError::Invalid(format!("{} is repacked for a device", self.dtype)))?;
+        uploader.send(buffer, &[(&plane.part(at, len)?, 0..len)])
+    }
+
+    /// Repacks a part of the matrix, whose blocks of a file begin at byte `at`, on rayon's threads, and copies it to the device.
+    /// It is there after the stream's work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if it is no whole number of [units](Self::unit_bytes), or not inside the matrix;
+    /// [`DeviceError::Driver`].
+    pub fn put(&self, uploader: &mut Uploader<'_>, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        let units = self.units();
+        if !at.is_multiple_of(units.bytes) || !bytes.len().is_multiple_of(units.bytes) {
+            let reason = format!("{} bytes at {at} are no whole units of {} bytes", bytes.len(), units.bytes);
+            return Err(DeviceError::Invalid(reason));
+        }
+        let most = Uploader::BYTES / units.planes.iter().sum::<usize>();
+        let mut first = at / units.bytes;
+        for bytes in bytes.chunks(most * units.bytes) {
+            let count = bytes.len() / units.bytes;
+            let lens = units.planes.map(|unit| unit * count);
+            let mut spans = Vec::with_capacity(lens.len());
+            for ((plane, unit), len) in self.planes.iter().zip(units.planes).zip(lens) {
+                spans.push(plane.part(first * unit, len)?);
+            }
+            let mut buffer = uploader.take()?;
+            let (codes, rest) = buffer.values()?.split_at_mut(lens[0]);
+            let (extra, rest) = rest.split_at_mut(lens[1]);
+            let (fine, rest) = rest.split_at_mut(lens[2]);
+            units.pack(bytes, [codes, extra, fine, &mut rest[..lens[3]]]);
+            let mut start = 0;
+            let parts = spans.iter().zip(lens).map(|(span, len)| {
+                start += len;
+                (span, start - len..start)
+            });
+            uploader.send(buffer, &parts.collect::<Vec<_>>())?;
+            first += count;
+        }
+        Ok(())
     }
 
     /// The type.

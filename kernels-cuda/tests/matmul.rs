@@ -11,10 +11,11 @@ use rustai_kernels_cpu::{
     reference,
 };
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Partials, Projection, Quants, Stream, Weights,
+    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Partials, Projection, Quants, Stream, Uploader,
+    Weights,
     bench::{Product, Roofs},
     ops::{HOPPER_TOKENS, Peak},
-    weights::is_quantized,
+    weights::{device_bytes, is_quantized},
 };
 use support::{Numbers, Standin, error, open, standin};
 
@@ -743,6 +744,48 @@ fn a_missing_barrier_is_noticed() {
         kernels.matmul(&stream, x.input(), &[projection], None, 1).unwrap();
         out.read(1).is_ok_and(|got| error(&got, &expected) < CEILING)
     });
+}
+
+/// More than an uploader's buffers hold, in parts that begin and end within rows, the last one first.
+#[test]
+fn weights_put_in_parts_are_those_that_are_packed_whole() {
+    let standin = standin();
+    let (device, _kernels, stream) = open(&standin);
+    let planes = |weights: &Weights| {
+        weights.planes().each_ref().map(|plane| {
+            let mut bytes = vec![0u8; plane.bytes()];
+            plane.download(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    for dtype in TYPES {
+        let (cols, unit_values) = (1280, dtype.block_len().max(if is_quantized(dtype).unwrap() { 32 } else { 8 }));
+        let rows = if dtype == DType::Q4_0 { Uploader::ROOM / 720 + 7 } else { 9 };
+        let pattern = weights(dtype, 9, cols, 3);
+        let row = dtype.bytes_for(cols).unwrap();
+        let bytes: Vec<u8> = (0..rows).flat_map(|i| pattern[i * 7 % 9 * row..][..row].iter().copied()).collect();
+        let expected = planes(&upload(&device, dtype, rows, cols, &bytes));
+        let mut arena = Arena::new(&device, "test", device_bytes(dtype, rows, cols).unwrap()).unwrap();
+        let matrix = Weights::take(&mut arena, dtype, rows, cols).unwrap();
+        let unit = matrix.unit_bytes();
+        assert_eq!(Some(unit), dtype.bytes_for(unit_values), "{dtype}");
+        let mut uploader = Uploader::new(&stream).unwrap();
+        let cuts = [0, unit, row + 2 * unit, 3 * row, bytes.len()];
+        for part in cuts.windows(2).rev() {
+            matrix.put(&mut uploader, part[0], &bytes[part[0]..part[1]]).unwrap();
+        }
+        stream.synchronize().unwrap();
+        assert!(planes(&matrix) == expected, "{dtype}");
+        let mut refused = |at: usize, bytes: &[u8]| {
+            assert!(matches!(matrix.put(&mut uploader, at, bytes), Err(DeviceError::Invalid(_))), "{dtype} at {at}");
+        };
+        refused(1, &bytes[..unit]);
+        refused(0, &bytes[..unit - 1]);
+        refused(bytes.len(), &bytes[..unit]);
+        // What lies in a buffer is a file's, which only floats are on the device.
+        let buffer = uploader.take().unwrap();
+        assert_eq!(matrix.send(&mut uploader, 0, buffer, 16).is_ok(), !is_quantized(dtype).unwrap(), "{dtype}");
+    }
 }
 
 #[test]

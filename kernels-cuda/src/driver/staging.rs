@@ -8,7 +8,7 @@ use cudarc::driver::{
     CudaEvent, result,
     sys::{CUevent_flags, CUresult},
 };
-use std::{ptr::NonNull, slice};
+use std::{collections::VecDeque, ops::Range, ptr::NonNull, slice};
 
 /// Page-locked memory and the end of the last copy that used it.
 #[derive(Debug)]
@@ -71,10 +71,10 @@ impl<T: Pod> Locked<T> {
         Ok(unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
     }
 
-    fn check(&self, span: &Span, count: usize) -> Result<(), DeviceError> {
-        if count > self.len || count.saturating_mul(size_of::<T>()) > span.bytes() {
+    fn check(&self, span: &Span, range: &Range<usize>) -> Result<(), DeviceError> {
+        if range.end > self.len || range.len().saturating_mul(size_of::<T>()) > span.bytes() {
             return Err(DeviceError::Invalid(format!(
-                "a copy of {count} values between {} values of host memory and {} bytes of device memory",
+                "a copy of values {range:?} between {} values of host memory and {} bytes of device memory",
                 self.len,
                 span.bytes()
             )));
@@ -120,16 +120,31 @@ impl<T: Pod> UploadBuffer<T> {
     /// # Errors
     /// [`DeviceError::Invalid`] if they do not fit; [`DeviceError::Driver`].
     pub fn send(&mut self, stream: &Stream, to: &Span, count: usize) -> Result<(), DeviceError> {
-        self.0.check(to, count)?;
-        if count == 0 {
-            return Ok(());
+        self.send_parts(stream, &[(to, 0..count)])
+    }
+
+    /// Puts copies of ranges of the values, each to the start of its span, behind the stream's work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if one does not fit, and nothing is copied; [`DeviceError::Driver`].
+    pub fn send_parts(&mut self, stream: &Stream, parts: &[(&Span, Range<usize>)]) -> Result<(), DeviceError> {
+        for (to, from) in parts {
+            self.0.check(to, from)?;
         }
         let values = &*self.0.values()?;
-        // SAFETY: the span has room for the values, and they stay as they are until `wait`.
-        let copy = unsafe { result::memcpy_htod_async(to.address(), &values[..count], stream.raw()) };
-        check("cuMemcpyHtoDAsync", copy)?;
-        stream.keep(&[to], None);
-        self.0.used_by(stream)
+        let mut sent = false;
+        for (to, from) in parts.iter().filter(|(_, from)| !from.is_empty()) {
+            // SAFETY: the span has room for the values, and they stay as they are until `wait`.
+            let copy = unsafe { result::memcpy_htod_async(to.address(), &values[from.clone()], stream.raw()) };
+            if let Err(error) = check("cuMemcpyHtoDAsync", copy) {
+                // Copies before this one still read the memory.
+                stream.synchronize()?;
+                return Err(error);
+            }
+            stream.keep(&[*to], None);
+            sent = true;
+        }
+        if sent { self.0.used_by(stream) } else { Ok(()) }
     }
 }
 
@@ -151,7 +166,7 @@ impl<T: Pod> ReadbackBuffer<T> {
     /// # Errors
     /// [`DeviceError::Invalid`] if they do not fit; [`DeviceError::Driver`].
     pub fn fetch(&mut self, stream: &Stream, from: &Span, count: usize) -> Result<(), DeviceError> {
-        self.0.check(from, count)?;
+        self.0.check(from, &(0..count))?;
         if count == 0 {
             return Ok(());
         }
@@ -172,28 +187,53 @@ impl<T: Pod> ReadbackBuffer<T> {
     }
 }
 
-/// Copies of any size to a device through two buffers: while one is on its way, the other is filled.
+/// Copies of any size to a device through a few buffers: while some are on their way, others are filled.
 #[derive(Debug)]
 pub struct Uploader<'a> {
     stream: &'a Stream,
-    buffers: [UploadBuffer<u8>; 2],
-    next: usize,
+    /// Those that were sent earliest come first.
+    buffers: VecDeque<UploadBuffer<u8>>,
 }
 
 impl<'a> Uploader<'a> {
-    /// Bytes of each buffer: a fraction of a millisecond of copying, which hides what a copy costs to begin.
-    const BYTES: usize = 8 << 20;
+    /// Bytes of each buffer: 20 µs of copying over PCIe 5, which hides what a copy costs to begin.
+    pub const BYTES: usize = 1 << 20;
+
+    /// Buffers: half of them can be filled by others, such as reads of a file, while half are on their way.
+    pub const BUFFERS: usize = 16;
 
     /// Bytes of page-locked memory that the buffers take.
-    pub const ROOM: usize = 2 * Self::BYTES;
+    pub const ROOM: usize = Self::BUFFERS * Self::BYTES;
 
     /// Takes the buffers; copies go by `stream`.
     ///
     /// # Errors
     /// [`DeviceError::OutOfHostMemory`] or [`DeviceError::Driver`].
     pub fn new(stream: &'a Stream) -> Result<Self, DeviceError> {
-        let buffer = || UploadBuffer::new(stream.device(), "the staging of weights", Self::BYTES);
-        Ok(Self { stream, buffers: [buffer()?, buffer()?], next: 0 })
+        let buffer = |_| UploadBuffer::new(stream.device(), "the staging of weights", Self::BYTES);
+        Ok(Self { stream, buffers: (0..Self::BUFFERS).map(buffer).collect::<Result<_, _>>()? })
+    }
+
+    /// Takes a buffer of [`BYTES`](Self::BYTES) to fill, after its last copy.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if all were taken; [`DeviceError::Driver`].
+    pub fn take(&mut self) -> Result<UploadBuffer<u8>, DeviceError> {
+        let none = || DeviceError::Invalid("all buffers for weights are taken".into());
+        let mut buffer = self.buffers.pop_front().ok_or_else(none)?;
+        buffer.0.wait()?;
+        Ok(buffer)
+    }
+
+    /// Puts copies of ranges of a buffer's bytes, each to the start of its span, behind the stream's work, and takes the buffer
+    /// back.
+    ///
+    /// # Errors
+    /// As [`UploadBuffer::send_parts`].
+    pub fn send(&mut self, mut buffer: UploadBuffer<u8>, parts: &[(&Span, Range<usize>)]) -> Result<(), DeviceError> {
+        let sent = buffer.send_parts(self.stream, parts);
+        self.buffers.push_back(buffer);
+        sent
     }
 
     /// Copies `bytes` to the start of a span. They are there after the stream's work; `bytes` may go at once.
@@ -202,10 +242,10 @@ impl<'a> Uploader<'a> {
     /// [`DeviceError::Invalid`] if they do not fit; [`DeviceError::Driver`].
     pub fn put(&mut self, to: &Span, bytes: &[u8]) -> Result<(), DeviceError> {
         for (index, chunk) in bytes.chunks(Self::BYTES).enumerate() {
-            let buffer = &mut self.buffers[self.next];
-            self.next = 1 - self.next;
+            let to = to.part(index * Self::BYTES, chunk.len())?;
+            let mut buffer = self.take()?;
             buffer.values()?[..chunk.len()].copy_from_slice(chunk);
-            buffer.send(self.stream, &to.part(index * Self::BYTES, chunk.len())?, chunk.len())?;
+            self.send(buffer, &[(&to, 0..chunk.len())])?;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::plan::PlanError;
 use rustai_abi::{Batch, DType};
 use rustai_kernels_cpu::{ExecutorError, IsaError, MatrixError};
 use rustai_kernels_cuda::DeviceError;
+use std::path::PathBuf;
 
 pub use rustai_kernels_cpu::{External, Outside};
 pub use rustai_kernels_cuda::ops::Sampling;
@@ -74,6 +75,32 @@ pub enum BuildError {
         expected: String,
         /// What was found.
         found: String,
+    },
+    /// A tensor could not be read from its file.
+    #[error(
+        "tensor {tensor} could not be read from {path:?}: {source}; see that the file is whole and can be read, and load it again"
+    )]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+        /// What the system said; [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof) if the file has become shorter.
+        source: std::io::Error,
+    },
+    /// The system does not say whether a file is still what it was.
+    #[error("{path:?}: {source}; see that the file system works, and load the model again")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file was written to after it had been opened.
+    #[error("{path:?} has changed while the model was loaded; load it again when nothing writes to it")]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
     },
     /// No kernels compute the graph.
     #[error(transparent)]

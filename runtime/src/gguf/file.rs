@@ -11,6 +11,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 /// Largest `general.alignment`: a page of the machines with the largest pages.
@@ -36,14 +37,15 @@ struct Header {
 }
 
 enum Storage {
-    Mapped(Arc<Mapping>),
+    /// And the file, with its size and the time of its last change when it was mapped.
+    Mapped(Arc<Mapping>, File, (u64, SystemTime)),
     Memory(Arc<Vec<u8>>),
 }
 
 impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(mapping) => (**mapping).as_ref(),
+            Self::Mapped(mapping, ..) => (**mapping).as_ref(),
             Self::Memory(bytes) => bytes,
         }
     }
@@ -67,10 +69,15 @@ impl GgufFile {
         let storage = match found.len() {
             // An empty file cannot be mapped.
             0 => Storage::Memory(Arc::default()),
-            _ => Storage::Mapped(Arc::new(File::open(path).and_then(|file| Mapping::new(&file)).map_err(io)?)),
+            _ => {
+                let file = File::open(path).map_err(io)?;
+                let found = file.metadata().map_err(io)?;
+                let stamp = (found.len(), found.modified().map_err(io)?);
+                Storage::Mapped(Arc::new(Mapping::new(&file).map_err(io)?), file, stamp)
+            }
         };
         let header = Header::read(storage.bytes())?;
-        if let Storage::Mapped(mapping) = &storage {
+        if let Storage::Mapped(mapping, ..) = &storage {
             // All of the header that is needed later was copied.
             mapping.release(0..header.data_offset);
         }
@@ -111,16 +118,24 @@ impl GgufFile {
         let start = self.header.data_offset + tensor.offset;
         let range = start..start + tensor.bytes;
         let data = match &self.storage {
-            Storage::Mapped(mapping) => SharedBytes::new(mapping.clone(), range),
+            Storage::Mapped(mapping, ..) => SharedBytes::new(mapping.clone(), range),
             Storage::Memory(bytes) => SharedBytes::new(bytes.clone(), range),
         };
         // PANIC: the range of each of this file's tensors was checked when the file was opened.
         data.expect("a tensor of this file")
     }
 
+    /// The open file, with its size in bytes and the time of its last change when it was opened; `None` if it is in memory.
+    pub fn opened(&self) -> Option<(&File, (u64, SystemTime))> {
+        match &self.storage {
+            Storage::Mapped(_, file, stamp) => Some((file, *stamp)),
+            Storage::Memory(_) => None,
+        }
+    }
+
     /// Tells the system that a tensor's pages are no longer needed (they were copied). Reading them again is still right.
     pub fn release(&self, tensor: &TensorInfo) {
-        if let Storage::Mapped(mapping) = &self.storage {
+        if let Storage::Mapped(mapping, ..) = &self.storage {
             let start = self.header.data_offset.saturating_add(tensor.offset);
             mapping.release(start..start.saturating_add(tensor.bytes));
         }

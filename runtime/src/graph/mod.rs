@@ -42,4 +42,4 @@ pub use error::GraphError;
 pub use ir::{Attention, Graph, Node, Op, Rope, RopeStyle, Rows, Shape, ValueId, Weight, WeightId};
 pub use svg::svg;
 pub use text::text;
-pub use weights::{WeightInfo, WeightSource, read_floats};
+pub use weights::{Place, WeightInfo, WeightSource, read_floats};

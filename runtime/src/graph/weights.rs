@@ -2,6 +2,7 @@
 
 use rustai_abi::DType;
 use rustai_kernels_cpu::SharedBytes;
+use std::{fs::File, path::Path, time::SystemTime};
 
 /// Type and shape of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,19 @@ impl WeightInfo {
     }
 }
 
+/// Where a tensor's bytes lie in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The file, open for reading.
+    pub file: &'a File,
+    /// Its path.
+    pub path: &'a Path,
+    /// Where the tensor starts, in bytes from the start of the file.
+    pub offset: u64,
+    /// Size of the file in bytes and time of its last change, when its header was read.
+    pub stamp: (u64, SystemTime),
+}
+
 /// Answers for the named weights of a graph: a model file, or anything else that holds tensors.
 pub trait WeightSource: Sync {
     /// Type and shape of a tensor; `None` if there is none of that name.
@@ -27,6 +41,12 @@ pub trait WeightSource: Sync {
 
     /// The tensor's bytes, row-major; `None` if there is none of that name.
     fn bytes(&self, name: &str) -> Option<SharedBytes>;
+
+    /// Where the tensor's bytes lie in a file, for those who would rather read than map; `None` if they lie in none.
+    fn place(&self, name: &str) -> Option<Place<'_>> {
+        let _ = name;
+        None
+    }
 
     /// Says that the tensor was copied, so that memory behind its bytes may be dropped. Bytes asked for before or after
     /// stay right.

@@ -20,7 +20,6 @@ use crate::{
         cpu::{self, CpuModel, CpuOptions},
         fit::{self, Fit, FitOptions},
     },
-    gguf::GgufFile,
     graph::Graph,
     plan::Plan,
 };
@@ -135,7 +134,7 @@ pub fn graph(file: &dyn ModelFile) -> Result<ModelGraph, LoadError> {
 /// # Errors
 /// [`LoadError`]; what can be known without the weights, the lack of memory included, is found before they are read.
 pub fn load(
-    file: &GgufFile,
+    file: &dyn ModelFile,
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executable>, LoadError> {

@@ -3,7 +3,7 @@
 use super::LoadError;
 use crate::{
     gguf::{GgufFile, Strings},
-    graph::{WeightInfo, WeightSource},
+    graph::{Place, WeightInfo, WeightSource},
 };
 use rustai_kernels_cpu::SharedBytes;
 
@@ -44,6 +44,12 @@ impl WeightSource for GgufFile {
 
     fn bytes(&self, name: &str) -> Option<SharedBytes> {
         self.tensor(name).map(|tensor| self.data(tensor))
+    }
+
+    fn place(&self, name: &str) -> Option<Place<'_>> {
+        let (tensor, (file, stamp)) = (self.tensor(name)?, self.opened()?);
+        let offset = self.data_offset().saturating_add(tensor.offset) as u64;
+        Some(Place { file, path: self.path()?, offset, stamp })
     }
 
     fn release(&self, name: &str) {

@@ -9,6 +9,8 @@ pub(crate) mod device;
 pub(crate) mod memfd;
 mod mmap;
 #[cfg(target_os = "linux")]
+pub(crate) mod reads;
+#[cfg(target_os = "linux")]
 pub(crate) mod socket;
 #[cfg(target_os = "linux")]
 pub(crate) mod uring;

@@ -1,13 +1,19 @@
-//! Brings the weights of a graph to a device: read, repacked on the host's cores, copied while the next ones are repacked.
+//! Brings the weights of a graph to a device, in the order of the file.
+//!
+//! Weights whose form on the device is the file's, floats, are read from the file straight into page-locked memory, by
+//! io_uring, several parts at once. Others are repacked from the mapped file into page-locked memory. Either way parts are on
+//! their way to the device meanwhile. `kernels-cuda/PERFORMANCE.md` has the figures that decide which goes which way.
 
 use super::super::{
     BuildError,
     load::{bytes, needs, total_bytes, vector},
 };
-use crate::graph::{Graph, WeightSource};
+use crate::{
+    graph::{Graph, Place, WeightSource},
+    sys::reads::Reads,
+};
 use rustai_abi::DType;
-use rustai_kernels_cuda::{Arena, Device, DeviceError, Floats, Packed, Stream, Uploader, Weights, weights};
-use std::{sync::mpsc, thread};
+use rustai_kernels_cuda::{Arena, Device, DeviceError, Floats, Stream, UploadBuffer, Uploader, Weights, weights};
 
 /// A weight on a device, in the forms that its readers want.
 #[derive(Clone, Debug, Default)]
@@ -40,11 +46,8 @@ pub(in super::super) fn device_bytes(graph: &Graph) -> Result<u64, BuildError> {
     Ok(sum)
 }
 
-/// What is on its way from the repacking thread to the device.
-enum Part {
-    Matrix(Packed),
-    Vector(Vec<f32>),
-}
+/// Reads of a file that run at once: of the uploader's buffers half are read into while half are on their way.
+const READS: u32 = Uploader::BUFFERS as u32 / 2;
 
 /// Loads all weights; `progress` takes the bytes of the source that are done and their total.
 pub(super) fn load(
@@ -56,62 +59,156 @@ pub(super) fn load(
     let room = usize::try_from(device_bytes(graph)?).unwrap_or(usize::MAX);
     let mut arena = Arena::new(device, "the model's weights", room)?;
     let stream = Stream::new(device)?;
-    let mut uploader = Uploader::new(&stream)?;
-    let total = total_bytes(graph);
-    let mut done = 0;
-    progress(done, total);
-    let mut loaded = vec![DeviceWeight::default(); graph.weights().len()];
-    thread::scope(|scope| {
-        // One weight waits while one is copied and one is repacked: host memory stays at a few tensors.
-        let (send, parts) = mpsc::sync_channel::<Result<(usize, Vec<Part>), BuildError>>(1);
-        let repack = move || {
-            for (index, (weight, needs)) in graph.weights().iter().zip(needs(graph)).enumerate() {
-                let part = bytes(weight, source).and_then(|bytes| {
-                    let mut parts = Vec::new();
-                    if needs.vector {
-                        parts.push(Part::Vector(vector(weight, &bytes)?));
-                    }
-                    if needs.matrix || needs.table {
-                        parts.push(Part::Matrix(Packed::new(weight.dtype, weight.dims[1], weight.dims[0], &bytes)?));
-                        if weight.inline.is_none() {
-                            source.release(&weight.name);
-                        }
-                    }
-                    Ok((index, parts))
-                });
-                // The receiver hangs up at the first failure.
-                if send.send(part).is_err() {
-                    break;
-                }
-            }
-        };
-        thread::Builder::new().name("repack".into()).spawn_scoped(scope, repack).map_err(BuildError::Thread)?;
-        for part in parts {
-            let (index, parts) = part?;
-            let weight = &graph.weights()[index];
-            for part in parts {
-                match part {
-                    Part::Matrix(packed) => {
-                        let matrix = Weights::take(&mut arena, weight.dtype, weight.dims[1], weight.dims[0])?;
-                        for (span, plane) in matrix.planes().iter().zip(packed.planes()) {
-                            uploader.put(span, plane)?;
-                        }
-                        loaded[index].matrix = Some(matrix);
-                    }
-                    Part::Vector(values) => {
-                        let vector = Floats::take(&mut arena, 1, values.len())?;
-                        uploader.put(vector.span(), bytemuck::cast_slice(&values))?;
-                        loaded[index].vector = Some(vector);
-                    }
-                }
-            }
-            done += weight.bytes() as u64;
-            progress(done, total);
+    let mut loaded = Vec::with_capacity(graph.weights().len());
+    for (weight, needs) in graph.weights().iter().zip(needs(graph)) {
+        let mut on_device = DeviceWeight::default();
+        if needs.vector {
+            on_device.vector = Some(Floats::take(&mut arena, 1, weight.elements())?);
         }
-        Ok::<(), BuildError>(())
-    })?;
+        if needs.matrix || needs.table {
+            on_device.matrix = Some(Weights::take(&mut arena, weight.dtype, weight.dims[1], weight.dims[0])?);
+        }
+        loaded.push(on_device);
+    }
+    let total = total_bytes(graph);
+    progress(0, total);
+    let uploader = Uploader::new(&stream)?;
+    Load { graph, source, loaded: &loaded, uploader, done: 0, total, progress }.run()?;
     stream.synchronize()?;
     Ok(loaded)
+}
+
+/// A part of a matrix that is read at once.
+struct Part<'a> {
+    weight: usize,
+    matrix: &'a Weights,
+    place: Place<'a>,
+    /// Where it starts in the matrix, in bytes.
+    at: usize,
+    len: usize,
+}
+
+/// Weights on their way.
+struct Load<'a> {
+    graph: &'a Graph,
+    source: &'a dyn WeightSource,
+    /// Where they go.
+    loaded: &'a [DeviceWeight],
+    uploader: Uploader<'a>,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<'a> Load<'a> {
+    fn run(&mut self) -> Result<(), BuildError> {
+        let weights = self.graph.weights();
+        let place = |index: usize| match weights[index].inline {
+            Some(_) => None,
+            None => self.source.place(&weights[index].name),
+        };
+        let places: Vec<Option<Place<'a>>> = (0..weights.len()).map(place).collect();
+        places.iter().flatten().try_for_each(unchanged)?;
+        // A disk reads ahead.
+        let mut order: Vec<usize> = (0..weights.len()).collect();
+        order.sort_by_key(|&index| places[index].map(|place| place.offset));
+        let reads = |index: &usize| {
+            let DeviceWeight { matrix, vector } = &self.loaded[*index];
+            let matrix = matrix.as_ref().filter(|matrix| vector.is_none() && matrix.as_in_a_file().is_some())?;
+            Some((*index, matrix, places[*index]?))
+        };
+        let read: Vec<_> = order.iter().filter_map(reads).collect();
+        let ring = if read.is_empty() { None } else { ring() };
+        if let Some(ring) = ring {
+            order.retain(|index| !read.iter().any(|(read, ..)| read == index));
+            let parts = read.into_iter().flat_map(|(weight, matrix, place)| {
+                let bytes = weights[weight].bytes();
+                (0..bytes).step_by(Uploader::BYTES).map(move |at| {
+                    let len = Uploader::BYTES.min(bytes - at);
+                    Part { weight, matrix, place, at, len }
+                })
+            });
+            self.read(ring, parts)?;
+        }
+        for index in order {
+            self.copy(index)?;
+        }
+        places.iter().flatten().try_for_each(unchanged)
+    }
+
+    /// Reads parts of matrices from files into page-locked memory, as many at once as the ring takes.
+    fn read(&mut self, mut ring: Ring<'a>, parts: impl Iterator<Item = Part<'a>>) -> Result<(), BuildError> {
+        let weights = self.graph.weights();
+        let failed = |weight: usize, place: Place<'_>, source| BuildError::Read {
+            tensor: weights[weight].name.clone(),
+            path: place.path.to_owned(),
+            source,
+        };
+        let mut parts = parts.peekable();
+        let Some(mut last) = parts.peek().map(|part| (part.weight, part.place)) else { return Ok(()) };
+        loop {
+            while ring.has_room()
+                && let Some(part) = parts.next()
+            {
+                let (buffer, place, len) = (self.uploader.take()?, part.place, part.len);
+                last = (part.weight, place);
+                let offset = place.offset.saturating_add(part.at as u64);
+                ring.start(place.file, offset, buffer, len, part).map_err(|error| failed(last.0, last.1, error))?;
+            }
+            let ended = ring.next().map_err(|error| failed(last.0, last.1, error))?;
+            let Some(ended) = ended else { return Ok(()) };
+            let Part { weight, matrix, place, at, len } = ended.about;
+            ended.result.map_err(|error| failed(weight, place, error))?;
+            matrix.send(&mut self.uploader, at, ended.buffer, len)?;
+            self.advance(len);
+        }
+    }
+
+    /// Copies a weight from the source's memory, which brings in what of it is on a disk only.
+    fn copy(&mut self, index: usize) -> Result<(), BuildError> {
+        let weight = &self.graph.weights()[index];
+        let DeviceWeight { matrix, vector: floats } = &self.loaded[index];
+        let bytes = bytes(weight, self.source)?;
+        if let Some(floats) = floats {
+            self.uploader.put(floats.span(), bytemuck::cast_slice(&vector(weight, &bytes)?))?;
+        }
+        let Some(matrix) = matrix else {
+            self.advance(bytes.len());
+            return Ok(());
+        };
+        let step = Uploader::BYTES / matrix.unit_bytes() * matrix.unit_bytes();
+        for (number, part) in bytes.chunks(step).enumerate() {
+            matrix.put(&mut self.uploader, number * step, part)?;
+            self.advance(part.len());
+        }
+        if weight.inline.is_none() {
+            self.source.release(&weight.name);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        (self.progress)(self.done, self.total);
+    }
+}
+
+type Ring<'a> = Reads<'a, UploadBuffer<u8>, Part<'a>>;
+
+/// A ring of reads; `None` where the kernel has none for us, and files are mapped.
+fn ring<'a>() -> Option<Ring<'a>> {
+    let ring = Reads::new(READS);
+    ring.inspect_err(|error| tracing::debug!(%error, "no io_uring to read weights with; the file is mapped")).ok()
+}
+
+/// Checks that a file is as it was when its header was read.
+fn unchanged(place: &Place<'_>) -> Result<(), BuildError> {
+    let now = place.file.metadata().and_then(|found| Ok((found.len(), found.modified()?)));
+    match now {
+        Ok(now) if now == place.stamp => Ok(()),
+        Ok(_) => Err(BuildError::FileChanged { path: place.path.to_owned() }),
+        Err(source) => Err(BuildError::File { path: place.path.to_owned(), source }),
+    }
 }
 
 impl From<DeviceError> for BuildError {
