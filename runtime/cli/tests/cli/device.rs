@@ -77,7 +77,7 @@ fn kernels_are_measured_beside_the_ceilings_of_the_gpu() {
     let points = report["points"].as_array().unwrap();
     assert!(points.len() == 2 && points.iter().all(|point| point["type"] == "Q4_0"), "{report}");
     for point in points {
-        assert_eq!((&point["isa"], &point["kernel"]), (&"cuda".into(), &"gemv".into()));
+        assert_eq!((&point["isa"], &point["kernel"]), (&"cuda".into(), &"gemv_q4_0_1".into()));
         assert!(
             point["time_ns"].as_f64().unwrap() > 0.0 && point["percent_of_roof"].as_f64().unwrap() > 0.0,
             "{point}"
