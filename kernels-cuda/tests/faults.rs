@@ -274,7 +274,7 @@ fn host_memory_is_given_out_only_after_the_copy() {
     down.fetch(&stream, &span, 3).unwrap();
     assert_eq!(down.values().unwrap()[..3], [1, 2, 3]);
     let error = up.send(&stream, &span, 5).unwrap_err();
-    assert!(error.to_string().contains("5 values"), "{error}");
+    assert!(error.to_string().contains("values 0..5"), "{error}");
     assert!(down.fetch(&stream, &span.part(0, 8).unwrap(), 3).is_err());
     drop((up, down));
     assert_eq!(standin.get("host_allocations"), held);

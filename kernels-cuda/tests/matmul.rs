@@ -865,7 +865,7 @@ fn a_product_names_its_kernel_and_its_instruction() {
     };
     for (dtype, tokens, name, peak, times) in [
         (DType::Q4_0, 3, "gemv_q4_0_4", Peak::Dp4a, 1),
-        (DType::Q4_0, 9, "gemm_q4_0", Peak::MmaInt8, 1),
+        (DType::Q4_0, 9, "gemm_q4_0_16", Peak::MmaInt8, 1),
         (DType::F16, 8, "gemv_f16_8", Peak::Fma, 1),
         (DType::F16, 16, "gemv_f16_8", Peak::Fma, 1),
         (DType::F16, 17, "gemm_f16", Peak::MmaF16, 1),
@@ -882,6 +882,6 @@ fn a_product_names_its_kernel_and_its_instruction() {
     if !standin.is_real() {
         standin.set("capability", 89);
         let (_device, kernels, _stream) = open(&standin);
-        assert_eq!(named(&kernels, DType::Q4_K, 4096), ("gemm_q4_k".to_owned(), Peak::MmaInt8, 1));
+        assert_eq!(named(&kernels, DType::Q4_K, 4096), ("gemm_q4_k_128".to_owned(), Peak::MmaInt8, 1));
     }
 }
