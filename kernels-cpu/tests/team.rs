@@ -1,4 +1,6 @@
-//! The team (`src/team.rs`) under a model checker (loom): every order in which the threads of a team can run, and every value that the memory model lets a load see.
+//! The team (`src/team.rs`) under a model checker (loom): every order in which its threads can run, and every value that the
+//! memory model lets a load see. What is found does not depend on the processor, so one kind of them does it.
+#![cfg(target_arch = "x86_64")]
 
 /// The team, built on what follows.
 #[path = "../src/team.rs"]
