@@ -43,20 +43,23 @@ MOST_BYTES = 56 << 20
 PROBE = "probe"
 KERNEL_TESTS = ("matmul", "attention", "rows", "sample")
 MODEL_TESTS = (
-    "logits_agree_with_the_cpu_for_every_common_type_and_batch",
-    "long_prompts_agree_with_the_cpu_beside_other_sequences",
-    "heads_of_other_lengths_agree_with_the_cpu",
-    "layers_on_both_devices_compute_what_one_does",
-    "sequences_of_a_batch_do_not_disturb_each_other",
-    "long_sequences_and_changing_batches_agree_with_the_cpu",
-    "the_same_seed_gives_the_same_answer",
-    "embeddings_and_logits_are_written_where_they_are_wanted",
+    "logits::logits_agree_with_the_cpu_for_every_common_type_and_batch",
+    "logits::long_prompts_agree_with_the_cpu_beside_other_sequences",
+    "logits::heads_of_other_lengths_agree_with_the_cpu",
+    "logits::layers_on_both_devices_compute_what_one_does",
+    "logits::sequences_of_a_batch_do_not_disturb_each_other",
+    "logits::long_sequences_and_changing_batches_agree_with_the_cpu",
+    "engine::the_same_seed_gives_the_same_answer",
+    "engine::embeddings_and_logits_are_written_where_they_are_wanted",
 )
 # The emulator takes long for the others, and CI's other tests have them.
-STANDIN_MODEL_TESTS = ("sequences_of_a_batch_do_not_disturb_each_other", "the_same_seed_gives_the_same_answer")
+STANDIN_MODEL_TESTS = (
+    "logits::sequences_of_a_batch_do_not_disturb_each_other",
+    "engine::the_same_seed_gives_the_same_answer",
+)
 STANDIN_KERNEL_TESTS = ("rows", "sample")
-SANITIZER_TEST = "sequences_of_a_batch_do_not_disturb_each_other"
-NAMED_MODEL_TEST = "the_named_model_computes_what_the_cpu_does"
+SANITIZER_TEST = "logits::sequences_of_a_batch_do_not_disturb_each_other"
+NAMED_MODEL_TEST = "logits::the_named_model_computes_what_the_cpu_does"
 
 MODELS = {"1b-q4_0": ("1b", "Q4_0"), "8b-q4_k_m": ("8b", "Q4_K_M")}
 SEQUENCES = (1, 8, 64)
@@ -103,7 +106,7 @@ def check_names() -> None:
 
     models = tests_of("cuda")
     for name in {*MODEL_TESTS, *STANDIN_MODEL_TESTS, SANITIZER_TEST, NAMED_MODEL_TEST} - models:
-        fail(f"no test of tests/tests/cuda.rs is named {name}")
+        fail(f"no test of tests/tests/cuda is named {name}")
     for program in (PROBE, *KERNEL_TESTS):
         if not tests_of(program):
             fail(f"{program} has no tests")

@@ -51,6 +51,8 @@ TYPES = {
     "F16": "F16",
     "BF16": "BF16",
 }
+# The usual mix of this name has the type in experts only.
+MXFP4 = ["--tensor-type", "attn=mxfp4", "--tensor-type", "ffn=mxfp4"]
 MODELS = ["smollm2", "narrow", "wide"]
 TOOLS = ["llama-quantize"]
 
@@ -107,8 +109,7 @@ class Fidelity:
         if model != "smollm2":
             flags = ["--pure"]
         elif type_ == "MXFP4":
-            # Its usual mix has the type in experts only.
-            flags = ["--tensor-type", "attn=mxfp4", "--tensor-type", "ffn=mxfp4"]
+            flags = MXFP4
         else:
             flags = []
         return self.quantize(self.original(model), path, *flags, TYPES[type_])
@@ -148,16 +149,21 @@ def markdown(results):
     return "\n".join(lines)
 
 
+def add_arguments(parser, windows, out):
+    """What a comparison with llama.cpp's logits needs to know."""
+    parser.add_argument("--window", type=int, default=256, help="tokens of a window")
+    parser.add_argument("--windows", type=int, default=windows)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-bin", type=Path, help="folder of an existing build's programs and libraries")
+    parser.add_argument("--smollm2", type=Path, help="the default model's file; otherwise `rustai pull` finds it")
+    parser.add_argument("--out", type=Path, default=PEERS / out, help="where all values are kept")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS), help=f"any of {', '.join(MODELS)}, or paths")
     parser.add_argument("--types", default=",".join(TYPES), help=f"any of {', '.join(TYPES)}")
-    parser.add_argument("--window", type=int, default=256, help="tokens of a window")
-    parser.add_argument("--windows", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--llama-bin", type=Path, help="folder of an existing build's programs and libraries")
-    parser.add_argument("--smollm2", type=Path, help="the default model's file; otherwise `rustai pull` finds it")
-    parser.add_argument("--out", type=Path, default=PEERS / "fidelity.json", help="where all values are kept")
+    add_arguments(parser, 2, "fidelity.json")
     args = parser.parse_args()
     PEERS.mkdir(parents=True, exist_ok=True)
     args.rustai = rustai.build()

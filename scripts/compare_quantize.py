@@ -20,9 +20,8 @@ not matter here, so the machine need not be quiet.
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from compare_fidelity import Fidelity
+from compare_fidelity import MXFP4, Fidelity, add_arguments
 from peers import rustai
 from peers.common import PEERS, run, say
 
@@ -31,7 +30,7 @@ MIXES = (
 ).split()
 # Mixes that are made with an importance matrix only, and one that llama-quantize spells as options.
 NEEDS_IMATRIX = {"Q2_K_S"}
-LLAMA_FLAGS = {"MXFP4": (["--tensor-type", "attn=mxfp4", "--tensor-type", "ffn=mxfp4"], "MXFP4_MOE")}
+LLAMA_FLAGS = {"MXFP4": (MXFP4, "MXFP4_MOE")}
 CEILING = 1.01
 
 
@@ -99,12 +98,7 @@ def main():
     parser.add_argument("--mixes", default=",".join(MIXES), help=f"any of {', '.join(MIXES)}")
     parser.add_argument("--imatrix", action="store_true", help="quantize with an importance matrix")
     parser.add_argument("--chunks", type=int, default=20, help="chunks of 512 tokens that are scored")
-    parser.add_argument("--window", type=int, default=256, help="tokens of a window that is read back")
-    parser.add_argument("--windows", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--llama-bin", type=Path, help="folder of an existing build's programs and libraries")
-    parser.add_argument("--smollm2", type=Path, help="the default model's file; otherwise `rustai pull` finds it")
-    parser.add_argument("--out", type=Path, default=PEERS / "quantize.json", help="where all values are kept")
+    add_arguments(parser, 1, "quantize.json")
     args = parser.parse_args()
     PEERS.mkdir(parents=True, exist_ok=True)
     args.rustai = rustai.build()

@@ -188,14 +188,8 @@ impl Matrix {
     pub fn row(&self, index: usize, out: &mut [f32]) {
         assert!(index < self.rows && out.len() == self.cols, "row {index} of {} in {} values", self.rows, out.len());
         match &self.storage {
-            Storage::Rows { bytes, format } => {
-                let row_bytes = bytes.len() / self.rows;
-                (format.dequantize)(&bytes[index * row_bytes..][..row_bytes], out);
-            }
-            Storage::Outside { bytes, format } => {
-                let row_bytes = bytes.len() / self.rows;
-                let row = bytes.part(index * row_bytes, row_bytes).expect("the matrix has the row");
-                (format.dequantize)(&row.to_vec(), out);
+            Storage::Rows { format, .. } | Storage::Outside { format, .. } => {
+                (format.dequantize)(self.row_bytes(index, &mut vec![0.0; self.copied_values()]), out);
             }
             Storage::Packed { region, layout, .. } => {
                 let stride = layout.group_bytes(self.cols);
@@ -276,12 +270,19 @@ impl Matrix {
 
     /// Values of scratch that a tile of this matrix needs for dequantized rows, and for a copy of a row that lies outside.
     pub(crate) fn dequantized_values(&self) -> usize {
-        let copied = match &self.storage {
-            Storage::Packed { .. } => return 0,
-            Storage::Rows { .. } => 0,
+        match (&self.storage, self.isa) {
+            (Storage::Packed { .. }, _) => 0,
+            (_, Isa::Reference) => self.cols + self.copied_values(),
+            _ => 2 * TILE_ROWS * self.cols + self.copied_values(),
+        }
+    }
+
+    /// Values as large as the copy of a row that lies outside; 0 for other matrices, whose rows need none.
+    fn copied_values(&self) -> usize {
+        match &self.storage {
             Storage::Outside { bytes, .. } => (bytes.len() / self.rows).div_ceil(size_of::<f32>()),
-        };
-        copied + if self.isa == Isa::Reference { self.cols } else { 2 * TILE_ROWS * self.cols }
+            _ => 0,
+        }
     }
 
     /// Whether the kernel multiplies any number of groups at a time; others take two.
