@@ -10,8 +10,8 @@ all. Reported are medians with the smallest and largest value, and ratios of the
   peak memory   largest resident set of the whole benchmark process
   peak / data   the same over what must be in memory: the file and an f16 key/value cache of the longer test
   first token   whole process on a warm file: start, load, a short prompt, one token, end
-  load          rustai alone: opening, mapping and packing the file
-  packing       rustai alone: load to first token, over the same with one read of the file in place of the load
+  load          rustai alone: opening, mapping and packing the file (--pack-first)
+  packing       rustai alone: load to first token as it is by default, over the same if nothing had to be packed
 
 rustai is forced to an instruction set with RUSTAI_CPU; the others always run as they were built (for this processor). The
 engines are

@@ -2,18 +2,40 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
+/// Who holds [`SharedBytes`].
+pub trait BytesOwner: Send + Sync {
+    /// All bytes, always the same.
+    fn bytes(&self) -> &[u8];
+
+    /// Says that a part is not needed for now, so that memory behind it may be dropped if it can be had again.
+    fn release(&self, part: Range<usize>) {
+        let _ = part;
+    }
+}
+
+impl BytesOwner for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Bytes with a shared owner. Cloning copies no byte.
 #[derive(Clone)]
 pub struct SharedBytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn BytesOwner>,
     range: Range<usize>,
 }
 
 impl SharedBytes {
     /// The part `range` of `owner`; `None` if the owner is shorter.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
-        (*owner).as_ref().get(range.clone())?;
+    pub fn new(owner: Arc<dyn BytesOwner>, range: Range<usize>) -> Option<Self> {
+        owner.bytes().get(range.clone())?;
         Some(Self { owner, range })
+    }
+
+    /// Says that the bytes are not needed for now: pages of a file may leave memory, and come back when they are read.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 }
 
@@ -21,7 +43,7 @@ impl std::ops::Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
     }
 }
 

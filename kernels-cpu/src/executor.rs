@@ -9,11 +9,12 @@ mod queries;
 mod run;
 
 use crate::{
-    Buf, Call, Isa, KvShape, KvType, Outside, Program, Rope, Rows,
+    Buf, Call, Isa, KvShape, KvType, Matrix, MatrixError, Outside, Program, Rope, Rows, SharedBytes,
     attention::{AttentionTask, cache::LayerCache},
     memory::{Region, align},
     ops::Ops,
-    team::{Poisoned, Team},
+    pack::{GROUP, GROUPS_PER_TASK},
+    team::{Lockstep, Poisoned, Team},
     tile::{PANEL_BYTES, TILE_ROWS},
 };
 pub use batch::BatchLimits;
@@ -21,7 +22,10 @@ use queries::Queries;
 use rustai_abi::Batch;
 use std::{
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 /// Why a program cannot be made ready or a batch cannot run.
@@ -61,6 +65,9 @@ pub enum ExecutorError {
         /// The system's word.
         reason: String,
     },
+    /// A matrix could not be packed.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
     /// A kernel panicked, which is a defect of this program; the executor cannot be used again.
     #[error("a kernel panicked; the model has to be loaded again")]
     Panicked,
@@ -88,6 +95,8 @@ pub struct Executor {
     rows: Vec<RowPlace>,
     /// How attention is cut into tasks.
     queries: Queries,
+    /// What matrices were packed from since the first of [`pack_next`](Self::pack_next).
+    packed_from: Vec<SharedBytes>,
 }
 
 /// Sines and cosines of one rotation for the rows of a batch.
@@ -115,6 +124,7 @@ struct Scratch {
     rows: [usize; 3],
     panel: usize,
     dequantized: usize,
+    deferred: usize,
     attention: usize,
     bytes: usize,
 }
@@ -150,6 +160,7 @@ impl Executor {
             rows: [take(facts.max_width), take(facts.max_width), take(facts.max_width)],
             panel: take(PANEL_BYTES / 4),
             dequantized: take(facts.dequantized_values),
+            deferred: take(facts.deferred_bytes.div_ceil(4)),
             attention: take(AttentionTask::scratch_values(query_rows, head_dim)),
             bytes: 0,
         };
@@ -192,9 +203,64 @@ impl Executor {
             counters: (0..=program.calls.len()).map(|_| AtomicUsize::new(0)).collect(),
             rows: reserved(program.max_tokens)?,
             queries,
+            packed_from: Vec::new(),
             limits: check::limits(&program),
             program,
         })
+    }
+
+    /// Packs the largest of the program's [`deferred`](Matrix::deferred) matrices for good, on all threads; `false` if none is left.
+    /// The pages of the files that hold them are let go of, so that memory does not hold weights twice.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Matrix`] if memory is refused: the matrix stays as it was, and can still be used.
+    /// [`ExecutorError::Panicked`] if a kernel panicked, now or earlier.
+    pub fn pack_next(&mut self) -> Result<bool, ExecutorError> {
+        let size = |weight: &Arc<Matrix>| weight.deferred_from().map(|bytes| bytes.len());
+        let mut largest: Option<Arc<Matrix>> = None;
+        self.program.each_weight(|weight| {
+            if size(weight) > largest.as_ref().and_then(size) {
+                largest = Some(Arc::clone(weight));
+            }
+        });
+        let Some(matrix) = largest else {
+            // Reading one page of a file brings its neighbours along, also such as had been let go of.
+            self.packed_from.drain(..).for_each(|bytes| bytes.release());
+            return Ok(false);
+        };
+        if self.packed_from.is_empty() {
+            // Steps have brought all of them.
+            self.program.each_weight(|weight| weight.deferred_from().into_iter().for_each(SharedBytes::release));
+        }
+        let room = matrix.room()?;
+        let groups = matrix.rows().div_ceil(GROUP);
+        let counter = &self.counters[0];
+        counter.store(0, Relaxed);
+        let (layout, scratch, out) = (&self.layout, run::Shared(self.scratch.as_ptr()), run::Shared(room.as_ptr()));
+        let pack = |thread: usize, lockstep: &Lockstep<'_>| {
+            while let Some(tasks) = lockstep.next(counter, groups.div_ceil(GROUPS_PER_TASK)) {
+                let part = tasks.start * GROUPS_PER_TASK..groups.min(tasks.end * GROUPS_PER_TASK);
+                // SAFETY: the groups were claimed by this thread, the room is that of the matrix, and `check` has found the share of
+                // scratch that a deferred matrix takes.
+                unsafe {
+                    let scratch = scratch.get().add(thread * layout.bytes + layout.deferred);
+                    matrix.pack_groups(part, *out.get(), scratch);
+                }
+            }
+        };
+        self.team.run(&pack).map_err(|Poisoned| ExecutorError::Panicked)?;
+        // PANIC: it was chosen for being deferred.
+        let packed = Arc::new(matrix.packed_into(room).expect("a deferred matrix"));
+        self.program.each_weight(|weight| {
+            if Arc::ptr_eq(weight, &matrix) {
+                *weight = Arc::clone(&packed);
+            }
+        });
+        if let Some(bytes) = matrix.deferred_from() {
+            bytes.release();
+            self.packed_from.push(bytes.clone());
+        }
+        Ok(true)
     }
 
     /// Bytes of key/value cache that `isa` takes for `shape`; they saturate.

@@ -40,7 +40,7 @@ pub mod order {
     };
 }
 
-pub use bytes::SharedBytes;
+pub use bytes::{BytesOwner, SharedBytes};
 pub use executor::{BatchLimits, Executor, ExecutorError};
 pub use external::{External, Outside, Plain};
 pub use isa::{Isa, IsaError, Selection};

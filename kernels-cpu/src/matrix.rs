@@ -4,7 +4,7 @@ use crate::{
     External, Isa, SharedBytes,
     formats::{self, Format},
     memory::Region,
-    pack::{self, GROUP, Layout},
+    pack::{self, GROUP, Layout, Packer},
     reference,
     tile::{TILE_ROWS, Tile, TileKernel},
 };
@@ -92,6 +92,8 @@ enum Storage {
     Rows { bytes: SharedBytes, format: &'static Format },
     /// The same in memory that others may write meanwhile: each row is copied before it is used.
     Outside { bytes: External<u8>, format: &'static Format },
+    /// The same, packed group by group into scratch whenever they are used.
+    Deferred { bytes: SharedBytes, packer: Packer, kernel: TileKernel },
     /// Groups of rows in the kernels' order.
     Packed { region: Region, layout: Layout, kernel: TileKernel },
 }
@@ -120,6 +122,8 @@ pub(crate) struct TileScratch {
     pub(crate) panel: *mut u8,
     /// [`Matrix::dequantized_values`] values.
     pub(crate) dequantized: *mut f32,
+    /// [`Matrix::deferred_bytes`].
+    pub(crate) deferred: *mut u8,
 }
 
 impl Matrix {
@@ -130,17 +134,69 @@ impl Matrix {
     /// [`MatrixError`] if this processor lacks `isa`, the type has no kernel, the bytes do not fit the shape, the shape
     /// is empty, or memory is refused.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
+        let matrix = Self::deferred(isa, dtype, rows, cols, bytes)?;
+        match &matrix.storage {
+            Storage::Deferred { bytes, packer, .. } => {
+                let mut region = matrix.room()?;
+                packer.pack_in_parallel(bytes, region.as_mut_slice());
+                // PANIC: it is deferred.
+                Ok(matrix.packed_into(region).expect("a deferred matrix"))
+            }
+            _ => Ok(matrix),
+        }
+    }
+
+    /// As [`new`](Self::new), but nothing is packed yet: kernels pack what they are about to read, each time anew, until an
+    /// [`Executor`](crate::Executor) packs the matrix for good ([`pack_next`](crate::Executor::pack_next)). Results are the same,
+    /// bit for bit.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), but for memory.
+    pub fn deferred(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: SharedBytes) -> Result<Self, MatrixError> {
         let mut matrix = Self::unpacked(isa, dtype, rows, cols, bytes)?;
-        if let Storage::Rows { bytes, .. } = &matrix.storage
-            && let Some(len) = Self::packed_bytes(isa, dtype, rows, cols)
-            && let (Some(layout), Some(kernel)) = (Layout::of(dtype), tile_kernel(isa, dtype))
+        if let (Storage::Rows { bytes, .. }, Some(layout), Some(kernel)) =
+            (&matrix.storage, Layout::of(dtype), tile_kernel(isa, dtype))
         {
-            let mut region = Region::shared("packed weights", len)
-                .map_err(|error| MatrixError::OutOfMemory { bytes: len, reason: error.to_string() })?;
-            pack::pack(dtype, layout, cols, bytes, region.as_mut_slice());
-            matrix.storage = Storage::Packed { region, layout, kernel };
+            let packer = Packer::new(dtype, layout, cols);
+            matrix.storage = Storage::Deferred { bytes: bytes.clone(), packer, kernel };
         }
         Ok(matrix)
+    }
+
+    /// The bytes that a [`deferred`](Self::deferred) matrix is packed from.
+    pub(crate) fn deferred_from(&self) -> Option<&SharedBytes> {
+        match &self.storage {
+            Storage::Deferred { bytes, .. } => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Memory for the packed weights of a deferred matrix.
+    pub(crate) fn room(&self) -> Result<Region, MatrixError> {
+        let bytes = Self::packed_bytes(self.isa, self.dtype, self.rows, self.cols).unwrap_or(0);
+        Region::shared("packed weights", bytes)
+            .map_err(|error| MatrixError::OutOfMemory { bytes, reason: error.to_string() })
+    }
+
+    /// A deferred matrix with all of its groups packed in `region`; `None` if it is not deferred.
+    pub(crate) fn packed_into(&self, region: Region) -> Option<Self> {
+        let Storage::Deferred { packer, kernel, .. } = &self.storage else { return None };
+        let storage = Storage::Packed { region, layout: packer.layout(), kernel: *kernel };
+        Some(Self { storage, ..*self })
+    }
+
+    /// Packs some groups of a deferred matrix to their place in its room.
+    ///
+    /// # Safety
+    /// The matrix has the groups. `room` is that of [`room`](Self::room), `scratch` has [`deferred_bytes`](Self::deferred_bytes);
+    /// nobody else uses the groups' place or the scratch meanwhile.
+    pub(crate) unsafe fn pack_groups(&self, groups: Range<usize>, room: *mut u8, scratch: *mut u8) {
+        let Storage::Deferred { bytes, packer, .. } = &self.storage else { return };
+        // SAFETY: promised by the caller; `room` has all groups.
+        unsafe {
+            let out = room.add(groups.start * packer.stride());
+            pack_groups(packer, bytes, groups, out, scratch);
+        }
     }
 
     /// As [`new`](Self::new), but leaves the blocks as they are: for tables of which single rows are read.
@@ -191,6 +247,12 @@ impl Matrix {
             Storage::Rows { format, .. } | Storage::Outside { format, .. } => {
                 (format.dequantize)(self.row_bytes(index, &mut vec![0.0; self.copied_values()]), out);
             }
+            Storage::Deferred { bytes, .. } => {
+                let len = bytes.len() / self.rows;
+                // PANIC: every type that can be packed is in the table of formats.
+                let format = formats::of(self.dtype).expect("a format");
+                (format.dequantize)(&bytes[index * len..][..len], out);
+            }
             Storage::Packed { region, layout, .. } => {
                 let stride = layout.group_bytes(self.cols);
                 // SAFETY: packed weights are never written again.
@@ -217,8 +279,8 @@ impl Matrix {
 
     /// The form in which this matrix wants its input.
     pub fn wants(&self) -> ActKind {
-        match &self.storage {
-            Storage::Packed { layout, .. } if layout.is_integer() => ActKind::Q8,
+        match self.layout() {
+            Some(layout) if layout.is_integer() => ActKind::Q8,
             _ => ActKind::F32,
         }
     }
@@ -230,10 +292,7 @@ impl Matrix {
 
     /// Name of the kernel in use, such as `avx512`; `reference` where weights are dequantized as they are used.
     pub fn kernel_name(&self) -> &'static str {
-        match self.storage {
-            Storage::Packed { .. } => self.isa.name(),
-            Storage::Rows { .. } | Storage::Outside { .. } => Isa::Reference.name(),
-        }
+        if self.layout().is_some() { self.isa.name() } else { Isa::Reference.name() }
     }
 
     /// The kernel that `isa` has for a type: the name of an instruction set, `reference`, or `None` if the type cannot be
@@ -251,6 +310,15 @@ impl Matrix {
         Some(Layout::of(dtype)?.group_bytes(cols).saturating_mul(rows.div_ceil(GROUP)))
     }
 
+    /// The order in which kernels read this matrix, if it has one.
+    fn layout(&self) -> Option<Layout> {
+        match &self.storage {
+            Storage::Packed { layout, .. } => Some(*layout),
+            Storage::Deferred { packer, .. } => Some(packer.layout()),
+            Storage::Rows { .. } | Storage::Outside { .. } => None,
+        }
+    }
+
     /// Tiles of `TILE_ROWS` rows.
     pub(crate) fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
@@ -260,18 +328,31 @@ impl Matrix {
     /// where the kernel takes many groups, so that what it reads and prepares of the activations serves them all. Their weights
     /// stay in the second-level cache.
     pub(crate) fn strip(&self, tokens: usize) -> usize {
-        match &self.storage {
-            Storage::Packed { layout, .. } if self.takes_strips() && tokens > FEW => {
-                (STRIP_BYTES / (2 * layout.group_bytes(self.cols))).clamp(1, STRIP)
-            }
+        match self.layout() {
+            Some(layout) if self.takes_strips() && tokens > FEW => self.longest_strip(layout),
             _ => 1,
+        }
+    }
+
+    fn longest_strip(&self, layout: Layout) -> usize {
+        (STRIP_BYTES / (2 * layout.group_bytes(self.cols))).clamp(1, STRIP)
+    }
+
+    /// Bytes of scratch for packed groups of a strip of a deferred matrix, and one group of the file.
+    pub(crate) fn deferred_bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Deferred { packer, .. } => {
+                let tiles = if self.takes_strips() { self.longest_strip(packer.layout()) } else { 1 };
+                tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.group_bytes()
+            }
+            _ => 0,
         }
     }
 
     /// Values of scratch that a tile of this matrix needs for dequantized rows, and for a copy of a row that lies outside.
     pub(crate) fn dequantized_values(&self) -> usize {
         match (&self.storage, self.isa) {
-            (Storage::Packed { .. }, _) => 0,
+            (Storage::Packed { .. } | Storage::Deferred { .. }, _) => 0,
             (_, Isa::Reference) => self.cols + self.copied_values(),
             _ => 2 * TILE_ROWS * self.cols + self.copied_values(),
         }
@@ -287,10 +368,7 @@ impl Matrix {
 
     /// Whether the kernel multiplies any number of groups at a time; others take two.
     fn takes_strips(&self) -> bool {
-        match &self.storage {
-            Storage::Packed { layout, .. } => layout.is_integer() && matches!(self.isa, Isa::Avx512 | Isa::Avx512Bw),
-            Storage::Rows { .. } | Storage::Outside { .. } => false,
-        }
+        self.layout().is_some_and(Layout::is_integer) && matches!(self.isa, Isa::Avx512 | Isa::Avx512Bw)
     }
 
     /// Multiplies the rows of some groups with all activation rows; `out` is `[x.rows][groups.len() * GROUP]`, and columns
@@ -330,7 +408,7 @@ impl Matrix {
                 }
             }
             // PANIC: the only caller is the arm for the others.
-            Storage::Packed { .. } => unreachable!("packed rows are no blocks"),
+            Storage::Packed { .. } | Storage::Deferred { .. } => unreachable!("packed rows are no blocks"),
         }
     }
 
@@ -355,6 +433,16 @@ impl Matrix {
             panel,
         };
         match &self.storage {
+            Storage::Deferred { bytes, packer, kernel } => {
+                let stride = packer.stride();
+                // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then a group of the file;
+                // the rest as below.
+                unsafe {
+                    let near = scratch.deferred.add(groups * stride);
+                    pack_groups(packer, bytes, group..group + groups, scratch.deferred, near);
+                    kernel(&args(scratch.deferred, stride));
+                }
+            }
             Storage::Packed { region, layout, kernel } => {
                 let stride = layout.group_bytes(cols);
                 // SAFETY: the region holds all groups of the matrix, and `new` has found the processor to have the kernel's
@@ -397,6 +485,22 @@ impl Matrix {
             }
         }
     }
+}
+
+/// Packs some groups of a matrix to `out`.
+///
+/// # Safety
+/// `out` is valid for the packed groups and `near` for `group_bytes`; nobody else uses either meanwhile.
+unsafe fn pack_groups(packer: &Packer, bytes: &[u8], groups: Range<usize>, out: *mut u8, near: *mut u8) {
+    let end = bytes.len().min(groups.end * packer.group_bytes());
+    // SAFETY: promised by the caller; scratch and regions are initialised.
+    let (out, near) = unsafe {
+        (
+            std::slice::from_raw_parts_mut(out, groups.len() * packer.stride()),
+            std::slice::from_raw_parts_mut(near, packer.group_bytes()),
+        )
+    };
+    packer.pack(&bytes[groups.start * packer.group_bytes()..end], out, near);
 }
 
 /// The fast kernel for a type; `None` if the reference has to do it.

@@ -285,3 +285,17 @@ pub struct Program {
     /// The buffer that holds the result.
     pub output: Buf,
 }
+
+impl Program {
+    /// Shows `see` where calls have their matrices; those that calls share come more than once.
+    pub(crate) fn each_weight(&mut self, mut see: impl FnMut(&mut Arc<Matrix>)) {
+        for call in &mut self.calls {
+            match call {
+                Call::Embed { table, .. } => see(table),
+                Call::MatMul { projections, .. } => projections.iter_mut().for_each(|it| see(&mut it.weight)),
+                Call::GatedMatMul { gate, up, .. } => [gate, up].into_iter().for_each(&mut see),
+                _ => {}
+            }
+        }
+    }
+}

@@ -5,10 +5,13 @@ mod differential;
 use differential::{Bench, Shape, at_an_odd_address, expected, half_scales, isas, quantized_planes};
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{
-    Act, ActKind, Buf, Call, Executor, Isa, KvShape, KvType, Matrix, Program, QBuf, Rope, RopeStyle, Rows, formats,
-    reference,
+    Act, ActKind, Buf, BytesOwner, Call, Executor, Isa, KvShape, KvType, Matrix, MatrixError, Program, Projection,
+    QBuf, Rope, RopeStyle, Rows, SharedBytes, formats, reference,
 };
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 /// A small generator (Marsaglia 2003, xorshift), so that every run sees the same data.
 struct Random(u64);
@@ -203,6 +206,104 @@ fn results_depend_on_neither_threads_nor_the_batch() {
                     let few = few.matmul(make(), &x[t * cols..(t + count) * cols]);
                     assert_eq!(bits(&few), bits(&together[t * rows..(t + count) * rows]), "{isa:?} {dtype} {count}");
                 }
+            }
+        }
+    }
+}
+
+/// The bytes of some matrices, which remembers what was let go of.
+struct Watched {
+    bytes: Vec<u8>,
+    released: Mutex<Vec<Range<usize>>>,
+}
+
+impl BytesOwner for Watched {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn release(&self, part: Range<usize>) {
+        self.released.lock().unwrap().push(part);
+    }
+}
+
+#[test]
+fn deferred_matrices_give_the_same_bits_before_while_and_after_they_are_packed() {
+    let (max_tokens, cols) = (20, 512);
+    let buf = |offset: usize, width| Buf { offset, width, rows: Rows::Tokens };
+    for isa in isas() {
+        for dtype in types() {
+            // Of one tile, of a strip and a last group that lacks rows, and of two for a gated product.
+            let rows = [24, 150, 96, 96];
+            let row_bytes = dtype.bytes_for(cols).unwrap();
+            let bytes = blocks(&mut Random(21), dtype, rows.iter().sum::<usize>() * cols / dtype.block_len(), 0.1);
+            let watched = Arc::new(Watched { bytes, released: Mutex::default() });
+            let starts = [0, 24, 174, 270].map(|row| row * row_bytes);
+            let parts: [_; 4] = std::array::from_fn(|i| starts[i]..starts[i] + rows[i] * row_bytes);
+            type Make = fn(Isa, DType, usize, usize, SharedBytes) -> Result<Matrix, MatrixError>;
+            let executor = |make: Make| {
+                let weights: [_; 4] = std::array::from_fn(|i| {
+                    let bytes = SharedBytes::new(watched.clone(), parts[i].clone()).unwrap();
+                    Arc::new(make(isa, dtype, rows[i], cols, bytes).unwrap())
+                });
+                let mut end = 0;
+                let mut take = |width| {
+                    end += Buf::bytes(width, max_tokens);
+                    buf(end - Buf::bytes(width, max_tokens), width)
+                };
+                let [x, embedded, a, b, gated] = [cols, cols, rows[0], rows[1], rows[2]].map(&mut take);
+                let quantized = QBuf { offset: end, width: cols, rows: Rows::Tokens, planes: 2 };
+                let project = |weight: &Arc<Matrix>, out| {
+                    let weight = Arc::clone(weight);
+                    Projection { weight, bias: None, out, accumulate: false }
+                };
+                let (input, mut calls) = match weights[0].wants() {
+                    ActKind::F32 => (Act::F32(x), Vec::new()),
+                    ActKind::Q8 => (Act::Q8(quantized), vec![Call::Quantize { x, out: quantized }]),
+                };
+                let [first, second, gate, up] = &weights;
+                calls.extend([
+                    Call::Embed { table: first.clone(), out: embedded, scale: 1.0 },
+                    Call::MatMul { x: input, projections: vec![project(first, a), project(second, b)] },
+                    Call::GatedMatMul { x: input, gate: gate.clone(), up: up.clone(), out: gated },
+                ]);
+                let program = Program {
+                    calls,
+                    arena_bytes: end + QBuf::bytes(cols, max_tokens, 2),
+                    max_tokens,
+                    max_outputs: 1,
+                    kv: None,
+                    inputs: vec![x],
+                    output: gated,
+                };
+                (Executor::new(isa, 3, program).unwrap(), [embedded, a, b, gated])
+            };
+            let x = Random(22).values(max_tokens * cols);
+            let run = |executor: &mut Executor, results: [Buf; 4], tokens: usize| {
+                let (ids, pages): (Vec<u32>, Vec<u32>) = ((0..tokens as u32).collect(), (0..8).collect());
+                let sequences =
+                    &[BatchSequence { len: tokens as u32, start: 0, pages: &pages[..tokens.div_ceil(PAGE_TOKENS)] }];
+                let batch = Batch { tokens: &ids, sequences, outputs: &[] };
+                executor.write(executor.program().inputs[0], &x[..tokens * cols]).unwrap();
+                executor.run(&batch).unwrap();
+                results.map(|buf| executor.values(buf, &batch).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            };
+            let (mut packed, results) = executor(Matrix::new);
+            let expected = [1, 3, 20].map(|tokens| run(&mut packed, results, tokens));
+            let (mut deferred, results) = executor(Matrix::deferred);
+            let fast = Matrix::kernel_for(isa, dtype) != Some(Isa::Reference.name());
+            for left in (0..=if fast { 4 } else { 0 }).rev() {
+                for (tokens, expected) in [1, 3, 20].into_iter().zip(&expected) {
+                    assert!(run(&mut deferred, results, tokens) == *expected, "{isa:?} {dtype} {tokens}, {left} left");
+                }
+                assert_eq!(deferred.pack_next().unwrap(), left > 0, "{isa:?} {dtype}");
+            }
+            if fast {
+                // At the start (a table that is a matrix, too, for each of them), after it was packed, and at the end.
+                let released = watched.released.lock().unwrap();
+                let counts = parts.each_ref().map(|part| released.iter().filter(|released| *released == part).count());
+                assert_eq!(counts, [4, 3, 3, 3], "{isa:?} {dtype}");
+                assert_eq!(Arc::strong_count(&watched), 1, "{isa:?} {dtype}");
             }
         }
     }

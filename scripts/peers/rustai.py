@@ -3,8 +3,6 @@
 import json
 import os
 import subprocess
-import threading
-import time
 
 from .common import CONTEXT, ROOT, run, say
 
@@ -53,37 +51,16 @@ class Rustai:
         return self.generate(model, prompt, args)
 
     def packing(self, model, prompt, args):
-        """What packing costs: seconds to load, and those to the first token over those without packing.
+        """What packing costs: seconds to load with it, and those to the first token over those without packing.
 
-        Without packing, a load would map the file, and the first token would read each of its pages once. So the same
-        first token counts, with one read of the file from the page cache by as many threads in place of the load.
+        Weights are packed behind the first token, which takes longer for it: each step packs what it is about to read. Without
+        packing, there would be the load as it is and the first token of packed weights, which reads as many bytes.
         """
-        out, _, _ = run([*self.generate(model, prompt, args), "--json"], self.environment)
-        timing = json.loads(out)["timing"]
-        unpacked = read_once(model, args.threads)
-        first = timing["first_token_s"]
-        return {"load_ms": timing["load_s"] * 1000, "packing": (timing["load_s"] + first) / (unpacked + first)}
 
+        def timing(*more):
+            out, _, _ = run([*self.generate(model, prompt, args), "--json", *more], self.environment)
+            found = json.loads(out)["timing"]
+            return found["load_s"], found["first_token_s"]
 
-def read_once(path, threads):
-    """Seconds that threads need to read a file, each a part of it, into a buffer that stays in the L2 cache."""
-    size, piece = path.stat().st_size, 1 << 18
-
-    def read(begin, end):
-        buffer = bytearray(piece)
-        with open(path, "rb", buffering=0) as file:
-            file.seek(begin)
-            while begin < end:
-                got = file.readinto(buffer)
-                if not got:
-                    return
-                begin += got
-
-    bounds = [size * part // threads for part in range(threads + 1)]
-    readers = [threading.Thread(target=read, args=part) for part in zip(bounds, bounds[1:])]
-    started = time.perf_counter()
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    return time.perf_counter() - started
+        (load, first), (load_packed, first_packed) = timing(), timing("--pack-first")
+        return {"load_ms": load_packed * 1000, "packing": (load + first) / (load + first_packed)}

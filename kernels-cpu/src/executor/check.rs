@@ -11,8 +11,17 @@ pub(super) struct Facts {
     pub(super) max_group: usize,
     /// Most values that a tile needs for dequantized rows.
     pub(super) dequantized_values: usize,
+    /// Most bytes that packing the weights of a strip takes as they are used.
+    pub(super) deferred_bytes: usize,
     /// Columns of the widest buffer that a call copies a row of: normalized, rotated or worked on in place.
     pub(super) max_width: usize,
+}
+
+impl Facts {
+    fn weight(&mut self, weight: &Matrix) {
+        self.dequantized_values = self.dequantized_values.max(weight.dequantized_values());
+        self.deferred_bytes = self.deferred_bytes.max(weight.deferred_bytes());
+    }
 }
 
 impl Program {
@@ -151,15 +160,15 @@ impl Examiner<'_> {
                     for other in &projections[..i] {
                         self.apart(&self.buf(out)?, &self.buf(other.out)?)?;
                     }
-                    facts.dequantized_values = facts.dequantized_values.max(weight.dequantized_values());
+                    facts.weight(weight);
                 }
                 Ok(())
             }
             Call::GatedMatMul { x, gate, up, out } => {
                 self.product(gate, *x, *out)?;
                 self.product(up, *x, *out)?;
-                let values = gate.dequantized_values().max(up.dequantized_values());
-                facts.dequantized_values = facts.dequantized_values.max(values);
+                facts.weight(gate);
+                facts.weight(up);
                 Ok(())
             }
             Call::RopeAppend { q, k, v, layer, rope } => {
@@ -208,7 +217,7 @@ impl Examiner<'_> {
 
 /// Examines all calls.
 pub(super) fn program(program: &Program) -> Result<Facts, ExecutorError> {
-    let mut facts = Facts { max_group: 0, dequantized_values: 0, max_width: 0 };
+    let mut facts = Facts { max_group: 0, dequantized_values: 0, deferred_bytes: 0, max_width: 0 };
     let examiner = Examiner { program };
     let refuse = |index: usize| move |reason: String| ExecutorError::Program { index, reason };
     if let Some(kv) = program.kv {

@@ -355,6 +355,7 @@ impl Step<'_> {
             let scratch = TileScratch {
                 panel: scratch.add(self.layout.panel),
                 dequantized: scratch.add(self.layout.dequantized).cast(),
+                deferred: scratch.add(self.layout.deferred),
             };
             weight.multiply(strip.groups(), x, result, scratch);
             if planes == 2 {

@@ -142,11 +142,15 @@ impl Layout {
 
     /// Bytes of one group of rows of `cols` columns, a multiple of 64.
     pub(crate) const fn group_bytes(self, cols: usize) -> usize {
-        let bytes = match self {
+        self.used_bytes(cols).next_multiple_of(64)
+    }
+
+    /// As [`group_bytes`](Self::group_bytes), without the padding at the end.
+    pub(crate) const fn used_bytes(self, cols: usize) -> usize {
+        match self {
             Self::Plain(size) => cols * size * super::GROUP,
             Self::Blocks(blocks) => blocks.code_bytes(cols) + blocks.scales.bytes(cols),
-        };
-        bytes.next_multiple_of(64)
+        }
     }
 }
 

@@ -17,7 +17,10 @@ pub use layout::{Blocks, Codes, Layout, Scales, Values};
 pub(crate) use layout::{Packed, integer_types, types};
 pub use words::Words;
 
-use crate::formats::{self, mxfp4, parts::Parts};
+use crate::{
+    Isa,
+    formats::{self, mxfp4, parts::Parts},
+};
 use half::f16;
 use rayon::prelude::*;
 use rustai_abi::DType;
@@ -26,28 +29,66 @@ use rustai_abi::DType;
 pub(crate) const GROUP: usize = 16;
 
 /// Groups that are packed by one task: enough to be worth a task, few enough to share evenly.
-const GROUPS_PER_TASK: usize = 8;
+pub(crate) const GROUPS_PER_TASK: usize = 8;
 
-/// Packs row-major blocks of `dtype` into `out`, which is zeroed and holds the rows rounded up to whole groups.
-pub(crate) fn pack(dtype: DType, layout: Layout, cols: usize, bytes: &[u8], out: &mut [u8]) {
-    let group_bytes = GROUP * dtype.bytes_for(cols).expect("rows are whole blocks");
-    let stride = layout.group_bytes(cols);
-    let pack_group = match layout {
-        Layout::Plain(2) => interleave::<2>,
-        Layout::Plain(_) => interleave::<4>,
-        Layout::Blocks(_) => packer_of(dtype),
-    };
-    let tasks = bytes.par_chunks(group_bytes * GROUPS_PER_TASK).zip(out.par_chunks_mut(stride * GROUPS_PER_TASK));
-    tasks.for_each(|(bytes, out)| {
+/// Packs row-major blocks of one type and row length.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packer {
+    layout: Layout,
+    /// Bytes of a group in the file and packed.
+    group_bytes: usize,
+    stride: usize,
+    /// Bytes of a packed group that are more than padding.
+    used: usize,
+    pack_group: PackGroup,
+}
+
+impl Packer {
+    /// For rows of `cols` values, which are whole blocks.
+    pub(crate) fn new(dtype: DType, layout: Layout, cols: usize) -> Self {
+        let pack_group = match layout {
+            Layout::Plain(2) => interleave::<2>,
+            Layout::Plain(_) => interleave::<4>,
+            Layout::Blocks(_) => packer_of(dtype),
+        };
+        let group_bytes = GROUP * dtype.bytes_for(cols).expect("rows are whole blocks");
+        Self { layout, group_bytes, stride: layout.group_bytes(cols), used: layout.used_bytes(cols), pack_group }
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Bytes from one packed group to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Bytes of a group's rows in the file, and of the scratch that packing takes.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.group_bytes
+    }
+
+    /// Packs groups into `out`, whatever that holds before: all of them, or as many as there is room for. `near` is scratch of
+    /// [`group_bytes`](Self::group_bytes). The last group may lack rows.
+    pub(crate) fn pack(&self, bytes: &[u8], out: &mut [u8], near: &mut [u8]) {
         // Sixteen rows are read at once, each too short to be fetched ahead, so they are brought near one after the other.
-        let mut near = vec![0; group_bytes];
-        for (bytes, group) in bytes.chunks(group_bytes).zip(out.chunks_exact_mut(stride)) {
+        for (bytes, group) in bytes.chunks(self.group_bytes).zip(out.chunks_exact_mut(self.stride)) {
             let (present, absent) = near.split_at_mut(bytes.len());
             present.copy_from_slice(bytes);
             absent.fill(0);
-            pack_group(&near, group);
+            (self.pack_group)(near, group);
+            group[self.used..].fill(0);
         }
-    });
+    }
+
+    /// Packs all groups, on the threads of the pool that the caller is in.
+    pub(crate) fn pack_in_parallel(&self, bytes: &[u8], out: &mut [u8]) {
+        let bytes = bytes.par_chunks(self.group_bytes * GROUPS_PER_TASK);
+        bytes
+            .zip(out.par_chunks_mut(self.stride * GROUPS_PER_TASK))
+            .for_each_init(|| vec![0; self.group_bytes], |near, (bytes, out)| self.pack(bytes, out, near));
+    }
 }
 
 /// Packs the rows of one group, which follow each other.
@@ -55,10 +96,20 @@ type PackGroup = fn(&[u8], &mut [u8]);
 
 /// The function made for a type of blocks.
 fn packer_of(dtype: DType) -> PackGroup {
+    macro_rules! fastest {
+        ($name:ident) => {{
+            #[cfg(target_arch = "x86_64")]
+            if Isa::Avx2.missing_feature().is_none() {
+                // SAFETY: the processor has the features.
+                return |rows, out| unsafe { pack_blocks_with_avx2::<types::$name>(rows, out) };
+            }
+            pack_blocks::<types::$name>
+        }};
+    }
     macro_rules! choose {
         ($($entry:ident: $name:ident),+) => {
             match dtype {
-                $(DType::$name => pack_blocks::<types::$name>,)+
+                $(DType::$name => fastest!($name),)+
                 // PANIC: only types of `integer_types` have a layout of blocks.
                 _ => unreachable!("{dtype} has no blocks"),
             }
@@ -78,6 +129,17 @@ fn interleave<const SIZE: usize>(rows: &[u8], out: &mut [u8]) {
     }
 }
 
+/// [`pack_blocks`] in instructions with three operands.
+///
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn pack_blocks_with_avx2<P: Packed>(rows: &[u8], out: &mut [u8]) {
+    pack_blocks::<P>(rows, out);
+}
+
+#[inline(always)]
 fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
     let Blocks { codes, scales, .. } = P::BLOCKS;
     let (len, bytes) = (P::DTYPE.block_len(), P::DTYPE.block_bytes());
@@ -267,7 +329,7 @@ mod tests {
                 .collect();
             let stride = layout.group_bytes(cols);
             let mut packed = vec![0; rows.div_ceil(GROUP) * stride];
-            pack(dtype, layout, cols, &bytes, &mut packed);
+            Packer::new(dtype, layout, cols).pack_in_parallel(&bytes, &mut packed);
             let (mut got, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
             for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
                 (formats::of(dtype).unwrap().dequantize)(row, &mut expected);

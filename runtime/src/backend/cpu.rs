@@ -24,6 +24,9 @@ pub struct CpuOptions {
     pub pages: usize,
     /// How the cache keeps keys and values.
     pub kv_type: KvType,
+    /// Leaves packing the weights to [`Executable::catch_up`]: loading takes next to no time, and until then each step packs
+    /// what it is about to read, for the same results.
+    pub pack_later: bool,
 }
 
 impl CpuOptions {
@@ -44,6 +47,7 @@ impl Default for CpuOptions {
             max_outputs: 64,
             pages: 64usize.div_ceil(PAGE_TOKENS),
             kv_type: KvType::F16,
+            pack_later: false,
         }
     }
 }
@@ -126,7 +130,8 @@ fn compile(
     let needed = Memory { cache, activations: estimate.arena_bytes as u64, weights: load::resident_bytes(graph, isa) };
     refuse_if_too_large(needed, 0, memory::available())?;
 
-    let weights = load::load(graph, source, isa, threads, progress)?;
+    let making = if options.pack_later { load::Making::Deferred } else { load::Making::Packed { threads } };
+    let weights = load::load(graph, source, isa, making, progress)?;
     let wants = |resolved: &Resolved| resolved.matrix.as_ref().map_or(ActKind::F32, |matrix| matrix.wants());
     let plan = Plan::new(graph, options.sizes(), &Forms::new(graph, weights.iter().map(wants)))?;
     let mut kernels: Vec<&str> =
@@ -269,6 +274,10 @@ impl Executable for CpuModel {
 
     fn describe(&self) -> String {
         self.compiled.description.clone()
+    }
+
+    fn catch_up(&mut self) -> Result<bool, StepError> {
+        Ok(self.compiled.executor.pack_next()?)
     }
 }
 

@@ -244,6 +244,8 @@ impl Fit {
         let (first, second) = graph::cut(graph, cut);
         let [head_bytes, tail_bytes] = [&first, &second].map(super::load::total_bytes);
         let total = head_bytes.saturating_add(tail_bytes);
+        // Weights are on their way to the GPU for longer than packing takes.
+        let options = &CpuOptions { pack_later: false, ..*options };
         let head = CpuGraph::load(&first, source, options, &mut |done, _| progress(done, total))?;
         let mut after = |done, _| progress(head_bytes.saturating_add(done), total);
         Ok(Box::new(CudaModel::new(&second, Some(head), source, cuda, sizes, context, &mut after)?))

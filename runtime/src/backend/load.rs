@@ -1,4 +1,4 @@
-//! Reads, checks and packs the weights of a graph, several at a time.
+//! Reads, checks and packs the weights of a graph.
 
 use super::BuildError;
 use crate::{
@@ -7,15 +7,7 @@ use crate::{
 };
 use rustai_abi::DType;
 use rustai_kernels_cpu::{ActKind, Isa, Matrix, MatrixError, SharedBytes};
-use std::{
-    collections::HashMap,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-};
+use std::{collections::HashMap, io, sync::Arc};
 
 /// What the readers of a weight need.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +49,7 @@ pub(super) fn forms(graph: &Graph, isa: Isa) -> Result<Vec<ActKind>, BuildError>
                 Some(form) => *form,
                 None => {
                     let row = vec![0; weight.dtype.bytes_for(cols).ok_or_else(unsupported)?];
-                    let matrix = matrix(Matrix::new, isa, weight, 1, row.into())?;
+                    let matrix = matrix(Matrix::deferred, isa, weight, 1, row.into())?;
                     known.insert((weight.dtype, cols), matrix.wants());
                     matrix.wants()
                 }
@@ -101,46 +93,51 @@ pub(super) fn resident_bytes(graph: &Graph, isa: Isa) -> u64 {
     graph.weights().iter().zip(needs(graph)).map(resident).fold(0, u64::saturating_add)
 }
 
-/// Packs all weights on `threads` threads; `progress` takes the bytes done and their total.
+/// What becomes of matrices while they are loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Making {
+    /// They are packed, on so many threads.
+    Packed { threads: usize },
+    /// They stay in the file, for an [`Executor`](rustai_kernels_cpu::Executor) to pack later.
+    Deferred,
+}
+
+impl Making {
+    fn matrix(self) -> MakeMatrix {
+        match self {
+            Self::Packed { .. } => Matrix::new,
+            Self::Deferred => Matrix::deferred,
+        }
+    }
+}
+
+/// Makes all weights ready; `progress` takes the bytes done and their total.
 pub(super) fn load(
     graph: &Graph,
     source: &dyn WeightSource,
     isa: Isa,
-    threads: usize,
+    making: Making,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Resolved>, BuildError> {
     let (weights, needs, total) = (graph.weights(), needs(graph), total_bytes(graph));
-    let next = AtomicUsize::new(0);
     // The largest first: while a weight is packed, its pages of the file are in memory too, which costs least at the start.
     let mut order: Vec<usize> = (0..weights.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(weights[index].bytes()));
     let mut resolved = vec![Resolved::default(); weights.len()];
     let mut done = 0;
     progress(done, total);
-    // A pool, since packing one large weight is work for several threads too.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("load-{i}")).build();
+    let threads = match making {
+        Making::Packed { threads } => threads.max(1),
+        Making::Deferred => 1,
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("load-{i}")).build();
     let pool = pool.map_err(|error| BuildError::Thread(io::Error::other(error)))?;
-    pool.in_place_scope(|scope| {
-        let (send, receive) = mpsc::channel();
-        for _ in 0..pool.current_num_threads() {
-            let (send, next, needs, order) = (send.clone(), &next, &needs, &order);
-            scope.spawn(move |_| {
-                while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // The receiver hangs up at the first failure.
-                    if send.send((index, resolve(&weights[index], needs[index], source, isa))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(send);
-        for (index, result) in receive {
-            resolved[index] = result?;
-            done += weights[index].bytes() as u64;
-            progress(done, total);
-        }
-        Ok::<_, BuildError>(())
-    })?;
+    // One weight after the other, each by all threads, so that no two are in memory twice at once.
+    for index in order {
+        resolved[index] = pool.install(|| resolve(&weights[index], needs[index], source, isa, making))?;
+        done += weights[index].bytes() as u64;
+        progress(done, total);
+    }
     // Reading one page of a file brings its neighbours along, also such as had been let go of.
     for (weight, resolved) in weights.iter().zip(&resolved) {
         if weight.inline.is_none() && !resolved.needs_the_source() {
@@ -166,14 +163,20 @@ pub(super) fn vector(weight: &Weight, bytes: &[u8]) -> Result<Vec<f32>, BuildErr
         .ok_or_else(|| BuildError::UnsupportedType { tensor: weight.name.clone(), dtype: weight.dtype })
 }
 
-fn resolve(weight: &Weight, needs: Needs, source: &dyn WeightSource, isa: Isa) -> Result<Resolved, BuildError> {
+fn resolve(
+    weight: &Weight,
+    needs: Needs,
+    source: &dyn WeightSource,
+    isa: Isa,
+    making: Making,
+) -> Result<Resolved, BuildError> {
     let bytes = bytes(weight, source)?;
     let mut resolved = Resolved::default();
     if needs.vector {
         resolved.vector = Some(vector(weight, &bytes)?.into());
     }
     if needs.matrix {
-        let matrix = Arc::new(matrix(Matrix::new, isa, weight, weight.dims[1], bytes)?);
+        let matrix = Arc::new(matrix(making.matrix(), isa, weight, weight.dims[1], bytes)?);
         if matrix.is_packed() && weight.inline.is_none() {
             source.release(&weight.name);
         }

@@ -258,4 +258,12 @@ pub trait Executable: Send {
     }
     /// One line for people: device, kernels, threads.
     fn describe(&self) -> String;
+    /// Does a piece, some hundredths of a second long, of what loading has put off so that the first step can begin at once; whether
+    /// more is left. Steps take longer as long as there is.
+    ///
+    /// # Errors
+    /// [`StepError`] if the rest cannot be done. Unless a kernel panicked, steps can go on as before.
+    fn catch_up(&mut self) -> Result<bool, StepError> {
+        Ok(false)
+    }
 }

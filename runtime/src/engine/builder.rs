@@ -48,7 +48,8 @@ pub struct EngineBuilder {
 
 impl EngineBuilder {
     pub(super) fn new(source: ModelSource) -> Self {
-        Self { source, options: LoadOptions::default(), queue: 1024, device_sampling: false, progress: None }
+        let options = LoadOptions { pack_later: true, ..LoadOptions::default() };
+        Self { source, options, queue: 1024, device_sampling: false, progress: None }
     }
 
     /// Threads that compute. 0, the default, takes one per core that this process may use.
@@ -125,6 +126,14 @@ impl EngineBuilder {
     /// precision that perplexity hardly shows; heads must be a multiple of 32 long.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
         self.options.kv_type = kv_type;
+        self
+    }
+
+    /// Packs the weights for the CPU after the first step of the model, or when nobody has asked for anything for a while, rather than
+    /// before [`build`](Self::build) returns; on by default. The first token of an engine that has just been built comes sooner,
+    /// and the second after a pause; tokens are the same either way.
+    pub fn pack_later(mut self, on: bool) -> Self {
+        self.options.pack_later = on;
         self
     }
 

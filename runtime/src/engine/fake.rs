@@ -27,8 +27,10 @@ pub(super) struct FakeModel {
     limits: Limits,
     cache: Vec<u32>,
     logits: Vec<f32>,
-    /// What each step was made of.
+    /// What each step was made of; nothing for a piece of what loading has put off.
     pub(super) steps: Arc<Mutex<Vec<Step>>>,
+    /// Pieces that loading has put off.
+    pub(super) behind: usize,
     /// The model chooses tokens itself where it may; how often it did.
     pub(super) chose: Option<Arc<AtomicUsize>>,
     /// The same of drawing them. Whatever the settings are, it draws the likeliest.
@@ -44,6 +46,7 @@ impl FakeModel {
             cache: vec![u32::MAX; pages * PAGE_TOKENS],
             logits: Vec::new(),
             steps: Arc::default(),
+            behind: 0,
             chose: None,
             drew: None,
             tokens: Vec::new(),
@@ -131,6 +134,14 @@ impl Executable for FakeModel {
             }
         }
         Some(Ok((&self.tokens, &self.logits)))
+    }
+
+    fn catch_up(&mut self) -> Result<bool, StepError> {
+        if self.behind > 0 {
+            self.behind -= 1;
+            self.steps.lock().unwrap().push(Step::new());
+        }
+        Ok(self.behind > 0)
     }
 
     fn limits(&self) -> Limits {

@@ -13,10 +13,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
-        mpsc::{Receiver, Sender, TryRecvError, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel},
     },
     thread::JoinHandle,
+    time::Duration,
 };
+
+/// How long nobody asks for anything before an idle thread catches up with what loading has put off. Who loads a model for a
+/// question asks it sooner.
+const CALM: Duration = Duration::from_millis(100);
 
 /// A handle to the thread. Dropping it stops the thread after the step that is being computed.
 pub(super) struct Worker<D> {
@@ -89,29 +94,58 @@ fn main<D: Driver>(mut executable: Box<dyn Executable>, jobs: &Receiver<Job<D>>,
 }
 
 /// Steps until all handles are gone or the model is broken, and returns which it was.
+///
+/// What loading has put off is done when nothing else is to do, or else between the first step and the second: it delays no
+/// first token, and no more than one later one.
 fn serve<D: Driver>(
     scheduler: &mut Scheduler<D>,
     executable: &mut dyn Executable,
     jobs: &Receiver<Job<D>>,
 ) -> EngineError {
+    let mut behind = true;
     loop {
-        if scheduler.is_idle() {
-            match jobs.recv() {
+        let mut calm = CALM;
+        while scheduler.is_idle() {
+            let job =
+                if behind { jobs.recv_timeout(calm) } else { jobs.recv().map_err(|_| RecvTimeoutError::Disconnected) };
+            match job {
                 Ok(job) => scheduler.submit(job),
-                Err(_) => return EngineError::Stopped,
+                Err(RecvTimeoutError::Timeout) => (behind, calm) = (catch_up(executable), Duration::ZERO),
+                Err(RecvTimeoutError::Disconnected) => return EngineError::Stopped,
             }
         }
-        loop {
-            match jobs.try_recv() {
-                Ok(job) => scheduler.submit(job),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return EngineError::Stopped,
-            }
+        if !submit_all(scheduler, jobs) {
+            return EngineError::Stopped;
         }
         if let Err(error) = scheduler.step(executable) {
             return error;
         }
+        while behind {
+            if !submit_all(scheduler, jobs) {
+                return EngineError::Stopped;
+            }
+            behind = catch_up(executable);
+        }
     }
+}
+
+/// Hands over all jobs that have come; `false` if no handle is left.
+fn submit_all<D: Driver>(scheduler: &mut Scheduler<D>, jobs: &Receiver<Job<D>>) -> bool {
+    loop {
+        match jobs.try_recv() {
+            Ok(job) => scheduler.submit(job),
+            Err(TryRecvError::Empty) => return true,
+            Err(TryRecvError::Disconnected) => return false,
+        }
+    }
+}
+
+/// Does a piece of what loading has put off; whether more is left that can be done.
+fn catch_up(executable: &mut dyn Executable) -> bool {
+    executable.catch_up().unwrap_or_else(|error| {
+        tracing::warn!(%error, "loading cannot be completed; the model goes on as it is, and is slower");
+        false
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -153,6 +187,36 @@ mod tests {
                 let _ = self.tokens.send(Err(error.to_string()));
             }
         }
+    }
+
+    #[test]
+    fn a_question_comes_before_what_loading_has_put_off_and_its_second_token_after() {
+        let mut model = fake::FakeModel::new(32, 8, 16);
+        model.behind = 3;
+        let steps = model.steps.clone();
+        let worker = Worker::spawn(Box::new(model)).unwrap();
+        let tokens: Vec<u32> = submit(&worker, &[4, 5], 3).iter().map(Result::unwrap).collect();
+        assert_eq!(tokens, fake::expected(&[4, 5], 3));
+        let piece = fake::Step::new();
+        let asked = vec![vec![(0, 2)], piece.clone(), piece.clone(), piece, vec![(2, 1)], vec![(3, 1)]];
+        assert_eq!(*steps.lock().unwrap(), asked);
+    }
+
+    #[test]
+    fn an_idle_thread_completes_what_loading_has_put_off() {
+        let mut model = fake::FakeModel::new(32, 8, 16);
+        model.behind = 3;
+        let steps = model.steps.clone();
+        let worker = Worker::spawn(Box::new(model)).unwrap();
+        let begun = std::time::Instant::now();
+        while steps.lock().unwrap().len() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing was done");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let tokens: Vec<u32> = submit(&worker, &[4], 1).iter().map(Result::unwrap).collect();
+        assert_eq!(tokens, fake::expected(&[4], 1));
+        let piece = fake::Step::new();
+        assert_eq!(*steps.lock().unwrap(), [piece.clone(), piece.clone(), piece, vec![(0, 1)]]);
     }
 
     fn start() -> Worker<Probe> {

@@ -5,7 +5,7 @@ use super::{
     tensor::TensorInfo,
 };
 use crate::sys::Mapping;
-use rustai_kernels_cpu::SharedBytes;
+use rustai_kernels_cpu::{BytesOwner, SharedBytes};
 use std::{
     fmt,
     fs::{self, File},
@@ -45,7 +45,7 @@ enum Storage {
 impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(mapping, ..) => (**mapping).as_ref(),
+            Self::Mapped(mapping, ..) => mapping.bytes(),
             Self::Memory(bytes) => bytes,
         }
     }
@@ -134,11 +134,11 @@ impl GgufFile {
     }
 
     /// Tells the system that a tensor's pages are no longer needed (they were copied). Reading them again is still right.
+    ///
+    /// # Panics
+    /// As [`data`](Self::data).
     pub fn release(&self, tensor: &TensorInfo) {
-        if let Storage::Mapped(mapping, ..) = &self.storage {
-            let start = self.header.data_offset.saturating_add(tensor.offset);
-            mapping.release(start..start.saturating_add(tensor.bytes));
-        }
+        self.data(tensor).release();
     }
 
     /// GGUF version: 2 or 3.

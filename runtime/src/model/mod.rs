@@ -47,6 +47,8 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// What the model runs on.
     pub device: DeviceChoice,
+    /// Leaves packing weights for the CPU to [`Executable::catch_up`], as an [`Engine`](crate::Engine) wants it.
+    pub pack_later: bool,
     /// Layers that run on a GPU, counted from the last; `None` takes as many as fit into its memory.
     pub gpu_layers: Option<usize>,
     /// A folder of compiled CUDA kernels that goes before those in the program; `None` lets `RUSTAI_CUDA_KERNELS` name one.
@@ -64,6 +66,7 @@ impl Default for LoadOptions {
             isa: None,
             kv_type: KvType::F16,
             device: DeviceChoice::Auto,
+            pack_later: false,
             gpu_layers: None,
             cuda_kernels: None,
         }
@@ -189,8 +192,8 @@ impl ModelGraph {
         let pages = options.max_sequences.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
         let max_tokens = options.max_batch.min(pages.saturating_mul(PAGE_TOKENS)).max(1);
         let max_outputs = options.max_outputs.clamp(1, max_tokens);
-        let LoadOptions { isa, threads, kv_type, .. } = *options;
-        (CpuOptions { isa, threads, max_tokens, max_outputs, pages, kv_type }, context)
+        let LoadOptions { isa, threads, kv_type, pack_later, .. } = *options;
+        (CpuOptions { isa, threads, max_tokens, max_outputs, pages, kv_type, pack_later }, context)
     }
 }
 

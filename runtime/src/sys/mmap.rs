@@ -1,5 +1,6 @@
 //! Read-only, private mappings of files.
 
+use rustai_kernels_cpu::BytesOwner;
 use std::{fs::File, io, ops::Range};
 
 /// A whole file, mapped read-only.
@@ -20,10 +21,16 @@ impl Mapping {
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(Self { map })
     }
+}
+
+impl BytesOwner for Mapping {
+    fn bytes(&self) -> &[u8] {
+        &self.map
+    }
 
     /// Drops the physical pages that `range` touches. Reading them again, or what shares a page with the range's ends, brings
     /// them back from the file. Failure is harmless, so it is not reported.
-    pub(crate) fn release(&self, range: Range<usize>) {
+    fn release(&self, range: Range<usize>) {
         let Some(pages) = pages_of(range, self.map.len(), rustix::param::page_size()) else { return };
         // SAFETY: MADV_DONTNEED discards pages, which loses data in anonymous or writable private mappings. This one is
         // a read-only mapping of a file: by madvise(2) the next access repopulates the pages "from the up-to-date
@@ -34,12 +41,6 @@ impl Mapping {
         if let Err(error) = result {
             tracing::debug!(%error, "madvise(MADV_DONTNEED) failed; the pages stay in memory");
         }
-    }
-}
-
-impl AsRef<[u8]> for Mapping {
-    fn as_ref(&self) -> &[u8] {
-        &self.map
     }
 }
 
@@ -72,8 +73,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         let mapping = Mapping::new(&file).unwrap();
-        assert_eq!(mapping.as_ref(), bytes);
+        assert_eq!(mapping.bytes(), bytes);
         mapping.release(1..3 * page + 1);
-        assert_eq!(mapping.as_ref(), bytes);
+        assert_eq!(mapping.bytes(), bytes);
     }
 }

@@ -29,6 +29,9 @@ pub struct GenerateArgs {
     /// Prints one JSON object at the end instead of the text as it comes.
     #[arg(long)]
     pub json: bool,
+    /// Packs the weights for the CPU before the first token, which comes later then, rather than behind it.
+    #[arg(long)]
+    pub pack_first: bool,
     // Last, because its heading holds for all flags that follow.
     #[command(flatten)]
     pub sampler: SamplerArgs,

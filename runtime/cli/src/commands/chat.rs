@@ -33,7 +33,7 @@ Ctrl-C stops an answer.";
 /// Talks until the user ends it.
 pub fn run(args: ChatArgs, global: GlobalArgs) -> Result<(), Failure> {
     let params = args.sampler.checked()?;
-    let engine = session::engine(&args.model, &args.compute, args.sampler.device_sampling)?;
+    let engine = session::engine(&args.model, &args.compute, |it| it.device_sampling(args.sampler.device_sampling))?;
     // Without a template no turn could be answered, and one that is broken says so now.
     engine.prompt_tokens(&Request::ask("Hello")).map_err(|error| match error {
         Error::Engine(EngineError::NoChatTemplate) => Failure::from(EngineError::NoChatTemplate)

@@ -42,7 +42,9 @@ pub fn run(args: &GenerateArgs, global: GlobalArgs) -> Result<(), Failure> {
     let params = args.sampler.checked()?;
     let text = input::text(&args.prompt)?;
     let started = Instant::now();
-    let engine = session::engine(&args.model, &args.compute, args.sampler.device_sampling)?;
+    let engine = session::engine(&args.model, &args.compute, |builder| {
+        builder.device_sampling(args.sampler.device_sampling).pack_later(!args.pack_first)
+    })?;
     let load = started.elapsed();
 
     let mut request = prompt(args, text)?.sampling(params);

@@ -8,23 +8,25 @@ use crate::{
     interrupt::Guard,
     ui::{self, Progress},
 };
-use rustai::engine::{Completion, Engine, EngineError, Event, Finish, Request, Summary};
+use rustai::engine::{Completion, Engine, EngineBuilder, EngineError, Event, Finish, Request, Summary};
 
-/// Loads the model into an engine for one sequence, whose tokens a GPU may draw.
-pub fn engine(model: &ModelArgs, compute: &ComputeArgs, device_sampling: bool) -> Result<Engine, Failure> {
+/// Loads the model into an engine for one sequence; `more` settings come last.
+pub fn engine(
+    model: &ModelArgs,
+    compute: &ComputeArgs,
+    more: impl FnOnce(EngineBuilder) -> EngineBuilder,
+) -> Result<Engine, Failure> {
     let path = model::find(&model.model)?;
     let progress = Progress::bytes("loading");
-    let engine = Engine::builder(&path)
+    let builder = Engine::builder(&path)
         .threads(compute::threads(compute.threads))
         .context(compute.ctx)
         .kv_type(compute.kv_type.into())
         .device(compute.device.device)
         .gpu_layers(compute.device.gpu_layers.0)
-        .device_sampling(device_sampling)
         .max_sequences(1)
-        .on_progress(move |state| progress.set(state.done, Some(state.total)))
-        .build();
-    engine.map_err(explain)
+        .on_progress(move |state| progress.set(state.done, Some(state.total)));
+    more(builder).build().map_err(explain)
 }
 
 /// Runs a request, handing each piece of text on as it comes. Ctrl-C cancels it; then the finish says so.
