@@ -7,6 +7,12 @@ pub trait BytesOwner: Send + Sync {
     /// All bytes, always the same.
     fn bytes(&self) -> &[u8];
 
+    /// Copies the bytes from `from` on, of which there are so many. An owner that reads them faster than through
+    /// [`bytes`](Self::bytes) does so.
+    fn copy(&self, from: usize, out: &mut [u8]) {
+        out.copy_from_slice(&self.bytes()[from..from + out.len()]);
+    }
+
     /// Says that a part is not needed for now, so that memory behind it may be dropped if it can be had again.
     fn release(&self, part: Range<usize>) {
         let _ = part;
@@ -31,6 +37,16 @@ impl SharedBytes {
     pub fn new(owner: Arc<dyn BytesOwner>, range: Range<usize>) -> Option<Self> {
         owner.bytes().get(range.clone())?;
         Some(Self { owner, range })
+    }
+
+    /// Copies the bytes from `from` on.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn copy(&self, from: usize, out: &mut [u8]) {
+        let there = self.range.len().checked_sub(from).is_some_and(|rest| out.len() <= rest);
+        assert!(there, "{} bytes from {from} on of {}", out.len(), self.range.len());
+        self.owner.copy(self.range.start + from, out);
     }
 
     /// Says that the bytes are not needed for now: pages of a file may leave memory, and come back when they are read.

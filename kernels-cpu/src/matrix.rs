@@ -338,12 +338,12 @@ impl Matrix {
         (STRIP_BYTES / (2 * layout.group_bytes(self.cols))).clamp(1, STRIP)
     }
 
-    /// Bytes of scratch for packed groups of a strip of a deferred matrix, and one group of the file.
+    /// Bytes of scratch for packed groups of a strip of a deferred matrix, and for what is read of the file at once.
     pub(crate) fn deferred_bytes(&self) -> usize {
         match &self.storage {
             Storage::Deferred { packer, .. } => {
                 let tiles = if self.takes_strips() { self.longest_strip(packer.layout()) } else { 1 };
-                tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.group_bytes()
+                tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.near_bytes()
             }
             _ => 0,
         }
@@ -435,7 +435,7 @@ impl Matrix {
         match &self.storage {
             Storage::Deferred { bytes, packer, kernel } => {
                 let stride = packer.stride();
-                // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then a group of the file;
+                // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then what is read;
                 // the rest as below.
                 unsafe {
                     let near = scratch.deferred.add(groups * stride);
@@ -490,17 +490,16 @@ impl Matrix {
 /// Packs some groups of a matrix to `out`.
 ///
 /// # Safety
-/// `out` is valid for the packed groups and `near` for `group_bytes`; nobody else uses either meanwhile.
-unsafe fn pack_groups(packer: &Packer, bytes: &[u8], groups: Range<usize>, out: *mut u8, near: *mut u8) {
-    let end = bytes.len().min(groups.end * packer.group_bytes());
+/// `out` is valid for the packed groups and `near` for `near_bytes`; nobody else uses either meanwhile.
+unsafe fn pack_groups(packer: &Packer, bytes: &SharedBytes, groups: Range<usize>, out: *mut u8, near: *mut u8) {
     // SAFETY: promised by the caller; scratch and regions are initialised.
     let (out, near) = unsafe {
         (
             std::slice::from_raw_parts_mut(out, groups.len() * packer.stride()),
-            std::slice::from_raw_parts_mut(near, packer.group_bytes()),
+            std::slice::from_raw_parts_mut(near, packer.near_bytes()),
         )
     };
-    packer.pack(&bytes[groups.start * packer.group_bytes()..end], out, near);
+    packer.pack(bytes, groups.start, out, near);
 }
 
 /// The fast kernel for a type; `None` if the reference has to do it.

@@ -229,10 +229,12 @@ impl BytesOwner for Watched {
 
 #[test]
 fn deferred_matrices_give_the_same_bits_before_while_and_after_they_are_packed() {
-    let (max_tokens, cols) = (20, 512);
+    let (max_tokens, cols) = (20, 256);
     let buf = |offset: usize, width| Buf { offset, width, rows: Rows::Tokens };
     for isa in isas() {
-        for dtype in types() {
+        // One type has no fast kernel: it stays in its file.
+        let some = |dtype: &DType| fast_anywhere(*dtype) || dtype.block_len() == 1 || *dtype == DType::IQ2_XS;
+        for dtype in types().filter(some) {
             // Of one tile, of a strip and a last group that lacks rows, and of two for a gated product.
             let rows = [24, 150, 96, 96];
             let row_bytes = dtype.bytes_for(cols).unwrap();
@@ -289,11 +291,11 @@ fn deferred_matrices_give_the_same_bits_before_while_and_after_they_are_packed()
                 results.map(|buf| executor.values(buf, &batch).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
             };
             let (mut packed, results) = executor(Matrix::new);
-            let expected = [1, 3, 20].map(|tokens| run(&mut packed, results, tokens));
+            let expected = [1, 20].map(|tokens| run(&mut packed, results, tokens));
             let (mut deferred, results) = executor(Matrix::deferred);
             let fast = Matrix::kernel_for(isa, dtype) != Some(Isa::Reference.name());
             for left in (0..=if fast { 4 } else { 0 }).rev() {
-                for (tokens, expected) in [1, 3, 20].into_iter().zip(&expected) {
+                for (tokens, expected) in [1, 20].into_iter().zip(&expected) {
                     assert!(run(&mut deferred, results, tokens) == *expected, "{isa:?} {dtype} {tokens}, {left} left");
                 }
                 assert_eq!(deferred.pack_next().unwrap(), left > 0, "{isa:?} {dtype}");

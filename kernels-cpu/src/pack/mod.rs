@@ -18,7 +18,7 @@ pub(crate) use layout::{Packed, integer_types, types};
 pub use words::Words;
 
 use crate::{
-    Isa,
+    SharedBytes,
     formats::{self, mxfp4, parts::Parts},
 };
 use half::f16;
@@ -30,6 +30,9 @@ pub(crate) const GROUP: usize = 16;
 
 /// Groups that are packed by one task: enough to be worth a task, few enough to share evenly.
 pub(crate) const GROUPS_PER_TASK: usize = 8;
+
+/// Bytes that are read at once, but for one group at least: worth a system call, and few enough for the second-level cache.
+const NEAR_BYTES: usize = 64 << 10;
 
 /// Packs row-major blocks of one type and row length.
 #[derive(Clone, Copy, Debug)]
@@ -64,30 +67,36 @@ impl Packer {
         self.stride
     }
 
-    /// Bytes of a group's rows in the file, and of the scratch that packing takes.
-    pub(crate) fn group_bytes(&self) -> usize {
-        self.group_bytes
+    /// Bytes of scratch that packing takes.
+    pub(crate) fn near_bytes(&self) -> usize {
+        (NEAR_BYTES / self.group_bytes).max(1) * self.group_bytes
     }
 
-    /// Packs groups into `out`, whatever that holds before: all of them, or as many as there is room for. `near` is scratch of
-    /// [`group_bytes`](Self::group_bytes). The last group may lack rows.
-    pub(crate) fn pack(&self, bytes: &[u8], out: &mut [u8], near: &mut [u8]) {
-        // Sixteen rows are read at once, each too short to be fetched ahead, so they are brought near one after the other.
-        for (bytes, group) in bytes.chunks(self.group_bytes).zip(out.chunks_exact_mut(self.stride)) {
-            let (present, absent) = near.split_at_mut(bytes.len());
-            present.copy_from_slice(bytes);
+    /// Packs the groups from `first` on, as many as `out` has room for and whatever that holds before. `near` is scratch of
+    /// [`near_bytes`](Self::near_bytes). The last group may lack rows.
+    pub(crate) fn pack(&self, bytes: &SharedBytes, first: usize, out: &mut [u8], near: &mut [u8]) {
+        let mut start = first * self.group_bytes;
+        for groups in out.chunks_mut(near.len() / self.group_bytes * self.stride) {
+            // Sixteen rows are read at once, each too short to be fetched ahead, so they are brought near one after the other.
+            let near = &mut near[..groups.len() / self.stride * self.group_bytes];
+            let (present, absent) = near.split_at_mut(near.len().min(bytes.len() - start));
+            bytes.copy(start, present);
             absent.fill(0);
-            (self.pack_group)(near, group);
-            group[self.used..].fill(0);
+            start += near.len();
+            for (rows, group) in near.chunks_exact(self.group_bytes).zip(groups.chunks_exact_mut(self.stride)) {
+                (self.pack_group)(rows, group);
+                group[self.used..].fill(0);
+            }
         }
     }
 
     /// Packs all groups, on the threads of the pool that the caller is in.
-    pub(crate) fn pack_in_parallel(&self, bytes: &[u8], out: &mut [u8]) {
-        let bytes = bytes.par_chunks(self.group_bytes * GROUPS_PER_TASK);
-        bytes
-            .zip(out.par_chunks_mut(self.stride * GROUPS_PER_TASK))
-            .for_each_init(|| vec![0; self.group_bytes], |near, (bytes, out)| self.pack(bytes, out, near));
+    pub(crate) fn pack_in_parallel(&self, bytes: &SharedBytes, out: &mut [u8]) {
+        let tasks = out.par_chunks_mut(self.stride * GROUPS_PER_TASK).enumerate();
+        tasks.for_each_init(
+            || vec![0; self.near_bytes()],
+            |near, (task, out)| self.pack(bytes, task * GROUPS_PER_TASK, out, near),
+        );
     }
 }
 
@@ -99,7 +108,7 @@ fn packer_of(dtype: DType) -> PackGroup {
     macro_rules! fastest {
         ($name:ident) => {{
             #[cfg(target_arch = "x86_64")]
-            if Isa::Avx2.missing_feature().is_none() {
+            if std::arch::is_x86_feature_detected!("avx2") {
                 // SAFETY: the processor has the features.
                 return |rows, out| unsafe { pack_blocks_with_avx2::<types::$name>(rows, out) };
             }
@@ -329,7 +338,7 @@ mod tests {
                 .collect();
             let stride = layout.group_bytes(cols);
             let mut packed = vec![0; rows.div_ceil(GROUP) * stride];
-            Packer::new(dtype, layout, cols).pack_in_parallel(&bytes, &mut packed);
+            Packer::new(dtype, layout, cols).pack_in_parallel(&bytes.clone().into(), &mut packed);
             let (mut got, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
             for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
                 (formats::of(dtype).unwrap().dequantize)(row, &mut expected);

@@ -1,7 +1,7 @@
 //! Read-only, private mappings of files.
 
 use rustai_kernels_cpu::BytesOwner;
-use std::{fs::File, io, ops::Range};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 /// A whole file, mapped read-only.
 ///
@@ -9,6 +9,7 @@ use std::{fs::File, io, ops::Range};
 /// process with `SIGBUS`. Model files are replaced by renaming, which leaves the mapped file alone.
 pub(crate) struct Mapping {
     map: memmap2::Mmap,
+    file: File,
 }
 
 impl Mapping {
@@ -19,13 +20,21 @@ impl Mapping {
         // could change bytes under a slice; memmap2 leaves that to the caller. All readers here treat the bytes as
         // numbers or copy them before they check them (strings), so no invalid value can arise from such a change.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Self { map })
+        Ok(Self { map, file: file.try_clone()? })
     }
 }
 
 impl BytesOwner for Mapping {
     fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Reads rather than maps: for each byte once, that costs less than half.
+    fn copy(&self, from: usize, out: &mut [u8]) {
+        if let Err(error) = self.file.read_exact_at(out, from as u64) {
+            tracing::debug!(%error, "a part of a mapped file cannot be read; it is copied from where it is mapped");
+            out.copy_from_slice(&self.map[from..from + out.len()]);
+        }
     }
 
     /// Drops the physical pages that `range` touches. Reading them again, or what shares a page with the range's ends, brings
@@ -75,6 +84,9 @@ mod tests {
         let mapping = Mapping::new(&file).unwrap();
         assert_eq!(mapping.bytes(), bytes);
         mapping.release(1..3 * page + 1);
+        let mut copy = vec![0; 2 * page];
+        mapping.copy(page - 1, &mut copy);
+        assert_eq!(copy, bytes[page - 1..][..2 * page]);
         assert_eq!(mapping.bytes(), bytes);
     }
 }
