@@ -207,10 +207,8 @@ DEVICE void gemm(const MatmulArgs& args) {
     const u32 blocks = args.blocks, steps = (blocks + STEP - 1) / STEP;
     const u32 warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (threadIdx.x == 0) {
-        for (u32 s = 0; s < STAGES; s++) {
-            ptx::make_barrier(&full[s], WARPGROUP);
-            ptx::make_barrier(&empty[s], CONSUMERS * WARPGROUP / WARP);
-        }
+        ptx::make_barriers(full, STAGES, WARPGROUP);
+        ptx::make_barriers(empty, STAGES, CONSUMERS * WARPGROUP / WARP);
     }
     __syncthreads();
     ptx::let_next_kernel_start();

@@ -235,6 +235,7 @@ mod tests {
         }
         expected.extend(Peak::ALL.map(|peak| (peak.kernel().to_owned(), peak.shared())));
         expected.extend(Probe::ALL.map(|probe| (probe.kernel().to_owned(), probe.shared())));
+        expected.insert(probe::TILE_KERNEL.to_owned(), probe::TILE_BYTES);
         let mut recorded = 0;
         for line in include_str!("../../kernels.json").lines() {
             let Some((name, resources)) = line.split_once(": {") else { continue };
