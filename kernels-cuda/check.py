@@ -333,7 +333,9 @@ def main() -> None:
     for one in compiled:
         problems += broken_rules(one, dynamic)
 
-    found: dict[str, dict[str, list[int]]] = {} if not options.arch else dict(record)
+    found: dict[str, dict[str, list[int]]] = {}
+    if options.arch:
+        found = {kernel: dict(resources) for kernel, resources in record.items()}
     for one in compiled:
         for kernel, resources in one.resources.items():
             found.setdefault(kernel, {})[f"sm_{one.architecture}"] = resources
