@@ -160,6 +160,27 @@ DEVICE void copy_tile(void* to, const TensorMap& map, u32 column, u32 row, u64* 
 #endif
 }
 
+// ---- registers
+//
+// All threads of a warpgroup give registers back down to COUNT each, or wait until there are enough to have COUNT. What the
+// block's warpgroups have together is at most what they began with, COUNT a multiple of 8.
+
+template <u32 COUNT>
+DEVICE void give_registers_back() {
+    static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "what setmaxnreg takes");
+#ifndef RUSTAI_EMULATOR
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
+template <u32 COUNT>
+DEVICE void take_registers() {
+    static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "what setmaxnreg takes");
+#ifndef RUSTAI_EMULATOR
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
 // ---- products of a warpgroup
 //
 // A tile in shared memory, for the right side: rows of 64 f16, of which 8 are 1024 bytes, at a multiple of 1024; the 16-byte piece
@@ -199,17 +220,6 @@ DEVICE void commit_products() {
     me.ungrouped_products = 0;
 #else
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
-}
-
-// The same word in another register.
-DEVICE u32 moved(u32 word) {
-#ifdef RUSTAI_EMULATOR
-    return word;
-#else
-    u32 out;
-    asm volatile("mov.b32 %0, %1;" : "=r"(out) : "r"(word));
-    return out;
 #endif
 }
 
