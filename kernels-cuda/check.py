@@ -116,8 +116,14 @@ RULES = (
     Rule(r"gemm_(q|iq4|mxfp4)", must=(r"IMMA", r"LDSM", r"LDGSTS"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     # Where columns are split, blocks count themselves, and sums that others left come in wide loads past the first cache.
     Rule(r"gemm_(q|iq4|mxfp4)\w*_(16|32|64)$", must=(r"ATOMG\.E\.INC", r"MEMBAR", r"LDG\.E\.128\.STRONG\.GPU", r"STG\.E\.128")),
-    # Products that run beside the threads, and the barriers by which tiles are handed over.
-    Rule(r"gemm_sm90a_", must=(r"HGMMA\.64x128x16\.F32", r"SYNCS", r"WARPGROUP"), must_not=(r"HMMA", r"IMMA", r"LDG\.E(\.\w+)*\.[US]8")),
+    # Products that run beside the threads, copies of tiles that one thread begins, and the barriers by which they are handed
+    # over: no thread loads activations, or stores them to shared memory.
+    Rule(
+        r"gemm_sm90a_",
+        must=(r"HGMMA\.64x128x16\.F32", r"UTMALDG\.2D", r"SYNCS", r"WARPGROUP"),
+        must_not=(r"HMMA", r"IMMA", r"LDG\.E(\.\w+)*\.[US]8", LDG_128, r"STS"),
+    ),
+    Rule(r"probe_tma", must=(r"UTMALDG\.2D",)),
     Rule(r"gemm_f16", must=(r"HMMA\.16816\.F32", r"LDSM", r"LDGSTS", LDG_128)),
     Rule(r"gemm_bf16", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", r"LDGSTS", LDG_128)),
     Rule(r"gemm_f32", must=(r"HMMA\.16816\.F32\.BF16", r"LDSM", LDG_128, (WEIGHTS_128, 8))),
@@ -332,7 +338,9 @@ def main() -> None:
     for one in compiled:
         problems += broken_rules(one, dynamic)
 
-    found: dict[str, dict[str, list[int]]] = {} if not options.arch else dict(record)
+    found: dict[str, dict[str, list[int]]] = {}
+    if options.arch:
+        found = {kernel: dict(resources) for kernel, resources in record.items()}
     for one in compiled:
         for kernel, resources in one.resources.items():
             found.setdefault(kernel, {})[f"sm_{one.architecture}"] = resources

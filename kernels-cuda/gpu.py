@@ -41,7 +41,7 @@ MOST_BYTES = 56 << 20
 # Test programs, and which of their tests look at results only: the others set faults that a real device does not have. `pack`
 # refuses a name that no test has.
 PROBE = "probe"
-KERNEL_TESTS = ("matmul", "attention", "rows", "sample")
+KERNEL_TESTS = ("matmul", "hopper", "attention", "rows", "sample")
 MODEL_TESTS = (
     "logits::logits_agree_with_the_cpu_for_every_common_type_and_batch",
     "logits::long_prompts_agree_with_the_cpu_beside_other_sequences",

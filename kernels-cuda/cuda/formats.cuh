@@ -34,6 +34,12 @@ struct QuantizedRows {
     const BlockScale* scales;
 };
 
+// Activations in f16 for Hopper's products (gemm_sm90a.cu), as rounded by rows.cu: this part of each value, so that what
+// exceeds the range of f16 still fits. A row of 16 n values is n pieces of 8 words, of whose columns words t and t + 4 hold 4t
+// and the next, 4t + 2 and the next, for t below 4: a thread of a product multiplies what it has in these two words by one word
+// of codes.
+constexpr float HALVES_UNIT = 1.0f / 16.0f;
+
 // ---- codes: what the planes `codes` and `extra` hold
 
 DEVICE void split_nibbles(const uint4& packed, u32 (&words)[8]) {

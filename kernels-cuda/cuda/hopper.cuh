@@ -1,49 +1,86 @@
-// What only Hopper has: products of a whole warpgroup that run beside its threads (PTX ISA, wgmma; sm_90a), and the barriers in
-// shared memory by which producers and consumers of tiles hand them over (mbarrier).
+// What only Hopper has: products of a whole warpgroup that run beside its threads (PTX ISA, wgmma; sm_90a), copies of whole
+// tiles that one thread begins (cp.async.bulk.tensor, the tensor memory accelerator, TMA), and the barriers in shared memory by
+// which producers and consumers of tiles hand them over (mbarrier).
 #pragma once
 
 #include "fragments.cuh"
+
+// A matrix of f16 in global memory, and the tiles that it is brought in: 128 bytes of each of some rows. The host makes it
+// (src/driver/tensor_map.rs), and a kernel takes it as a parameter.
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
 
 namespace ptx {
 
 // ---- barriers in shared memory
 //
-// A barrier's phases are counted from 0, and each ends when all arrivals have come. Waiting for parity p waits for the end of
-// the latest phase of that parity; of a new barrier, the phase before the first has ended.
+// A barrier's phases are counted from 0, and each ends when all arrivals have come, and all bytes of copies that arrivals told
+// it to expect. Waiting for parity p waits for the end of the latest phase of that parity; of a new barrier, the phase before
+// the first has ended.
 
 #ifdef RUSTAI_EMULATOR
 struct EmuBarrier {
-    u16 expected, pending, phase, tag;
+    u64 expected : 12, pending : 12, phase : 4, tag : 12;
+    long long bytes : 24;
+
+    void end_phase() {
+        if (pending) return;
+        if (bytes < 0) emu::fail("more bytes come to a barrier than it was told to expect");
+        if (bytes == 0) phase++, pending = expected;
+    }
 };
-constexpr u16 EMU_BARRIER = 0xba88;
+static_assert(sizeof(EmuBarrier) == 8, "as large as a barrier");
+constexpr u32 EMU_BARRIER = 0xba8;
 inline EmuBarrier& emu_barrier(u64* barrier) {
     auto& it = *reinterpret_cast<EmuBarrier*>(barrier);
     if (it.tag != EMU_BARRIER) emu::fail("a barrier is used before it is made");
     return it;
 }
+inline void emu_arrive(u64* barrier, u32 bytes) {
+    // What a barrier can count (PTX ISA, "Size and alignment of mbarrier object").
+    if (bytes >= 1 << 20) emu::fail("more bytes than a barrier can count");
+    EmuBarrier& it = emu_barrier(barrier);
+    if (it.pending == 0) emu::fail("more arrivals at a barrier than it was made for");
+    it.bytes += bytes;
+    it.pending--;
+    it.end_phase();
+}
 #endif
 
-// One thread makes a barrier, and the block synchronizes before anyone uses it.
-DEVICE void make_barrier(u64* barrier, u32 arrivals) {
+// One thread makes barriers, and the block synchronizes before anyone uses them, a copy included.
+DEVICE void make_barriers(u64* barriers, u32 count, u32 arrivals) {
 #ifdef RUSTAI_EMULATOR
-    *reinterpret_cast<EmuBarrier*>(barrier) = {u16(arrivals), u16(arrivals), 0, EMU_BARRIER};
+    for (u32 i = 0; i < count; i++) {
+        EmuBarrier made{};
+        made.expected = made.pending = arrivals, made.tag = EMU_BARRIER;
+        memcpy(barriers + i, &made, sizeof(made));
+    }
 #else
-    u32 at = static_cast<u32>(__cvta_generic_to_shared(barrier));
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
+    for (u32 i = 0; i < count; i++) {
+        u32 at = static_cast<u32>(__cvta_generic_to_shared(barriers + i));
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
 DEVICE void arrive(u64* barrier) {
 #ifdef RUSTAI_EMULATOR
-    EmuBarrier& it = emu_barrier(barrier);
-    if (it.pending == 0) emu::fail("more arrivals at a barrier than it was made for");
-    if (--it.pending == 0) {
-        it.phase++;
-        it.pending = it.expected;
-    }
+    emu_arrive(barrier, 0);
 #else
     u32 at = static_cast<u32>(__cvta_generic_to_shared(barrier));
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+#endif
+}
+
+// Arrives, and has the phase wait for so many bytes of copies besides.
+DEVICE void arrive_expecting(u64* barrier, u32 bytes) {
+#ifdef RUSTAI_EMULATOR
+    emu_arrive(barrier, bytes);
+#else
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(barrier));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 #endif
 }
 
@@ -67,10 +104,80 @@ DEVICE void wait_barrier(u64* barrier, u32 parity) {
 #define WAIT_BARRIER(barrier, parity) ptx::wait_barrier(barrier, parity)
 #endif
 
-// What this thread wrote to shared memory is there for products that run beside it, once a barrier has told of it.
-DEVICE void show_to_products() {
+// ---- copies of tiles
+
+// Has the map fetched, which the first copy would wait for otherwise.
+DEVICE void fetch_map(const TensorMap& map) {
+#ifdef RUSTAI_EMULATOR
+    if (map.opaque[0] != emu::TensorMap::TAG) emu::fail("a tensor map that no driver made");
+#else
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
+
+#ifdef RUSTAI_EMULATOR
+inline void emu_copy_tile(void* to, const TensorMap& from, u32 column, u32 row, u64* barrier) {
+    emu::TensorMap map;
+    memcpy(&map, &from, sizeof(map));
+    const u32 row_bytes = map.box_columns * map.element_bytes, bytes = map.box_rows * row_bytes;
+    auto start = static_cast<unsigned char*>(to);
+    if (map.tag != emu::TensorMap::TAG) emu::fail("a tensor map that no driver made");
+    if (reinterpret_cast<uintptr_t>(&from) % 64) emu::fail("a tensor map at an address that is no multiple of 64");
+    if (row_bytes != 128) emu::fail("a tile whose rows are not 128 bytes");
+    if (!emu::is_shared(to, bytes)) emu::fail("a copy of a tile to where there is no room for it in shared memory");
+    if ((start - emu::block.memory.data()) % 1024) emu::fail("a swizzled tile at an address that is no multiple of 1024");
+    emu_barrier(barrier);
+    // It may be written from now on, so nobody may read it.
+    if (!emu::early) memset(to, emu::POISON, bytes);
+    emu::begin_bulk_copy([=] {
+        for (u32 r = 0; r < map.box_rows; r++)
+            for (u32 c = 0; c < map.box_columns; c++) {
+                u32 at = r * row_bytes + c * map.element_bytes;
+                at ^= (at >> 7 & 7) << 4;
+                const bool inside = u64(row) + r < map.rows && u64(column) + c < map.columns;
+                const auto* element = map.base + (u64(row) + r) * map.row_bytes + (u64(column) + c) * map.element_bytes;
+                if (inside) memcpy(start + at, element, map.element_bytes);
+                else memset(start + at, 0, map.element_bytes);
+            }
+        EmuBarrier& it = emu_barrier(barrier);
+        it.bytes -= bytes;
+        it.end_phase();
+    });
+}
+#endif
+
+// Begins to bring the tile whose first element is at `column` and `row`; what is outside the matrix comes as zeros. Row r of it
+// lies at 128 r of `to`, a multiple of 1024, its 16-byte piece p at place p ^ r % 8 (the 128-byte swizzle). When all of it is
+// there, the barrier counts its bytes, those outside the matrix too, of which the thread has told it.
+DEVICE void copy_tile(void* to, const TensorMap& map, u32 column, u32 row, u64* barrier) {
+#ifdef RUSTAI_EMULATOR
+    emu_copy_tile(to, map, column, row, barrier);
+#else
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(to)), counter = static_cast<u32>(__cvta_generic_to_shared(barrier));
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(at),
+                 "l"(&map), "r"(column), "r"(row), "r"(counter)
+                 : "memory");
+#endif
+}
+
+// ---- registers
+//
+// All threads of a warpgroup give registers back down to COUNT each, or wait until there are enough to have COUNT. What the
+// block's warpgroups have together is at most what they began with, COUNT a multiple of 8.
+
+template <u32 COUNT>
+DEVICE void give_registers_back() {
+    static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "what setmaxnreg takes");
 #ifndef RUSTAI_EMULATOR
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
+template <u32 COUNT>
+DEVICE void take_registers() {
+    static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "what setmaxnreg takes");
+#ifndef RUSTAI_EMULATOR
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 #endif
 }
 
@@ -93,6 +200,13 @@ DEVICE u64 describe_tile(const void* tile) {
 // As the address moves on by so many columns of 2 bytes; within a row.
 DEVICE u64 next_columns(u64 descriptor, u32 columns) { return descriptor + (columns * 2 >> 4); }
 
+// What this thread wrote to shared memory is there for products that run beside it, once a barrier has told of it.
+DEVICE void show_to_products() {
+#ifndef RUSTAI_EMULATOR
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 // Registers of a product are not to be touched between these two; the first goes before the first product.
 DEVICE void begin_products() {
 #ifndef RUSTAI_EMULATOR
@@ -106,17 +220,6 @@ DEVICE void commit_products() {
     me.ungrouped_products = 0;
 #else
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
-}
-
-// The same word in another register.
-DEVICE u32 moved(u32 word) {
-#ifdef RUSTAI_EMULATOR
-    return word;
-#else
-    u32 out;
-    asm volatile("mov.b32 %0, %1;" : "=r"(out) : "r"(word));
-    return out;
 #endif
 }
 

@@ -17,7 +17,7 @@ struct MatrixArgs {
 
 struct MatmulArgs {
     MatrixArgs matrices[MOST_MATRICES];
-    const void* x;       // quants of a quantized type, f32 of a float type
+    const void* x;       // quants of a quantized type, f32 of a float type; none for gemm_sm90a.cu
     const void* scales;  // BlockScale, for quantized types
     void* partials;      // sums of splits, if there are more than one
     u32* counters;       // a zero per tile, likewise

@@ -1,5 +1,5 @@
-// As probe.cu, of Hopper's products: how a tile lies in shared memory, what a descriptor says of it, and which thread of a
-// warpgroup holds which element.
+// As probe.cu, of Hopper's products and copies: how a tile lies in shared memory, what a descriptor says of it, which thread of a
+// warpgroup holds which element, and where a copy puts a tile.
 #include "hopper.cuh"
 
 constexpr u32 WARPGROUP = 128;
@@ -35,3 +35,24 @@ DEVICE void multiply_tile(const ProbeArgs& args, u32 first) {
 }
 KERNEL(probe_wgmma_0, ProbeArgs, WARPGROUP) { multiply_tile(args, 0); }
 KERNEL(probe_wgmma_48, ProbeArgs, WARPGROUP) { multiply_tile(args, 48); }
+
+struct TileProbeArgs {
+    TensorMap map;  // tiles of TILE_ROWS x COLUMNS
+    u32* out;
+    u32 column, row;
+};
+
+// The tile of a matrix that begins at a column and a row, as it comes to shared memory, word by word.
+KERNEL(probe_tma, TileProbeArgs, WARPGROUP) {
+    DYNAMIC_SHARED(u32, tile);
+    SHARED(u64, full, 1);
+    if (threadIdx.x == 0) {
+        ptx::make_barriers(full, 1, 1);
+        ptx::fetch_map(args.map);
+        ptx::arrive_expecting(full, TILE_WORDS * 4);
+        ptx::copy_tile(tile, args.map, args.column, args.row, full);
+    }
+    __syncthreads();
+    WAIT_BARRIER(full, 0);
+    for (u32 i = threadIdx.x; i < TILE_WORDS; i += WARPGROUP) args.out[i] = tile[i];
+}

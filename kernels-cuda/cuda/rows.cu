@@ -1,5 +1,6 @@
 // Work on rows of activations: embedding, normalization, quantization, and element by element.
 #include "formats.cuh"
+#include "fragments.cuh"
 
 constexpr u32 ROW_THREADS = 256;
 
@@ -44,7 +45,7 @@ DEVICE void embed(const EmbedArgs& args) {
 #define EMBED(name, Type) KERNEL(embed_##name, EmbedArgs, ROW_THREADS) { embed<Type>(args); }
 ALL_TYPES(EMBED)
 
-// ---- quantization, with or without RMS normalization before it
+// ---- quantization and rounding to f16, with or without RMS normalization before it
 
 struct NormArgs {
     const float* x;
@@ -52,7 +53,8 @@ struct NormArgs {
     float* out;           // the result as it is, if wanted
     i8* quants;           // the result quantized, if wanted
     BlockScale* scales;
-    u32 width;  // a multiple of 4, and of 32 if the result is quantized
+    u32* halves;  // the result in f16, if wanted
+    u32 width;    // a multiple of 4, and of 32 if the result is quantized or in f16
     float eps;
 };
 
@@ -100,6 +102,16 @@ DEVICE void quantize(const float (&v)[4], u32 column, bool real, i8* quants, Blo
     }
 }
 
+// Rounds four values of a row to f16. An infinity is no number, as in blocks of 8 bits.
+DEVICE void round_to_halves(const float (&v)[4], u32 column, u32* row) {
+    float scaled[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) scaled[i] = within_f16(v[i] * HALVES_UNIT);
+    u32* words = row + column / 16 * 8 + column % 16 / 4;
+    words[0] = ptx::pack_halves(scaled[0], scaled[1]);
+    words[4] = ptx::pack_halves(scaled[2], scaled[3]);
+}
+
 // A row per block. Zhang and Sennrich (2019): out = x / sqrt(mean(x^2) + eps) * weight.
 KERNEL(norm_rows, NormArgs, ROW_THREADS) {
     SHARED(float, scratch, ROW_THREADS / WARP);
@@ -138,6 +150,7 @@ KERNEL(norm_rows, NormArgs, ROW_THREADS) {
                 *reinterpret_cast<float4*>(args.out + size_t(blockIdx.x) * args.width + column) = four;
             }
         }
+        if (args.halves && real) round_to_halves(v, column, args.halves + size_t(blockIdx.x) * args.width / 2);
         if (args.quants) {
             quantize(v, column, real, args.quants + size_t(blockIdx.x) * args.width,
                      args.scales + size_t(blockIdx.x) * blocks, blocks);

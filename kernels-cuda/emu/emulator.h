@@ -1,12 +1,13 @@
 // CUDA's execution model on a CPU, for tests: what the kernels' common header needs in place of the compiler's builtins.
 //
 // Every CUDA thread is a fiber. Blocks run one after the other; the fibers of a block run in turn, each until it waits for
-// others. Which fiber runs next is the schedule, a parameter of the test, so that an order that hides a missing barrier
-// does not hide it twice. Shared memory starts as garbage, accesses behind an array are found when the block ends, and a
-// block in which nobody can go on is reported, as is a warp operation that names a lane that has returned.
+// others. Which fiber runs next is the schedule, a parameter of the test, so that an order that hides a missing barrier does
+// not hide it twice. Shared memory starts as garbage, accesses behind an array are found when the block ends, and a block in
+// which nobody can go on is reported, as is a warp operation that names a lane that has returned. Bulk copies run beside the
+// fibers: each is over at some time of its own, and until then its place is garbage.
 //
-// Not modelled: races of accesses between two barriers in one warp, bank conflicts, memory order. One launch runs at a time;
-// the stand-in driver sees to that.
+// Not modelled: races of accesses between two barriers in one warp, bank conflicts, memory order, proxies. One launch runs at a
+// time; the stand-in driver sees to that.
 #pragma once
 
 #include <algorithm>
@@ -107,6 +108,19 @@ inline void finish_groups(std::vector<std::function<void()>>& work, std::vector<
     }
 }
 
+// A tensor map as the stand-in for the driver writes it into the 128 bytes of a CUtensorMap: a matrix in global memory, of which
+// bulk copies bring boxes, with the 128-byte swizzle.
+struct TensorMap {
+    static constexpr uint64_t TAG = 0x70616d20736f7221;
+    uint64_t tag;
+    const unsigned char* base;
+    // Elements, rows, and bytes from one row to the next.
+    uint64_t columns, rows, row_bytes;
+    uint32_t box_columns, box_rows, element_bytes;
+    unsigned char unused[76];
+};
+static_assert(sizeof(TensorMap) == 128, "a CUtensorMap has 128 bytes");
+
 constexpr size_t PAYLOAD = 64;
 
 struct Warp {
@@ -138,6 +152,8 @@ struct Block {
     size_t used = 0, dynamic_bytes = 0, shared_bytes = 0, most_shared = 0, alive = 0;
     // Threads that published what they wrote, for the block's next count.
     size_t published = 0;
+    // Bulk copies under way. No thread waits for them; barriers count their bytes when they are there.
+    std::vector<std::function<void()>> bulk_copies;
     std::function<void()> body;
     Fiber* current = nullptr;
     bool failed = false;
@@ -270,6 +286,14 @@ inline void* shared(const void* key, size_t bytes) {
 inline const char dynamic_key = 0;
 inline void* dynamic_shared() { return shared(&dynamic_key, block.dynamic_bytes); }
 
+// Whether all of it is in one of the block's arrays.
+inline bool is_shared(const void* start, size_t bytes) {
+    auto at = static_cast<const unsigned char*>(start);
+    for (auto& array : block.arrays)
+        if (at >= array.start && at + bytes <= array.start + array.bytes) return true;
+    return false;
+}
+
 inline void check_guards() {
     for (auto& array : block.arrays)
         for (size_t i = 0; i < GUARD; i++)
@@ -375,6 +399,24 @@ inline unsigned random(unsigned below) {
     return static_cast<unsigned>(random_state >> 33) % below;
 }
 
+// Begins a bulk copy, which is over when it begins, or at some time later.
+inline void begin_bulk_copy(std::function<void()> copy) {
+    if (early) return copy();
+    block.bulk_copies.push_back(std::move(copy));
+}
+
+// Ends one of the bulk copies under way, which a device may do in any order; false if there is none.
+inline bool end_bulk_copy() {
+    auto& all = block.bulk_copies;
+    if (all.empty()) return false;
+    const unsigned count = static_cast<unsigned>(all.size());
+    const unsigned which = schedule == 0 ? 0 : schedule == 1 ? count - 1 : random(count);
+    const auto copy = std::move(all[which]);
+    all.erase(all.begin() + which);
+    copy();
+    return true;
+}
+
 inline void order(std::vector<unsigned>& list) {
     for (unsigned i = 0; i < list.size(); i++) list[i] = i;
     if (schedule == 1) std::reverse(list.begin(), list.end());
@@ -400,6 +442,7 @@ inline bool open_barriers() {
 inline void run_block() {
     block.arrays.clear();
     block.used = block.shared_bytes = block.published = 0;
+    block.bulk_copies.clear();
     block.alive = block.fibers.size();
     for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
     block.teams.assign((block.fibers.size() + TEAM - 1) / TEAM, Team());
@@ -427,8 +470,11 @@ inline void run_block() {
                 progress |= moved;
             } while (moved && schedule > 2 && schedule % 2);
         }
-        if (block.alive && !progress && !open_barriers()) fail("deadlock: every thread waits for another");
+        // At the latest when nobody can go on without them.
+        if (schedule > 1 && !block.bulk_copies.empty() && random(2)) progress |= end_bulk_copy();
+        if (block.alive && !progress && !open_barriers() && !end_bulk_copy()) fail("deadlock: every thread waits for another");
     }
+    if (!block.failed && !block.bulk_copies.empty()) fail("a block ended with bulk copies under way");
     check_guards();
 }
 

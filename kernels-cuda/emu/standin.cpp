@@ -35,6 +35,7 @@ enum Result {
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713,
     LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALID = 901,
     UNKNOWN = 999,
@@ -89,7 +90,7 @@ struct State {
     long registrations = 0;
     std::vector<Stream*> streams;
     long launches = 0, graph_launches = 0, fetched = 0, fetched_locked = 0, waits = 0;
-    long overlapping = 0, overlapping_captured = 0, attributes = 0, lookups = 0;
+    long overlapping = 0, overlapping_captured = 0, attributes = 0, lookups = 0, tensor_maps = 0;
     long contexts = 0;
     std::map<std::string, Fault> faults;
     Result lost = SUCCESS;
@@ -182,6 +183,7 @@ const char* name_of(int result) {
         case ALREADY_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED";
         case NOT_REGISTERED: return "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED";
         case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
+        case NOT_SUPPORTED: return "CUDA_ERROR_NOT_SUPPORTED";
         case 802: return "CUDA_ERROR_SYSTEM_NOT_READY";
         case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
         case CAPTURE_INVALID: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
@@ -253,7 +255,7 @@ DRIVER standin_fault(const char* function, long nth, int result) {
 // events), registered (ranges of others' memory that are page-locked), registrations (how many there were), fetched_locked
 // (bytes copied to such ranges), overlapping (launches that may begin before the one before them has ended) and
 // overlapping_captured (those of them that were recorded), lookups (of kernels by name), attributes (of kernels that were set),
-// faults (that are still to come).
+// tensor_maps (that were made), faults (that are still to come).
 extern "C" __attribute__((visibility("default"))) long standin_get(const char* name) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     std::string key = name;
@@ -272,6 +274,7 @@ extern "C" __attribute__((visibility("default"))) long standin_get(const char* n
     if (key == "overlapping_captured") return state.overlapping_captured;
     if (key == "lookups") return state.lookups;
     if (key == "attributes") return state.attributes;
+    if (key == "tensor_maps") return state.tensor_maps;
     if (key == "faults") return static_cast<long>(state.faults.size());
     return -1;
 }
@@ -319,6 +322,17 @@ DRIVER standin_args_bytes(const char* name) {
     for (auto& kernel : emu::kernels())
         if (!strcmp(kernel.name, name)) return static_cast<int>(kernel.args_bytes);
     return -1;
+}
+
+// Runs a kernel without parameters, for tests of the emulator itself, in one block and the order that was set; why it failed is
+// `standin_failure`.
+DRIVER standin_run(const char* name, unsigned threads, unsigned shared) {
+    alignas(64) static const unsigned char none[64] = {};
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    for (auto& kernel : emu::kernels())
+        if (!strcmp(kernel.name, name))
+            return emu::launch(kernel.kernel, none, dim3{1, 1, 1}, threads, shared, most_shared()) ? SUCCESS : LAUNCH_FAILED;
+    return NOT_FOUND;
 }
 
 // ---- the driver's functions
@@ -651,6 +665,34 @@ DRIVER cuModuleGetFunction(void** function, void* module, const char* name) {
             return SUCCESS;
         }
     return NOT_FOUND;
+}
+// Of the tensor maps that there are: matrices of f16 in tiles with the 128-byte swizzle, of which what is outside comes as zeros.
+// Refused is what the driver refuses (CUDA Driver API, cuTensorMapEncodeTiled).
+DRIVER cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* base, const unsigned long long* dims,
+                              const unsigned long long* strides, const unsigned* box, const unsigned* steps, int interleave,
+                              int swizzle, int promotion, int fill) {
+    GUARDED;
+    constexpr int FLOAT16 = 6, SWIZZLE_128B = 3, MOST_PROMOTION = 3;
+    constexpr unsigned BYTES = 2;
+    if (type != FLOAT16 || rank != 2 || interleave || swizzle != SWIZZLE_128B || fill) return NOT_SUPPORTED;
+    auto aligned = [](const void* address, size_t to) { return reinterpret_cast<uintptr_t>(address) % to == 0; };
+    if (!map || !aligned(map, 64) || !base || !aligned(base, 16)) return INVALID_VALUE;
+    for (unsigned i = 0; i < rank; i++) {
+        if (dims[i] == 0 || dims[i] > 1ull << 32 || box[i] == 0 || box[i] > 256) return INVALID_VALUE;
+        if (steps[i] == 0 || steps[i] > 8) return INVALID_VALUE;
+    }
+    if (steps[1] != 1) return NOT_SUPPORTED;
+    if (strides[0] % 16 || strides[0] >= 1ull << 40 || strides[0] < dims[0] * BYTES) return INVALID_VALUE;
+    if (box[0] * BYTES % 16 || box[0] * BYTES > 128) return INVALID_VALUE;
+    if (promotion < 0 || promotion > MOST_PROMOTION) return INVALID_VALUE;
+    emu::TensorMap made{};
+    made.tag = emu::TensorMap::TAG;
+    made.base = static_cast<const unsigned char*>(base);
+    made.columns = dims[0], made.rows = dims[1], made.row_bytes = strides[0];
+    made.box_columns = box[0], made.box_rows = box[1], made.element_bytes = BYTES;
+    memcpy(map, &made, sizeof(made));
+    state.tensor_maps++;
+    return SUCCESS;
 }
 DRIVER cuFuncSetAttribute(void* function, int attribute, int value) {
     GUARDED;

@@ -4,9 +4,9 @@
 //! models are those of [`rustai_kernels_cpu::bench`].
 
 use crate::{
-    Arena, Device, DeviceError, Event, Floats, Graph, Input, Kernels, Packed, Partials, Projection, Quants, Span,
-    Stream, Weights,
-    ops::{Peak, ProductKernel},
+    Arena, Device, DeviceError, Event, Floats, Graph, Halves, Input, Kernels, Packed, Partials, Projection, Quants,
+    Span, Stream, Weights,
+    ops::{Peak, ProductKernel, Targets},
     weights::is_quantized,
 };
 use rustai_abi::DType;
@@ -78,6 +78,8 @@ pub struct Product {
     weights: Vec<Weights>,
     floats: Floats,
     quants: Option<Quants>,
+    /// The same in `f16`, and from how many tokens on the device wants it so.
+    halves: Option<(Halves, usize)>,
     partials: Option<Partials>,
     out: Floats,
     dtype: DType,
@@ -111,15 +113,17 @@ impl Product {
         let weights = (0..matrices).map(|_| packed.upload(device)).collect::<Result<Vec<_>, _>>()?;
         let values: Vec<f32> = (0..max_tokens * cols).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
         let floats = Floats::with(device, cols, &values)?;
-        let quants = match is_quantized(dtype) {
-            Some(true) => {
-                let mut arena = Arena::new(device, "activations", Quants::room(max_tokens, cols))?;
-                let quants = Quants::take(&mut arena, max_tokens, cols)?;
-                kernels.quantize(&stream, &floats, &quants, max_tokens)?;
-                Some(quants)
+        let (mut quants, mut halves) = (None, None);
+        if is_quantized(dtype) == Some(true) {
+            let room = Quants::room(max_tokens, cols).saturating_add(Halves::room(max_tokens, cols));
+            let mut arena = Arena::new(device, "activations", room)?;
+            quants = Some(Quants::take(&mut arena, max_tokens, cols)?);
+            if let Some(from) = kernels.halves_from()? {
+                halves = Some((Halves::take(&mut arena, max_tokens, cols)?, from));
             }
-            _ => None,
-        };
+            let targets = Targets { floats: None, quants: quants.as_ref(), halves: halves.as_ref().map(|(x, _)| x) };
+            kernels.convert(&stream, &floats, targets, max_tokens)?;
+        }
         let mut arena = Arena::new(device, "results", Floats::room(max_tokens, rows))?;
         let out = Floats::take(&mut arena, max_tokens, rows)?;
         let partials = if quants.is_some() { Partials::new(device, max_tokens)? } else { None };
@@ -131,6 +135,7 @@ impl Product {
             weights,
             floats,
             quants,
+            halves,
             partials,
             out,
             dtype,
@@ -160,7 +165,11 @@ impl Product {
     }
 
     fn launch(&self, stream: &Stream, tokens: usize) -> Result<(), DeviceError> {
-        let input = self.quants.as_ref().map_or(Input::Floats(&self.floats), Input::Quantized);
+        let input = match (&self.quants, &self.halves) {
+            (_, Some((halves, from))) if tokens >= *from => Input::Halves(halves),
+            (Some(quants), _) => Input::Quantized(quants),
+            (None, _) => Input::Floats(&self.floats),
+        };
         for weights in self.weights.iter().cycle().take(self.products) {
             let projection = Projection { weights, bias: None, out: &self.out, accumulate: false };
             self.kernels.matmul(stream, input, &[projection], self.partials.as_ref(), tokens)?;

@@ -17,5 +17,5 @@ pub use driver::{
 };
 pub use images::{KernelSources, embedded_target};
 pub use kernels::Kernels;
-pub use ops::{Floats, Input, Partials, Projection, Quants};
+pub use ops::{Floats, Halves, Input, Partials, Projection, Quants};
 pub use weights::{Packed, Weights};

@@ -5,10 +5,10 @@ mod support;
 use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, Input, KernelSources, Kernels, Packed, PageLock, Projection, Quants,
-    ReadbackBuffer, Span, Stream, UploadBuffer,
+    Arena, Device, DeviceError, Event, Floats, Halves, Input, KernelSources, Kernels, Packed, PageLock, Projection,
+    Quants, ReadbackBuffer, Span, Stream, UploadBuffer,
     driver::{MOST_LOCKED, OLDEST_DRIVER},
-    ops::{BatchInputs, Operation, parameter_sizes},
+    ops::{BatchInputs, Operation, Targets, parameter_sizes},
     probe,
 };
 use std::ptr::NonNull;
@@ -579,12 +579,17 @@ fn products_of_many_tokens_fit_the_shared_memory_of_every_device() {
             let weights = Packed::new(dtype, 1, 256, &bytes).unwrap().upload(&device).unwrap();
             let x = Floats::with(&device, 256, &vec![1.0; 70 * 256]).unwrap();
             let out = Floats::with(&device, 1, &[1.0; 70]).unwrap();
-            let mut arena = Arena::new(&device, "test", Quants::room(70, 256)).unwrap();
+            let room = Quants::room(70, 256) + Halves::room(70, 256);
+            let mut arena = Arena::new(&device, "test", room).unwrap();
             let quants = Quants::take(&mut arena, 70, 256).unwrap();
-            kernels.quantize(&stream, &x, &quants, 70).unwrap();
+            let has_halves = dtype != DType::F32 && kernels.halves_from().unwrap().is_some();
+            let halves = has_halves.then(|| Halves::take(&mut arena, 70, 256).unwrap());
+            let targets = Targets { floats: None, quants: Some(&quants), halves: halves.as_ref() };
+            kernels.convert(&stream, &x, targets, 70).unwrap();
             let input = if dtype == DType::F32 { Input::Floats(&x) } else { Input::Quantized(&quants) };
             let projection = Projection { weights: &weights, bias: None, out: &out, accumulate: false };
-            for tokens in [12, 20, 40, 70] {
+            let inputs = [12, 20, 40, 70].map(|tokens| (tokens, input));
+            for (tokens, input) in inputs.into_iter().chain(halves.as_ref().map(|halves| (70, Input::Halves(halves)))) {
                 kernels.matmul(&stream, input, &[projection], None, tokens).unwrap();
                 let got = out
                     .read(tokens)

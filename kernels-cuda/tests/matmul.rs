@@ -2,138 +2,21 @@
 
 mod support;
 
-use half::{bf16, f16};
 use rustai_abi::DType;
 use rustai_cuda_standin::EARLY;
 use rustai_kernels_cpu::bench::{Residence, Shape};
-use rustai_kernels_cpu::{
-    formats::{self, q8a},
-    reference,
-};
+use rustai_kernels_cpu::{formats, reference};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Partials, Projection, Quants, Stream, Uploader,
-    Weights,
+    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Partials, Projection, Stream, Uploader, Weights,
     bench::{Product, Roofs},
-    ops::{HOPPER_TOKENS, Peak},
+    ops::Peak,
     weights::{device_bytes, is_quantized},
 };
-use support::{Numbers, Standin, error, open, standin};
-
-const TYPES: [DType; 16] = [
-    DType::F32,
-    DType::F16,
-    DType::BF16,
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q5_0,
-    DType::Q5_1,
-    DType::Q8_0,
-    DType::Q2_K,
-    DType::Q3_K,
-    DType::Q4_K,
-    DType::Q5_K,
-    DType::Q6_K,
-    DType::IQ4_NL,
-    DType::IQ4_XS,
-    DType::MXFP4,
-];
-
-/// Sums in `f32` of products that the reference sums in `f64`.
-const CEILING: f32 = 4e-6;
-
-/// Random weights as a file holds them.
-fn weights(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
-    let values = Numbers::new(seed).values(rows * cols);
-    let mut bytes = vec![0; dtype.bytes_for(rows * cols).unwrap()];
-    (formats::of(dtype).unwrap().quantize.unwrap())(&values, None, &mut bytes);
-    bytes
-}
-
-/// As [`CEILING`], of F32 weights by many tokens: both sides are rounded to 16 bits.
-const SPLIT_CEILING: f32 = 2e-5;
-
-/// As [`CEILING`], of quantized weights by many tokens on Hopper: weights and activations are rounded to 11 bits.
-const HOPPER_CEILING: f32 = 1e-3;
-
-/// What the product must be: of the weights with the activations as they are quantized, or rounded for many tokens.
-fn expected(dtype: DType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<f32> {
-    let mut x = x.to_vec();
-    let many = x.len() / cols > 16;
-    match dtype {
-        DType::F16 if many => x.iter_mut().for_each(|x| *x = f16::from_f32(*x / 16.0).to_f32() * 16.0),
-        DType::BF16 if many => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
-        _ => {}
-    }
-    if is_quantized(dtype).unwrap() {
-        let mut row = vec![0; q8a::row_bytes(cols)];
-        for x in x.chunks_exact_mut(cols) {
-            q8a::quantize_row(x, &mut row);
-            q8a::Row::new(&row, cols).dequantize(x);
-        }
-    }
-    let mut out = vec![0.0; x.len() / cols * rows];
-    reference::matmul(formats::of(dtype).unwrap(), rows, cols, bytes, &x, &mut out);
-    out
-}
-
-/// Activations on the device in the form that a type wants.
-struct Activations {
-    floats: Floats,
-    quants: Option<Quants>,
-}
-
-impl Activations {
-    fn new(device: &Device, kernels: &Kernels, stream: &Stream, dtype: DType, cols: usize, x: &[f32]) -> Self {
-        let floats = Floats::with(device, cols, x).unwrap();
-        let quants = is_quantized(dtype).unwrap().then(|| {
-            let rows = floats.rows();
-            let mut arena = Arena::new(device, "test", Quants::room(rows, cols)).unwrap();
-            let quants = Quants::take(&mut arena, rows, cols).unwrap();
-            kernels.quantize(stream, &floats, &quants, rows).unwrap();
-            quants
-        });
-        Self { floats, quants }
-    }
-
-    fn input(&self) -> Input<'_> {
-        self.quants.as_ref().map_or(Input::Floats(&self.floats), Input::Quantized)
-    }
-}
-
-fn upload(device: &Device, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Weights {
-    Packed::new(dtype, rows, cols, bytes).unwrap().upload(device).unwrap()
-}
-
-fn zeros(device: &Device, rows: usize, width: usize) -> Floats {
-    Floats::with(device, width, &vec![0.0; rows * width]).unwrap()
-}
-
-/// Compares one product of `tokens` rows with the reference, in each order of threads that `orders` asks for.
-fn agrees(
-    (device, kernels, stream): &(Device, Kernels, Stream),
-    dtype: DType,
-    (rows, cols, tokens): (usize, usize, usize),
-    seed: u64,
-    orders: impl FnOnce(&mut dyn FnMut(u32)),
-) {
-    let bytes = weights(dtype, rows, cols, seed);
-    let x = Numbers::new(77 + seed).values(tokens * cols);
-    let expected = expected(dtype, rows, cols, &bytes, &x);
-    let on_device = upload(device, dtype, rows, cols, &bytes);
-    orders(&mut |schedule| {
-        let x = Activations::new(device, kernels, stream, dtype, cols, &x);
-        let out = zeros(device, tokens, rows);
-        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(stream, x.input(), &[projection], None, tokens).unwrap();
-        let error = error(&out.read(tokens).unwrap(), &expected);
-        let ceiling = match is_quantized(dtype) {
-            Some(true) if tokens >= HOPPER_TOKENS && device.info().capability == (9, 0) => HOPPER_CEILING,
-            Some(false) if dtype == DType::F32 && tokens > 16 => SPLIT_CEILING,
-            _ => CEILING,
-        };
-        assert!(error < ceiling, "{dtype} {rows} x {cols}, {tokens} tokens, order {schedule}: {error:e}");
-    });
-}
+use support::{
+    Numbers, Standin, error, open,
+    products::{Activations, CEILING, SPLIT_CEILING, TYPES, agrees, expected, upload, weights, zeros},
+    standin,
+};
 
 #[test]
 fn every_type_agrees_with_the_reference_in_every_order() {
@@ -357,79 +240,6 @@ fn split_products_are_recorded() {
     let small = Partials::new(&device, 9).unwrap().unwrap();
     product(&stream, &small).unwrap();
     assert!(error(&out.read(tokens).unwrap(), &expected) < CEILING);
-}
-
-#[test]
-fn many_tokens_agree_with_the_reference_on_hopper() {
-    let standin = standin();
-    let opened = open(&standin);
-    for (n, dtype) in TYPES.into_iter().enumerate().filter(|(_, dtype)| is_quantized(*dtype).unwrap()) {
-        let long = dtype.block_len() == 256;
-        // More rows than a tile, more tokens than a tile; more steps than the ring of tiles has, and half a step.
-        for shape in [(133, if long { 256 } else { 160 }, 65), (9, if long { 512 } else { 352 }, 131)] {
-            agrees(&opened, dtype, shape, n as u64, |work| {
-                for schedule in [0, EARLY | 7] {
-                    standin.set("schedule", i64::from(schedule));
-                    work(schedule);
-                }
-            });
-        }
-    }
-}
-
-#[test]
-fn missing_synchronisations_of_the_hopper_kernel_are_noticed() {
-    let standin = standin();
-    let (rows, cols, tokens) = (9, 512, 65);
-    let bytes = weights(DType::Q4_0, rows, cols, 1);
-    let x = Numbers::new(2).values(cols * tokens);
-    let expected = expected(DType::Q4_0, rows, cols, &bytes, &x);
-    // A barrier of the block, and waits for a full tile, an empty one and the products.
-    standin.expect_every_sync_to_matter(4, || {
-        let (device, kernels, stream) = open(&standin);
-        let on_device = upload(&device, DType::Q4_0, rows, cols, &bytes);
-        let x = Activations::new(&device, &kernels, &stream, DType::Q4_0, cols, &x);
-        let out = zeros(&device, tokens, rows);
-        let projection = Projection { weights: &on_device, bias: None, out: &out, accumulate: false };
-        kernels.matmul(&stream, x.input(), &[projection], None, tokens).unwrap();
-        out.read(tokens).is_ok_and(|got| error(&got, &expected) < HOPPER_CEILING)
-    });
-}
-
-#[test]
-fn the_hopper_kernel_has_biases_and_gates() {
-    let standin = standin();
-    let (device, kernels, stream) = open(&standin);
-    let (rows, cols, tokens) = (75, 64, 70);
-    let x = Numbers::new(3).values(tokens * cols);
-    let bytes = [1, 2].map(|seed| weights(DType::Q4_1, rows, cols, seed));
-    let products = bytes.each_ref().map(|bytes| expected(DType::Q4_1, rows, cols, bytes, &x));
-    let on_device = bytes.map(|bytes| upload(&device, DType::Q4_1, rows, cols, &bytes));
-    let activations = Activations::new(&device, &kernels, &stream, DType::Q4_1, cols, &x);
-    let mut wanted = vec![0.0; tokens * rows];
-    reference::swiglu(&products[0], &products[1], &mut wanted);
-    let out = zeros(&device, tokens, rows);
-    kernels.gated_matmul(&stream, activations.input(), on_device.each_ref(), &out, None, tokens).unwrap();
-    let off = error(&out.read(tokens).unwrap(), &wanted);
-    assert!(off < 2.0 * HOPPER_CEILING, "{off:e}");
-
-    let bias = Numbers::new(9).values(rows);
-    let bias_on_device = Floats::with(&device, rows, &bias).unwrap();
-    let before = Numbers::new(10).values(tokens * rows);
-    let outs = [zeros(&device, tokens, rows), Floats::with(&device, rows, &before).unwrap()];
-    let projections = [0, 1].map(|i| Projection {
-        weights: &on_device[i],
-        bias: (i == 0).then_some(&bias_on_device),
-        out: &outs[i],
-        accumulate: i == 1,
-    });
-    kernels.matmul(&stream, activations.input(), &projections, None, tokens).unwrap();
-    for i in 0..2 {
-        let wanted = products[i].iter().enumerate();
-        let wanted: Vec<_> = wanted.map(|(at, x)| x + if i == 0 { bias[at % rows] } else { before[at] }).collect();
-        let off = error(&outs[i].read(tokens).unwrap(), &wanted);
-        assert!(off < HOPPER_CEILING, "matrix {i}: {off:e}");
-    }
 }
 
 #[test]

@@ -157,6 +157,37 @@ fn products_of_a_warpgroup_are_laid_out_as_the_manual_says() {
     }
 }
 
+/// cp.async.bulk.tensor.2d with the 128-byte swizzle: row r of a tile is at 128 r, its 16-byte piece p at place p ^ r % 8, and
+/// what is outside the matrix is zero. It is awaited by its bytes, of which those outside count.
+#[test]
+fn tiles_come_to_where_the_manual_says() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    if device.info().capability != (9, 0) {
+        return println!("{} has no tensor memory accelerator, or none that is used", device.info().name);
+    }
+    let (rows, width) = (130, 96);
+    // Every element is its own number, and none is zero.
+    let values: Vec<u16> = (1..=rows * width).map(|value| value as u16).collect();
+    // A tile that is inside in part: all of its rows and half of its columns, two rows, both, and neither at the start of a tile.
+    for [column, row] in [[0, 0], [64, 0], [0, 128], [64, 128], [32, 77], [96, 0], [0, 130]] {
+        standin.in_every_order(|order| {
+            let got = kernels.probe_tile(&stream, &values, width, [column, row]).unwrap();
+            assert_eq!(got.len(), TILE_WORDS);
+            for at in 0..2 * TILE_WORDS {
+                let (r, place, within) = (at / 64, at % 64 / 8, at % 8);
+                let c = (place ^ (r % 8)) * 8 + within;
+                let inside = row + r < rows && column + c < width;
+                let expected = if inside { values[(row + r) * width + column + c] } else { 0 };
+                let got = halves(got[at / 2])[at % 2];
+                assert_eq!(got, expected, "row {r}, column {c} of the tile at {row}, {column}, order {order}");
+            }
+        });
+    }
+    let error = kernels.probe_tile(&stream, &values, 4, [0, 0]).unwrap_err();
+    assert!(matches!(error, DeviceError::Invalid(_)), "{error}");
+}
+
 /// To nearest, ties to even, in one rounding.
 fn to_f16(value: f64) -> u16 {
     let exponent = ((value.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(-14);

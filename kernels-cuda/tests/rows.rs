@@ -2,9 +2,10 @@
 
 mod support;
 
+use half::f16;
 use rustai_kernels_cpu::{formats::q8a, reference};
 use rustai_kernels_cuda::{
-    Arena, Floats, Quants, Span,
+    Arena, Floats, Halves, Quants, Span,
     ops::{Operation, Targets},
 };
 use support::{Numbers, error, open, standin};
@@ -68,7 +69,7 @@ fn quantizing_gives_the_very_bytes_of_the_cpu() {
         let x = Floats::with(&device, width, &values).unwrap();
         standin.in_every_order(|schedule| {
             let (target, [q, s]) = quants(&device, rows, width);
-            kernels.quantize(&stream, &x, &target, rows).unwrap();
+            kernels.convert(&stream, &x, Targets { quants: Some(&target), ..Targets::default() }, rows).unwrap();
             for (row, values) in rows_on_device(&q, &s, rows, width).into_iter().zip(values.chunks_exact(width)) {
                 let expected = row_on_cpu(values);
                 assert_eq!((row.0, row.2), (expected.0, expected.2), "width {width}, order {schedule}");
@@ -96,7 +97,7 @@ fn normalizing_agrees_with_the_reference() {
         standin.in_every_order(|schedule| {
             let out = Floats::with(&device, width, &vec![0.0; rows * width]).unwrap();
             let (target, [q, s]) = quants(&device, rows, width);
-            let targets = Targets { floats: Some(&out), quants: Some(&target) };
+            let targets = Targets { floats: Some(&out), quants: Some(&target), halves: None };
             kernels.rms_norm(&stream, &x, &weight, 1e-5, targets, rows).unwrap();
             let got = out.read(rows).unwrap();
             let error = error(&got, &expected);
@@ -105,6 +106,59 @@ fn normalizing_agrees_with_the_reference() {
             for (row, values) in rows_on_device(&q, &s, rows, width).into_iter().zip(got.chunks_exact(width)) {
                 assert_eq!(row, row_on_cpu(values));
             }
+        });
+    }
+}
+
+/// A sixteenth of each value, to nearest; of 16 columns, words t and t + 4 hold 4t and the next, 4t + 2 and the next.
+#[test]
+fn rows_are_rounded_to_f16_in_the_order_of_hoppers_products() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    if kernels.halves_from().unwrap().is_none() {
+        return println!("{} does not multiply f16 activations", device.info().name);
+    }
+    for width in [32, 96, 2080] {
+        let rows = 3;
+        let mut values: Vec<f32> = Numbers::new(width as u64).values(rows * width).iter().map(|x| x * 50.0).collect();
+        values[..10].copy_from_slice(&[
+            1e6,
+            2e6,
+            -3e38,
+            0.0,
+            -0.0,
+            1e-3,
+            1e-7,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+        ]);
+        let weight = Numbers::new(6).values(width);
+        let [x, weight] = [&values, &weight].map(|values| Floats::with(&device, width, values).unwrap());
+        let span = Span::new(&device, "test", Halves::room(rows, width)).unwrap();
+        let halves = Halves::at(&span, rows, width).unwrap();
+        let check = |values: &[f32], order: u32| {
+            let mut got = vec![0u16; rows * width];
+            span.download(&mut got).unwrap();
+            for (at, value) in values.iter().enumerate() {
+                let (column, quarter) = (at % 16 / 4, at % 4);
+                let place = at / 16 * 16 + quarter / 2 * 8 + column * 2 + quarter % 2;
+                let scaled = f16::from_f32((value / 16.0).clamp(-65504.0, 65504.0));
+                let got = f16::from_bits(got[place]);
+                let same = if value.is_finite() { got.to_bits() == scaled.to_bits() } else { got.is_nan() };
+                assert!(same, "{got} for {value}, {at} of rows of {width}, order {order}");
+            }
+        };
+        standin.in_every_order(|order| {
+            let targets = Targets { halves: Some(&halves), ..Targets::default() };
+            span.upload(&vec![0x5555u16; rows * width]).unwrap();
+            kernels.convert(&stream, &x, targets, rows).unwrap();
+            check(&values, order);
+            // What is rounded is what is written beside it.
+            let out = Floats::with(&device, width, &vec![0.0; rows * width]).unwrap();
+            let targets = Targets { floats: Some(&out), halves: Some(&halves), ..Targets::default() };
+            kernels.rms_norm(&stream, &x, &weight, 1e-5, targets, rows).unwrap();
+            check(&out.read(rows).unwrap(), order);
         });
     }
 }
@@ -122,7 +176,7 @@ fn a_missing_barrier_of_the_norm_is_noticed() {
         let x = Floats::with(&device, width, &values).unwrap();
         let weight = Floats::with(&device, width, &weight).unwrap();
         let out = Floats::with(&device, width, &vec![0.0; width]).unwrap();
-        let targets = Targets { floats: Some(&out), quants: None };
+        let targets = Targets { floats: Some(&out), ..Targets::default() };
         kernels.rms_norm(&stream, &x, &weight, 1e-5, targets, 1).unwrap();
         out.read(1).is_ok_and(|got| error(&got, &expected) < 1e-6)
     });

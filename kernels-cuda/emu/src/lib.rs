@@ -104,6 +104,21 @@ impl Standin {
         usize::try_from(unsafe { get(name.as_ptr()) }).ok()
     }
 
+    /// Runs a kernel of `emu/misuse.cu` in one block; returns why it failed, or nothing.
+    ///
+    /// # Panics
+    /// If there is no such kernel.
+    pub fn run(&self, kernel: &str, threads: u32, shared: u32) -> String {
+        let name = CString::new(kernel).unwrap();
+        let run = self.symbol::<unsafe extern "C" fn(*const c_char, u32, u32) -> c_int>(c"standin_run");
+        // SAFETY: the name ends with a zero, and these kernels take no parameters.
+        match unsafe { run(name.as_ptr(), threads, shared) } {
+            0 => String::new(),
+            719 => self.failure(),
+            error => panic!("no kernel {kernel} ({error})"),
+        }
+    }
+
     /// Why a kernel failed.
     pub fn failure(&self) -> String {
         let failure = self.symbol::<unsafe extern "C" fn() -> *const c_char>(c"standin_failure");

@@ -11,6 +11,7 @@ mod memory;
 mod page_lock;
 mod staging;
 mod stream;
+mod tensor_map;
 
 pub use device::{Device, DeviceInfo, OLDEST_DRIVER, probe};
 pub use error::DeviceError;
@@ -19,6 +20,7 @@ pub use memory::{ALIGN, Arena, Pod, Span};
 pub use page_lock::{MOST_LOCKED, PageLock};
 pub use staging::{ReadbackBuffer, UploadBuffer, Uploader};
 pub use stream::{Event, Graph, Stream};
+pub use tensor_map::TensorMap;
 
 pub(crate) use error::check;
 pub(crate) use launch::Function;

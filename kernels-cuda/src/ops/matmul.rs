@@ -7,17 +7,23 @@
 //! | 9 to 16 | tiles of 16 tokens x 64 rows | 4 |
 //! | 17 to 32 | tiles of 32 tokens x 64 rows | 4 |
 //! | 33 to 64 | tiles of 64 tokens x 64 rows | 3 |
-//! | from 65 on | tiles of 128 tokens x 64 rows, of 128 x 128 on Hopper | not split |
+//! | from 65 on | tiles of 128 tokens x 64 rows | not split |
+//! | any, of `f16` activations on Hopper | tiles of 128 tokens x 128 rows | not split |
+//!
+//! Quantized weights take activations of 8 bits, whose rounding is the same in every line, or [`Halves`] on devices that
+//! multiply those, from [`HOPPER_TOKENS`] on: which of them is up to whoever makes the activations. Rounding to `f16` is off by
+//! an eighth at most of what rounding to 8 bits is, so results with the one differ from those with the other by about as much
+//! as the latter are off.
 //!
 //! With the numbers of tokens of a line and the matrices of a launch, a token's result is the same, bit for bit, whatever else is in
 //! its batch, and in whatever order a device runs the blocks. Lines differ in the order of sums, except that the tiles of
 //! `cuda/gemm.cu` all add in the order of columns: the two lines with equal splits agree under the emulator, but nothing makes a
 //! compiler fuse the same multiplications in two kernels.
 
-use super::{Floats, Peak, Quants, SCALE_BYTES, small};
+use super::{Floats, Halves, Peak, Quants, SCALE_BYTES, small};
 use crate::{
     Arena, Device, DeviceError, Kernels, Span, Stream,
-    driver::{Function, KernelArgs, Launch},
+    driver::{Function, KernelArgs, Launch, TensorMap},
     kernels::{PerType, Slot},
     weights::{BLOCK, Weights, factors_per_block, is_quantized},
 };
@@ -31,8 +37,8 @@ pub const DECODE_TOKENS: usize = 8;
 /// multiprocessors, of which a product of so few tokens in tiles occupies a part. A guess to be measured.
 const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
 
-/// From so many tokens on, devices of compute capability 9.0 multiply quantized weights with their own kernel. With fewer, most of
-/// its tile is idle, and the other kernel gives the numbers of decoding. A guess to be measured.
+/// From so many tokens on, devices of compute capability 9.0 should be given [`Halves`], which they multiply with a kernel of
+/// their own. With fewer, most of its tile is idle, and 8 bits give the numbers of decoding. A guess to be measured.
 pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
@@ -157,6 +163,8 @@ const BLOCKS_PER_THREAD: usize = 2;
 pub enum Input<'a> {
     /// For weights of quantized types.
     Quantized(&'a Quants),
+    /// For weights of quantized types, on [devices that multiply these](Kernels::halves_from).
+    Halves(&'a Halves),
     /// For weights of float types.
     Floats(&'a Floats),
 }
@@ -213,14 +221,24 @@ struct MatmulArgs {
 // SAFETY: fields and order are those of `MatmulArgs` in `cuda/matmul.cuh`.
 unsafe impl KernelArgs for MatmulArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct HopperArgs {
+    x: TensorMap,
+    matmul: MatmulArgs,
+}
+
+// SAFETY: fields and order are those of `HopperArgs` in `cuda/gemm_sm90a.cu`.
+unsafe impl KernelArgs for HopperArgs {}
+
 /// Tokens and rows that a block of `cuda/gemm.cu` makes at most, and its threads; of `cuda/gemm_float.cu` only the rows differ.
 pub(super) const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
 const FLOAT_TILE_ROWS: usize = 128;
-/// The same of `cuda/gemm_sm90a.cu`, which has four tiles of 64 columns of f16 in shared memory.
+/// The same of `cuda/gemm_sm90a.cu`, which has four tiles of f16 in shared memory.
 const HOPPER_TILE_ROWS: usize = 128;
 const HOPPER_THREADS: u32 = 384;
-pub(super) const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * 64 * 2) as u32;
+pub(super) const HOPPER_SHARED: u32 = 4 * (TILE_TOKENS * TensorMap::TILE_COLUMNS * 2) as u32;
 const GEMM_THREADS: u32 = 256;
 
 /// Kernels for 1, 2, 4 and 8 tokens, for tiles of 16, 32, 64 and 128, of which float types have the last only, and Hopper's.
@@ -249,6 +267,16 @@ impl Kernels {
         Ok(())
     }
 
+    /// From how many tokens on activations for quantized weights should be [`Halves`] here; `None` on devices that do not
+    /// multiply them.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn halves_from(&self) -> Result<Option<usize>, DeviceError> {
+        // One image has the kernels of all types.
+        Ok(self.hopper_gemm(DType::Q8_0)?.map(|_| HOPPER_TOKENS))
+    }
+
     /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input. Without `partials`, or where they are too small,
     /// the product is not split by columns.
     ///
@@ -256,7 +284,8 @@ impl Kernels {
     /// infinity makes them infinite or NaN. Other rows are as if it were not there.
     ///
     /// # Errors
-    /// [`DeviceError::Invalid`] if buffers and matrices do not fit each other; [`DeviceError::Driver`].
+    /// [`DeviceError::Invalid`] if buffers and matrices do not fit each other, or the device does not multiply such an input;
+    /// [`DeviceError::Driver`].
     pub fn matmul(
         &self,
         stream: &Stream,
@@ -318,26 +347,32 @@ impl Kernels {
             ..MatmulArgs::default()
         };
         let mut spans: Vec<&Span> = Vec::with_capacity(8 * MAX_MATRICES);
-        match (x, is_quantized(dtype)) {
+        let method = match (x, is_quantized(dtype)) {
             (Input::Quantized(x), Some(true)) => {
                 x.check("input", tokens, cols)?;
                 (args.x, args.scales) = (x.quants.address(), x.scales.address());
                 spans.extend([&x.quants, &x.scales]);
+                if tokens <= DECODE_TOKENS { Method::Decode } else { Method::Tiles(TILE_ROWS) }
+            }
+            (Input::Halves(x), Some(true)) => {
+                x.check("input", tokens, cols)?;
+                spans.push(&x.span);
+                let refused = || format!("this device does not multiply {dtype} weights by f16 activations");
+                let function = self.hopper_gemm(dtype)?.ok_or_else(|| DeviceError::Invalid(refused()))?;
+                Method::Hopper(function, &x.map)
             }
             (Input::Floats(x), Some(false)) => {
                 x.check("input", tokens, cols)?;
                 args.x = x.span.address();
                 spans.push(&x.span);
+                if tokens <= FLOAT_DECODE_TOKENS { Method::Decode } else { Method::Tiles(FLOAT_TILE_ROWS) }
             }
             _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
-        }
-        let quantized = args.scales != 0;
-        let method = self.method(dtype, quantized, tokens)?;
-        let tile_rows = match (&method, quantized) {
-            (Method::Hopper(_), _) => HOPPER_TILE_ROWS,
-            (Method::Tiles, true) => TILE_ROWS,
-            (Method::Tiles, false) => FLOAT_TILE_ROWS,
-            (Method::Decode, _) => 2,
+        };
+        let tile_rows = match method {
+            Method::Hopper(..) => HOPPER_TILE_ROWS,
+            Method::Tiles(rows) => rows,
+            Method::Decode => 2,
         };
         // Half of them are of the gate.
         let rows_per_block = if gated { tile_rows / 2 } else { tile_rows };
@@ -368,41 +403,46 @@ impl Kernels {
                 accumulate: u32::from(accumulate),
                 first: small("rows", grid)?,
             };
+            if let Method::Hopper(..) = method {
+                small("blocks of a matrix", weights.rows().saturating_mul(weights.blocks()))?;
+            }
             spans.extend(weights.planes());
             spans.push(&out.span);
             // Gate and up are walked by the same blocks.
             grid = if gated { 0 } else { grid } + weights.rows().div_ceil(rows_per_block);
         }
-        let mut tiling = Tiling { tokens: TILE_TOKENS, splits: 1 };
-        if quantized && matches!(method, Method::Tiles) {
-            let multiprocessors = self.device().info().multiprocessors as usize;
-            tiling = Tiling::new(tokens, grid, first.blocks(), multiprocessors);
-        }
-        let tiled = match method {
-            Method::Decode => None,
-            Method::Hopper(function) => Some((function, HOPPER_SHARED, HOPPER_THREADS)),
-            Method::Tiles => {
-                let tile = tiling.tokens;
-                Some((self.gemm(dtype, tile)?, stage_bytes(dtype, tile), gemm_threads(tile)))
+        match method {
+            Method::Decode => {}
+            Method::Hopper(function, map) => {
+                let shape = tiles(grid, tokens, Tiling { tokens: TILE_TOKENS, splits: 1 })?;
+                let shape = Launch { threads: HOPPER_THREADS, shared: HOPPER_SHARED, ..shape };
+                let args = HopperArgs { x: *map, matmul: args };
+                // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them; the
+                // map is the input's.
+                return unsafe { stream.launch(function, shape, &args, &spans) };
             }
-        };
-        if let Some((function, shared, threads)) = tiled {
-            if tiling.splits > 1 {
-                match partials {
-                    Some(partials) if partials.fits(grid * tiling.splits, tiling.tokens) => {
-                        (args.partials, args.counters) = (partials.sums.address(), partials.counters.address());
-                        spans.extend([&partials.sums, &partials.counters]);
-                    }
-                    _ => tiling.splits = 1,
+            Method::Tiles(_) => {
+                let mut tiling = Tiling { tokens: TILE_TOKENS, splits: 1 };
+                if args.scales != 0 {
+                    let multiprocessors = self.device().info().multiprocessors as usize;
+                    tiling = Tiling::new(tokens, grid, first.blocks(), multiprocessors);
                 }
+                if tiling.splits > 1 {
+                    match partials {
+                        Some(partials) if partials.fits(grid * tiling.splits, tiling.tokens) => {
+                            (args.partials, args.counters) = (partials.sums.address(), partials.counters.address());
+                            spans.extend([&partials.sums, &partials.counters]);
+                        }
+                        _ => tiling.splits = 1,
+                    }
+                }
+                args.splits = tiling.splits as u32;
+                let shape = tiles(grid, tokens, tiling)?;
+                let (threads, shared) = (gemm_threads(tiling.tokens), stage_bytes(dtype, tiling.tokens));
+                let function = self.gemm(dtype, tiling.tokens)?;
+                // SAFETY: as above; there is room for the sums of every block, and a counter for every tile.
+                return unsafe { stream.launch(function, Launch { threads, shared, ..shape }, &args, &spans) };
             }
-            args.splits = tiling.splits as u32;
-            let tiles = small("tokens", tokens.div_ceil(tiling.tokens))?;
-            let grid = small("rows", grid)?;
-            let shape = Launch { grid: [grid, tiles, args.splits], shared, ..Launch::new(grid, threads) };
-            // SAFETY: the planes hold `rows` rows of the type, and input, bias and results have been checked against them; there is
-            // room for the sums of every block, and a counter for every tile.
-            return unsafe { stream.launch(function, shape, &args, &spans) };
         }
         let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
         let shape = Launch::new(small("rows", grid)?, 32 * warps as u32);
@@ -429,10 +469,17 @@ impl Kernels {
 enum Method<'a> {
     /// `cuda/gemv.cu`, some tokens at a time.
     Decode,
-    /// `cuda/gemm.cu` or `cuda/gemm_float.cu`.
-    Tiles,
-    /// `cuda/gemm_sm90a.cu`.
-    Hopper(Function<'a>),
+    /// `cuda/gemm.cu` or `cuda/gemm_float.cu`, in tiles of so many rows.
+    Tiles(usize),
+    /// `cuda/gemm_sm90a.cu`, and where it finds the input.
+    Hopper(Function<'a>, &'a TensorMap),
+}
+
+/// A block of threads for each tile: of `row_tiles` tiles of rows, and so many tokens.
+fn tiles(row_tiles: usize, tokens: usize, tiling: Tiling) -> Result<Launch, DeviceError> {
+    let row_tiles = small("rows", row_tiles)?;
+    let token_tiles = small("tokens", tokens.div_ceil(tiling.tokens))?;
+    Ok(Launch { grid: [row_tiles, token_tiles, tiling.splits as u32], ..Launch::new(row_tiles, GEMM_THREADS) })
 }
 
 /// The kernel that makes a product, and what it multiplies with.
@@ -465,7 +512,8 @@ impl Kernels {
         self.get(slot, name, stage_bytes(dtype, tile))
     }
 
-    /// The kernel for so many tokens and weights of this type.
+    /// The kernel for so many tokens and weights of this type, with [`Halves`] where those [should be](Self::halves_from) the
+    /// input.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the type has none; [`DeviceError::Driver`].
@@ -474,26 +522,20 @@ impl Kernels {
         let quantized = is_quantized(dtype).ok_or_else(no_kernel)?;
         let name = dtype.name().to_lowercase();
         let of = |name, peak| ProductKernel { name, peak, times: 1 };
-        Ok(match (self.method(dtype, quantized, tokens)?, quantized, dtype) {
-            (Method::Hopper(_), ..) => of(format!("gemm_sm90a_{name}"), Peak::WgmmaF16),
-            (Method::Tiles, true, _) => of(format!("gemm_{name}_{}", tile_of(tokens)), Peak::MmaInt8),
-            (Method::Tiles, false, DType::F16) => of(format!("gemm_{name}"), Peak::MmaF16),
-            (Method::Tiles, false, DType::BF16) => of(format!("gemm_{name}"), Peak::MmaBf16),
-            // A weight is a sum of two in 16 bits, and so is an activation; the product of the lower parts is left out.
-            (Method::Tiles, false, _) => ProductKernel { times: 3, ..of(format!("gemm_{name}"), Peak::MmaBf16) },
-            (Method::Decode, ..) => {
-                let peak = if quantized { Peak::Dp4a } else { Peak::Fma };
-                of(format!("gemv_{name}_{}", tokens.min(DECODE_TOKENS).next_power_of_two()), peak)
-            }
-        })
-    }
-
-    fn method(&self, dtype: DType, quantized: bool, tokens: usize) -> Result<Method<'_>, DeviceError> {
         if tokens <= if quantized { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS } {
-            return Ok(Method::Decode);
+            let peak = if quantized { Peak::Dp4a } else { Peak::Fma };
+            return Ok(of(format!("gemv_{name}_{}", tokens.min(DECODE_TOKENS).next_power_of_two()), peak));
         }
-        let hopper = if quantized && tokens >= HOPPER_TOKENS { self.hopper_gemm(dtype)? } else { None };
-        Ok(hopper.map_or(Method::Tiles, Method::Hopper))
+        if quantized && self.halves_from()?.is_some_and(|from| tokens >= from) {
+            return Ok(of(format!("gemm_sm90a_{name}"), Peak::WgmmaF16));
+        }
+        Ok(match dtype {
+            _ if quantized => of(format!("gemm_{name}_{}", tile_of(tokens)), Peak::MmaInt8),
+            DType::F16 => of(format!("gemm_{name}"), Peak::MmaF16),
+            DType::BF16 => of(format!("gemm_{name}"), Peak::MmaBf16),
+            // A weight is a sum of two in 16 bits, and so is an activation; the product of the lower parts is left out.
+            _ => ProductKernel { times: 3, ..of(format!("gemm_{name}"), Peak::MmaBf16) },
+        })
     }
 
     /// Hopper's kernel for many tokens, if this is such a device. Images that are not for exactly its architecture have none.
@@ -535,7 +577,7 @@ pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
         ("gemm_q4_0_16", SIZE),
         ("gemm_q4_0_128", SIZE),
         ("gemm_f16", SIZE),
-        ("gemm_sm90a_q4_0", SIZE),
+        ("gemm_sm90a_q4_0", size_of::<HopperArgs>()),
     ]
 }
 

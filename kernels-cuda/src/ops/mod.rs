@@ -21,7 +21,7 @@ pub use roof::Peak;
 pub use rows::{Operation, Targets};
 pub use sample::{MAX_TOP_K, MIN_TEMPERATURE, SampleInputs, Sampling};
 
-use crate::{Arena, Device, DeviceError, Span, weights::BLOCK};
+use crate::{Arena, Device, DeviceError, Span, driver::TensorMap, weights::BLOCK};
 
 /// The kernels of all operations.
 #[derive(Debug, Default)]
@@ -149,9 +149,7 @@ impl Quants {
     /// # Errors
     /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the span is too small.
     pub fn at(span: &Span, rows: usize, width: usize) -> Result<Self, DeviceError> {
-        if !width.is_multiple_of(BLOCK) {
-            return Err(DeviceError::Invalid(format!("rows of {width} values are no multiple of {BLOCK}")));
-        }
+        check_blocks(width)?;
         let values = rows.saturating_mul(width);
         let quants = span.part(0, values)?;
         let scales = span.part(Arena::room::<u8>(values), (values / BLOCK).saturating_mul(SCALE_BYTES))?;
@@ -182,6 +180,78 @@ impl Quants {
         }
         Ok(())
     }
+}
+
+/// Rows of `f16` activations on a device, for products of many rows with quantized weights on Hopper: a sixteenth of each
+/// value, in the order of columns that those take (see `cuda/formats.cuh`). What exceeds 16 times the largest `f16` is that
+/// much, and an infinity is a NaN.
+#[derive(Clone, Debug)]
+pub struct Halves {
+    pub(crate) span: Span,
+    map: TensorMap,
+    width: usize,
+    rows: usize,
+}
+
+impl Halves {
+    /// Bytes in an arena.
+    pub const fn room(rows: usize, width: usize) -> usize {
+        Arena::room::<u16>(rows.saturating_mul(width))
+    }
+
+    /// Takes uninitialised rows from an arena.
+    ///
+    /// # Errors
+    /// As [`at`](Self::at), or if the arena is too small.
+    pub fn take(arena: &mut Arena, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Self::at(&arena.take(Self::room(rows, width))?, rows, width)
+    }
+
+    /// The rows that lie at the start of a span that is aligned to [`ALIGN`](crate::driver::ALIGN), on a device of compute
+    /// capability
+    /// 9.0.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the span is too small; [`DeviceError::Driver`].
+    pub fn at(span: &Span, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        check_blocks(width)?;
+        let span = span.part(0, rows.saturating_mul(width).saturating_mul(size_of::<u16>()))?;
+        let map = TensorMap::of_f16(&span, rows, width, matmul::TILE_TOKENS)?;
+        Ok(Self { span, map, width, rows })
+    }
+
+    /// The memory of the rows.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Values per row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The most rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
+        if rows > self.rows || width != self.width {
+            return Err(DeviceError::Invalid(format!(
+                "{what}: {rows} rows of {width} f16 values in a buffer for {} of {}",
+                self.rows, self.width
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Rows for quantized weights are whole blocks.
+fn check_blocks(width: usize) -> Result<(), DeviceError> {
+    if !width.is_multiple_of(BLOCK) {
+        return Err(DeviceError::Invalid(format!("rows of {width} values are no multiple of {BLOCK}")));
+    }
+    Ok(())
 }
 
 /// A size as the kernels take it.
@@ -235,6 +305,7 @@ mod tests {
         }
         expected.extend(Peak::ALL.map(|peak| (peak.kernel().to_owned(), peak.shared())));
         expected.extend(Probe::ALL.map(|probe| (probe.kernel().to_owned(), probe.shared())));
+        expected.insert(probe::TILE_KERNEL.to_owned(), probe::TILE_BYTES);
         let mut recorded = 0;
         for line in include_str!("../../kernels.json").lines() {
             let Some((name, resources)) = line.split_once(": {") else { continue };

@@ -1,8 +1,9 @@
 //! Single instructions of a device, for the test that compares what they do with the manual (`cuda/probe.cu`).
 
+use super::{matmul::TILE_TOKENS, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
-    driver::{KernelArgs, Launch},
+    driver::{KernelArgs, Launch, TensorMap},
     kernels::Slot,
 };
 
@@ -16,8 +17,25 @@ struct ProbeArgs {
 // SAFETY: fields and order are those of `ProbeArgs` in `cuda/probe.cu` and `cuda/probe_sm90a.cu`.
 unsafe impl KernelArgs for ProbeArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct TileProbeArgs {
+    map: TensorMap,
+    out: u64,
+    column: u32,
+    row: u32,
+}
+
+// SAFETY: fields and order are those of `TileProbeArgs` in `cuda/probe_sm90a.cu`.
+unsafe impl KernelArgs for TileProbeArgs {}
+
 /// Words of a tile of 128 rows of 64 `f16`.
-pub const TILE_WORDS: usize = 128 * 64 / 2;
+pub const TILE_WORDS: usize = TILE_TOKENS * TensorMap::TILE_COLUMNS / 2;
+
+/// The kernel that looks at a copy of a tile, and its dynamic shared memory.
+pub(super) const TILE_KERNEL: &str = "probe_tma";
+pub(super) const TILE_BYTES: u32 = 4 * TILE_WORDS as u32;
+const TILE_THREADS: u32 = 128;
 
 /// An instruction that can be looked at. Threads bring their words one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +112,10 @@ impl Probe {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Slots([Slot; Probe::ALL.len()]);
+pub(super) struct Slots {
+    words: [Slot; Probe::ALL.len()],
+    tile: Slot,
+}
 
 impl Kernels {
     /// Runs an instruction once in every thread of a block, and returns what each thread got.
@@ -111,7 +132,7 @@ impl Kernels {
         from.upload(input)?;
         let mut got = vec![0u32; threads * results];
         let out = Span::new(self.device(), "a probe's results", got.len() * 4)?;
-        let function = self.get(&self.slots.probe.0[probe as usize], || probe.kernel().into(), probe.shared())?;
+        let function = self.get(&self.slots.probe.words[probe as usize], || probe.kernel().into(), probe.shared())?;
         let shape = Launch { overlap: false, shared: probe.shared(), ..Launch::new(1, threads as u32) };
         let args = ProbeArgs { input: from.address(), out: out.address() };
         // SAFETY: both buffers have the words that the kernel reads and writes, and what threads share is its tile.
@@ -120,9 +141,46 @@ impl Kernels {
         out.download(&mut got)?;
         Ok(got)
     }
+
+    /// The [`TILE_WORDS`] words of shared memory to which the copy engine (TMA) brings a tile of a matrix of `f16` with rows of
+    /// `width` values, of which `values` are the bits: 128 rows from `row` on, 64 columns from `column` on. Compute capability
+    /// 9.0 only.
+    ///
+    /// # Errors
+    /// [`DeviceError::Invalid`] if the engine does not take such a matrix; [`DeviceError::MissingKernel`] if the device has no
+    /// such engine; [`DeviceError::Driver`].
+    pub fn probe_tile(
+        &self,
+        stream: &Stream,
+        values: &[u16],
+        width: usize,
+        [column, row]: [usize; 2],
+    ) -> Result<Vec<u32>, DeviceError> {
+        let function = self.get(&self.slots.probe.tile, || TILE_KERNEL.into(), TILE_BYTES)?;
+        let matrix = Span::new(self.device(), "a probe's input", size_of_val(values))?;
+        matrix.upload(values)?;
+        let out = Span::new(self.device(), "a probe's results", TILE_BYTES as usize)?;
+        let args = TileProbeArgs {
+            map: TensorMap::of_f16(&matrix, values.len() / width.max(1), width, TILE_TOKENS)?,
+            out: out.address(),
+            column: small("columns", column)?,
+            row: small("rows", row)?,
+        };
+        let shape = Launch { overlap: false, shared: TILE_BYTES, ..Launch::new(1, TILE_THREADS) };
+        // SAFETY: the map is of the matrix, and the results have room for a tile.
+        unsafe { stream.launch(function, shape, &args, &[&matrix, &out])? };
+        stream.synchronize()?;
+        let mut got = vec![0; TILE_WORDS];
+        out.download(&mut got)?;
+        Ok(got)
+    }
 }
 
 /// Kernels and the bytes of their parameters as this file has them.
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
-    &[("probe_words", size_of::<ProbeArgs>()), ("probe_wgmma_0", size_of::<ProbeArgs>())]
+    &[
+        ("probe_words", size_of::<ProbeArgs>()),
+        ("probe_wgmma_0", size_of::<ProbeArgs>()),
+        (TILE_KERNEL, size_of::<TileProbeArgs>()),
+    ]
 }

@@ -1,6 +1,6 @@
 //! Work on rows of activations (`cuda/rows.cu`).
 
-use super::{Floats, Quants, small};
+use super::{Floats, Halves, Quants, small};
 use crate::{
     DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
@@ -37,6 +37,7 @@ struct NormArgs {
     out: u64,
     quants: u64,
     scales: u64,
+    halves: u64,
     width: u32,
     eps: f32,
 }
@@ -93,13 +94,15 @@ pub enum Operation {
     Silu = 2,
 }
 
-/// Where a normalized or quantized row goes; at least one place.
+/// Where a row goes that is normalized, quantized or rounded; at least one place.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Targets<'a> {
     /// As it is.
     pub floats: Option<&'a Floats>,
     /// Quantized to 8 bits.
     pub quants: Option<&'a Quants>,
+    /// Rounded to `f16`.
+    pub halves: Option<&'a Halves>,
 }
 
 #[derive(Debug, Default)]
@@ -174,8 +177,8 @@ impl Kernels {
         unsafe { stream.launch(function, shape, &args, &[codes, extra, fine, coarse, tokens, &out.span]) }
     }
 
-    /// `x / sqrt(mean(x²) + eps) * weight` for each row (Zhang and Sennrich, 2019, arXiv 1910.07467), as it is, quantized, or
-    /// both. Squares are summed in `f32`, so rows must not hold magnitudes above about 1e18.
+    /// `x / sqrt(mean(x²) + eps) * weight` for each row (Zhang and Sennrich, 2019, arXiv 1910.07467), to any of the targets.
+    /// Squares are summed in `f32`, so rows must not hold magnitudes above about 1e18.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
@@ -191,12 +194,13 @@ impl Kernels {
         self.norm_rows(stream, x, Some(weight), eps, out, rows)
     }
 
-    /// Quantizes rows to 8 bits, with the bytes that the CPU's `q8a` rule gives.
+    /// Quantizes rows to 8 bits, with the bytes that the CPU's `q8a` rule gives, rounds them to `f16`, or copies them: whatever
+    /// targets there are.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the buffers do not fit; [`DeviceError::Driver`].
-    pub fn quantize(&self, stream: &Stream, x: &Floats, out: &Quants, rows: usize) -> Result<(), DeviceError> {
-        self.norm_rows(stream, x, None, 0.0, Targets { floats: None, quants: Some(out) }, rows)
+    pub fn convert(&self, stream: &Stream, x: &Floats, out: Targets<'_>, rows: usize) -> Result<(), DeviceError> {
+        self.norm_rows(stream, x, None, 0.0, out, rows)
     }
 
     fn norm_rows(
@@ -210,7 +214,8 @@ impl Kernels {
     ) -> Result<(), DeviceError> {
         let width = x.width();
         x.check("input", rows, width)?;
-        if rows == 0 || !width.is_multiple_of(4) || (out.floats.is_none() && out.quants.is_none()) {
+        let Targets { floats, quants, halves } = out;
+        if rows == 0 || !width.is_multiple_of(4) || (floats.is_none() && quants.is_none() && halves.is_none()) {
             return Err(DeviceError::Invalid(format!("nothing to do for {rows} rows of {width} values")));
         }
         let mut spans = vec![&x.span];
@@ -218,26 +223,31 @@ impl Kernels {
             weight.check("weight", 1, width)?;
             spans.push(&weight.span);
         }
-        if let Some(floats) = out.floats {
+        if let Some(floats) = floats {
             floats.check("result", rows, width)?;
             spans.push(&floats.span);
         }
-        if let Some(quants) = out.quants {
+        if let Some(quants) = quants {
             quants.check("result", rows, width)?;
             spans.extend([&quants.quants, &quants.scales]);
+        }
+        if let Some(halves) = halves {
+            halves.check("result", rows, width)?;
+            spans.push(&halves.span);
         }
         let args = NormArgs {
             x: x.span.address(),
             weight: weight.map_or(0, |weight| weight.span.address()),
-            out: out.floats.map_or(0, |floats| floats.span.address()),
-            quants: out.quants.map_or(0, |quants| quants.quants.address()),
-            scales: out.quants.map_or(0, |quants| quants.scales.address()),
+            out: floats.map_or(0, |floats| floats.span.address()),
+            quants: quants.map_or(0, |quants| quants.quants.address()),
+            scales: quants.map_or(0, |quants| quants.scales.address()),
+            halves: halves.map_or(0, |halves| halves.span.address()),
             width: small("width", width)?,
             eps,
         };
         let function = self.get(&self.slots.rows.norm_rows, || "norm_rows".into(), 0)?;
         let threads = args.width.div_ceil(4).next_multiple_of(32).min(THREADS);
-        // SAFETY: all buffers have room for `rows` rows of `width` values, and a quantized width is whole blocks.
+        // SAFETY: all buffers have room for `rows` rows of `width` values, which are whole blocks if they are quantized or rounded.
         unsafe { stream.launch(function, Launch::new(small("rows", rows)?, threads), &args, &spans) }
     }
 

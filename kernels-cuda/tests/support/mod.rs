@@ -1,6 +1,8 @@
 //! What the tests of kernels share: the stand-in's device, numbers and how far results are off.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod products;
+
 use rustai_kernels_cuda::{Device, KernelSources, Kernels, Stream};
 
 pub use rustai_cuda_standin::Standin;

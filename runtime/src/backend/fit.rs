@@ -151,7 +151,7 @@ fn cpu_part(graph: &Graph, options: &CpuOptions, layers: usize) -> Result<Part, 
 }
 
 fn gpu_part(graph: &Graph, options: &CpuOptions, layers: usize, cuda: &Cuda, free: u64) -> Result<Part, BuildError> {
-    let plan = cuda::plan(graph, options.sizes())?;
+    let plan = cuda::plan(graph, options.sizes(), cuda)?;
     let cuda::Memory { cache, activations, page_locked } = cuda::memory(&plan, cuda.info());
     let memory = Memory { cache, activations, weights: cuda::device_bytes(&plan.graph)? };
     Ok(Part { layers, memory, reserve: cuda.reserve(), page_locked, free: Some(free) })

@@ -53,6 +53,27 @@ fn memory_decides_how_many_layers_run_on_the_gpu() {
     assert!(plan(DeviceChoice::Cuda(0), None).is_err());
 }
 
+/// Where steps may have so many tokens that they multiply activations in `f16`, these lie where those in 8 bits do otherwise.
+#[test]
+fn memory_for_activations_in_f16_is_foreseen() {
+    let (standin, folder) = (standin(), kernels());
+    let file = file(&tiny(DType::Q4_0));
+    let activations = [64, 65].map(|max_batch| {
+        let options = LoadOptions { max_batch, ..options(DeviceChoice::Cuda(0), &folder) };
+        let memory = model::fit(&file, &options).unwrap().gpu.unwrap().1.memory;
+        let (held, maps) = (standin.get("allocated"), standin.get("tensor_maps"));
+        let loaded = load(&file, &options).unwrap();
+        let taken = (standin.get("allocated") - held) as u64;
+        let all = memory.total();
+        assert!(taken <= all + 4096 && taken + 4096 >= all, "{taken} of {all}");
+        assert_eq!(standin.get("tensor_maps") > maps, max_batch == 65);
+        drop(loaded);
+        memory.activations
+    });
+    // At least the widest of them.
+    assert!(activations[1] > activations[0] + 64 * 256 / 2, "{activations:?}");
+}
+
 #[test]
 fn page_locked_memory_is_foreseen() {
     let (standin, folder) = (standin(), kernels());

@@ -156,7 +156,7 @@ impl Cuda {
 ///
 /// # Errors
 /// [`BuildError`] if a tensor's type has no kernel, or no kernels compute the graph.
-pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
+pub fn plan(graph: &Graph, options: PlanOptions, cuda: &Cuda) -> Result<Plan, BuildError> {
     let graph = rewrite::drop_unused(graph);
     device_bytes(&graph)?;
     if options.max_tokens > MAX_TOKENS {
@@ -165,7 +165,7 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, BuildError> {
             format!("a GPU computes at most {most} tokens in a step, and {given} were asked for; use a smaller batch");
         return Err(DeviceError::Invalid(reason).into());
     }
-    let plan = Plan::new(&graph, options, &Kinds)?;
+    let plan = Plan::new(&graph, options, &Kinds::of(&cuda.kernels)?)?;
     Program::check(&plan)?;
     Ok(plan)
 }
@@ -262,7 +262,7 @@ impl CudaModel {
             return Err(BuildError::NotLogits);
         }
         super::load::check(graph, source)?;
-        let plan = plan(graph, options)?;
+        let plan = plan(graph, options, cuda)?;
         let device = &cuda.device;
         let loaded = load::load(&plan.graph, source, device, progress)?;
         let program = Program::new(&cuda.kernels, &plan, &loaded)?;

@@ -9,7 +9,7 @@ use crate::{
 use rustai_abi::{DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
+    Arena, Device, DeviceError, Floats, Halves, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
         BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, TILED_HEAD_DIMS,
         Targets, has_attention,
@@ -19,7 +19,16 @@ use rustai_kernels_cuda::{
 use std::sync::Arc;
 
 /// What planning has to know of the kernels.
-pub(super) struct Kinds;
+pub(super) struct Kinds {
+    /// From how many rows on activations for quantized weights are in `f16`; no rows are as many where a device multiplies none.
+    halves_from: usize,
+}
+
+impl Kinds {
+    pub(super) fn of(kernels: &Kernels) -> Result<Self, DeviceError> {
+        Ok(Self { halves_from: kernels.halves_from()?.unwrap_or(usize::MAX) })
+    }
+}
 
 impl Target for Kinds {
     fn wants(&self, graph: &Graph, weight: WeightId) -> Form {
@@ -32,6 +41,10 @@ impl Target for Kinds {
     fn bytes(&self, form: Form, width: usize, rows: usize) -> usize {
         match form {
             Form::F32 => Floats::room(rows, width),
+            // Either in the same memory.
+            Form::Q8 | Form::Q8Pair if rows >= self.halves_from => {
+                Quants::room(rows, width).max(Halves::room(rows, width))
+            }
             Form::Q8 | Form::Q8Pair => Quants::room(rows, width),
         }
     }
@@ -45,21 +58,45 @@ impl Target for Kinds {
 #[derive(Clone, Debug)]
 enum Act {
     Floats(Floats),
-    Quants(Quants),
+    Quantized(Box<Quantized>),
 }
 
 impl Act {
-    fn input(&self) -> Input<'_> {
+    /// With so many rows.
+    fn input(&self, rows: usize) -> Input<'_> {
         match self {
             Self::Floats(floats) => Input::Floats(floats),
-            Self::Quants(quants) => Input::Quantized(quants),
+            Self::Quantized(x) => x.halves(rows).map_or(Input::Quantized(&x.quants), Input::Halves),
         }
     }
 
-    fn targets(&self) -> Targets<'_> {
+    /// With so many rows.
+    fn targets(&self, rows: usize) -> Targets<'_> {
         match self {
-            Self::Floats(floats) => Targets { floats: Some(floats), quants: None },
-            Self::Quants(quants) => Targets { floats: None, quants: Some(quants) },
+            Self::Floats(floats) => Targets { floats: Some(floats), ..Targets::default() },
+            Self::Quantized(x) => x.targets(rows),
+        }
+    }
+}
+
+/// Activations for quantized weights: in 8 bits or, in a step with many rows on a device that multiplies those, in `f16`, in
+/// the same memory. A step writes and reads the same number of rows, so its writer and its readers choose the same.
+#[derive(Clone, Debug)]
+struct Quantized {
+    quants: Quants,
+    halves: Option<Halves>,
+    halves_from: usize,
+}
+
+impl Quantized {
+    fn halves(&self, rows: usize) -> Option<&Halves> {
+        self.halves.as_ref().filter(|_| rows >= self.halves_from)
+    }
+
+    fn targets(&self, rows: usize) -> Targets<'_> {
+        match self.halves(rows) {
+            Some(halves) => Targets { halves: Some(halves), ..Targets::default() },
+            None => Targets { quants: Some(&self.quants), ..Targets::default() },
         }
     }
 }
@@ -96,7 +133,7 @@ enum Call {
     },
     Quantize {
         x: Floats,
-        out: Quants,
+        out: Quantized,
     },
     /// Products of one input with matrices of one type.
     MatMul {
@@ -239,7 +276,7 @@ impl Program {
                 caches.push(LayerCache::take(&mut memory, kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages)?);
             }
         }
-        let binder = Binder { device, plan, loaded, arena };
+        let binder = Binder { device, plan, loaded, arena, kinds: Kinds::of(kernels)? };
         let mut calls = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
             binder.bind(step, &mut calls)?;
@@ -291,21 +328,22 @@ impl Program {
                     kernels.embed(stream, table, inputs.tokens(), out, *scale, rows)?;
                 }
                 Call::Norm { x, weight, eps, out } => {
-                    kernels.rms_norm(stream, x, weight, *eps, out.targets(), rows)?;
+                    kernels.rms_norm(stream, x, weight, *eps, out.targets(rows), rows)?;
                     if normalized && Some(index) == last_norm {
                         let floats = self.normalized.as_ref();
-                        kernels.rms_norm(stream, x, weight, *eps, Targets { floats, quants: None }, rows)?;
+                        let targets = Targets { floats, ..Targets::default() };
+                        kernels.rms_norm(stream, x, weight, *eps, targets, rows)?;
                     }
                 }
-                Call::Quantize { x, out } => kernels.quantize(stream, x, out, rows)?,
+                Call::Quantize { x, out } => kernels.convert(stream, x, out.targets(rows), rows)?,
                 Call::MatMul { x, products } => {
                     for products in products.chunks(MAX_MATRICES) {
                         let projections: Vec<_> = products.iter().map(Product::projection).collect();
-                        kernels.matmul(stream, x.input(), &projections, self.partials.as_ref(), rows)?;
+                        kernels.matmul(stream, x.input(rows), &projections, self.partials.as_ref(), rows)?;
                     }
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
-                    kernels.gated_matmul(stream, x.input(), [gate, up], out, self.partials.as_ref(), rows)?;
+                    kernels.gated_matmul(stream, x.input(rows), [gate, up], out, self.partials.as_ref(), rows)?;
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
                     let rotation = rope.as_ref().map(|rope| Rotation {
@@ -419,6 +457,7 @@ struct Binder<'a> {
     plan: &'a Plan,
     loaded: &'a [DeviceWeight],
     arena: Span,
+    kinds: Kinds,
 }
 
 impl Binder<'_> {
@@ -431,7 +470,7 @@ impl Binder<'_> {
             Step::RmsNorm { x, weight, eps, out } => {
                 Call::Norm { x: self.floats(x)?, weight: self.vector(weight)?, eps, out: self.act(out)? }
             }
-            Step::Quantize { x, out } => Call::Quantize { x: self.floats(x)?, out: self.quants(out)? },
+            Step::Quantize { x, out } => Call::Quantize { x: self.floats(x)?, out: self.quantized(out)? },
             Step::MatMul { x, ref projections } => {
                 let mut groups: Vec<(DType, Vec<Product>)> = Vec::new();
                 for projection in projections {
@@ -504,15 +543,17 @@ impl Binder<'_> {
         Ok(Floats::at(&span, rows, width)?)
     }
 
-    fn quants(&self, id: BufferId) -> Result<Quants, BuildError> {
+    fn quantized(&self, id: BufferId) -> Result<Quantized, BuildError> {
         let (span, rows, width) = self.place(id)?;
-        Ok(Quants::at(&span, rows, width)?)
+        let halves_from = self.kinds.halves_from;
+        let halves = (rows >= halves_from).then(|| Halves::at(&span, rows, width)).transpose()?;
+        Ok(Quantized { quants: Quants::at(&span, rows, width)?, halves, halves_from })
     }
 
     fn act(&self, id: BufferId) -> Result<Act, BuildError> {
         Ok(match self.plan.buffer(id).form {
             Form::F32 => Act::Floats(self.floats(id)?),
-            Form::Q8 | Form::Q8Pair => Act::Quants(self.quants(id)?),
+            Form::Q8 | Form::Q8Pair => Act::Quantized(Box::new(self.quantized(id)?)),
         })
     }
 
