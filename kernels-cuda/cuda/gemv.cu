@@ -7,9 +7,20 @@
 constexpr u32 MOST_WARPS = 8;
 constexpr int SLOTS = 2;
 
+struct GemvArgs {
+    MatmulArgs product;
+    u32 types[MOST_MATRICES];  // a `TypeNumber` per matrix, for kernels that multiply by several types
+};
+
+// Quantized types in the order of their table.
+enum TypeNumber : u32 {
+#define NUMBER(name, Type) NUMBER_##name,
+    QUANTIZED_TYPES(NUMBER)
+};
+
+// `partial` has a sum of every warp, row and token.
 template <class Type, int TOKENS>
-DEVICE void gemv(const MatmulArgs& args) {
-    SHARED(float, partial, MOST_WARPS * SLOTS * TOKENS);
+DEVICE void gemv(const MatmulArgs& args, float* partial) {
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 
     // Two rows of one matrix, or one row of gate and one of up.
@@ -84,9 +95,27 @@ DEVICE void gemv(const MatmulArgs& args) {
     *out = matrix.accumulate ? *out + value : value;
 }
 
+// Each block of threads multiplies by the type of its own matrix, so that matrices of several types share a launch. What it
+// costs is registers: those of the type that needs most.
+template <int TOKENS>
+DEVICE void gemv_of_type(u32 type, const MatmulArgs& args, float* partial) {
+    switch (type) {
+#define OF_TYPE(name, Type)                                                                                            \
+    case NUMBER_##name: return gemv<Type, TOKENS>(args, partial);
+        QUANTIZED_TYPES(OF_TYPE)
+    }
+}
+
+#define GEMV_KERNEL(name, TOKENS, ...)                                                                                 \
+    KERNEL(gemv_##name##_##TOKENS, GemvArgs, MOST_WARPS * WARP) {                                                         \
+        SHARED(float, partial, MOST_WARPS * SLOTS * TOKENS);                                                              \
+        __VA_ARGS__;                                                                                                      \
+    }
+#define GEMV_OF_TOKENS(name, Type, TOKENS) GEMV_KERNEL(name, TOKENS, gemv<Type, TOKENS>(args.product, partial))
 #define GEMV(name, Type)                                                                                               \
-    KERNEL(gemv_##name##_1, MatmulArgs, MOST_WARPS * WARP) { gemv<Type, 1>(args); }                                       \
-    KERNEL(gemv_##name##_2, MatmulArgs, MOST_WARPS * WARP) { gemv<Type, 2>(args); }                                       \
-    KERNEL(gemv_##name##_4, MatmulArgs, MOST_WARPS * WARP) { gemv<Type, 4>(args); }                                       \
-    KERNEL(gemv_##name##_8, MatmulArgs, MOST_WARPS * WARP) { gemv<Type, 8>(args); }
+    GEMV_OF_TOKENS(name, Type, 1) GEMV_OF_TOKENS(name, Type, 2) GEMV_OF_TOKENS(name, Type, 4) GEMV_OF_TOKENS(name, Type, 8)
 ALL_TYPES(GEMV)
+
+#define GEMV_MIXED(TOKENS)                                                                                             \
+    GEMV_KERNEL(mixed, TOKENS, gemv_of_type<TOKENS>(args.types[matrix_of_block(args.product)], args.product, partial))
+GEMV_MIXED(1) GEMV_MIXED(2) GEMV_MIXED(4) GEMV_MIXED(8)

@@ -428,7 +428,7 @@ fn a_kernel_is_looked_up_once() {
     assert_eq!(counts(), [before[0] + 1, before[1] + 1], "a kernel with more shared memory than it has unasked");
     (0..3).for_each(|_| product(20));
     assert_eq!(counts(), [before[0] + 1, before[1] + 1]);
-    kernels.ready_matmul(DType::F32).unwrap();
+    kernels.ready_matmul(&[DType::F32]).unwrap();
     let ready = counts();
     assert_eq!(ready, [before[0] + 5, before[1] + 1], "four kernels for few tokens");
     [1, 2, 3, 8, 16, 20].into_iter().for_each(product);

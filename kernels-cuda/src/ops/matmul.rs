@@ -36,7 +36,24 @@ const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
 pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
-pub const MAX_MATRICES: usize = 3;
+const MAX_MATRICES: usize = 3;
+
+/// Quantized types in the order of the table in `cuda/formats.cuh`, by which `cuda/gemv.cu` numbers them.
+const QUANTIZED: [DType; 13] = [
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+];
 
 /// Most warps of a block, as in `cuda/gemv.cu`.
 const MAX_WARPS: usize = 8;
@@ -213,6 +230,16 @@ struct MatmulArgs {
 // SAFETY: fields and order are those of `MatmulArgs` in `cuda/matmul.cuh`.
 unsafe impl KernelArgs for MatmulArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GemvArgs {
+    product: MatmulArgs,
+    types: [u32; MAX_MATRICES],
+}
+
+// SAFETY: fields and order are those of `GemvArgs` in `cuda/gemv.cu`.
+unsafe impl KernelArgs for GemvArgs {}
+
 /// Tokens and rows that a block of `cuda/gemm.cu` makes at most, and its threads; of `cuda/gemm_float.cu` only the rows differ.
 pub(super) const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
@@ -227,30 +254,37 @@ const GEMM_THREADS: u32 = 256;
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     gemv: PerType<[Slot; 4]>,
+    gemv_mixed: [Slot; 4],
     gemm: PerType<[Slot; 4]>,
     hopper: PerType<Slot>,
 }
 
 impl Kernels {
-    /// Looks up the kernels of products with weights of a type, so that no step has to.
+    /// Looks up the kernels of products of one input with weights of these types, so that no step has to.
     ///
     /// # Errors
     /// [`DeviceError::MissingKernel`] if the images lack one; [`DeviceError::Driver`].
-    pub fn ready_matmul(&self, dtype: DType) -> Result<(), DeviceError> {
-        for tokens in [1, 2, 4, 8] {
-            self.gemv(dtype, tokens)?;
-        }
-        if is_quantized(dtype) == Some(true) {
-            TILES.into_iter().try_for_each(|tile| self.gemm(dtype, tile).map(drop))?;
-            self.hopper_gemm(dtype)?;
-        } else {
-            self.gemm(dtype, TILE_TOKENS)?;
+    pub fn ready_matmul(&self, dtypes: &[DType]) -> Result<(), DeviceError> {
+        for &dtype in dtypes {
+            let several = dtypes.iter().any(|other| *other != dtype);
+            for tokens in [1, 2, 4, 8] {
+                self.gemv(Some(dtype), tokens)?;
+                if several && is_quantized(dtype) == Some(true) {
+                    self.gemv(None, tokens)?;
+                }
+            }
+            if is_quantized(dtype) == Some(true) {
+                TILES.into_iter().try_for_each(|tile| self.gemm(dtype, tile).map(drop))?;
+                self.hopper_gemm(dtype)?;
+            } else {
+                self.gemm(dtype, TILE_TOKENS)?;
+            }
         }
         Ok(())
     }
 
-    /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input. Without `partials`, or where they are too small,
-    /// the product is not split by columns.
+    /// `out = x · Wᵀ + bias` for matrices of one input. Three share a launch if they are of one type, or if they are quantized and
+    /// there are at most [`DECODE_TOKENS`] tokens. Without `partials`, or where they are too small, no product is split by columns.
     ///
     /// With any number of tokens, a NaN in a row of `x`, or in a row or a scale of the weights, makes results of that row NaN, and an
     /// infinity makes them infinite or NaN. Other rows are as if it were not there.
@@ -265,13 +299,24 @@ impl Kernels {
         partials: Option<&Partials>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
-        if projections.is_empty() || projections.len() > MAX_MATRICES {
-            return Err(DeviceError::Invalid(format!(
-                "{} matrices in a launch for 1 to {MAX_MATRICES}",
-                projections.len()
-            )));
+        if projections.is_empty() {
+            return Err(DeviceError::Invalid("a product with 0 matrices".into()));
         }
-        self.launch_matmul(stream, x, projections, partials, tokens, false)
+        let dtype = |projection: &Projection<'_>| projection.weights.dtype();
+        let launch = |projections: &[Projection<'_>]| {
+            let mut chunks = projections.chunks(MAX_MATRICES);
+            chunks.try_for_each(|projections| self.launch_matmul(stream, x, projections, partials, tokens, false))
+        };
+        if projections.iter().all(|projection| shares_launch(dtype(projection), dtype(&projections[0]), tokens)) {
+            return launch(projections);
+        }
+        for (index, first) in projections.iter().enumerate() {
+            let is_of_type = |projection: &&Projection<'_>| dtype(projection) == dtype(first);
+            if !projections[..index].iter().any(|before| is_of_type(&before)) {
+                launch(&projections[index..].iter().filter(is_of_type).copied().collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
     }
 
     /// `out = silu(x · Gateᵀ) * (x · Upᵀ)`.
@@ -344,7 +389,7 @@ impl Kernels {
         let mut grid = 0;
         for (projection, matrix) in projections.iter().zip(&mut args.matrices) {
             let Projection { weights, bias, out, accumulate } = *projection;
-            if weights.dtype() != dtype || weights.cols() != cols {
+            if !shares_launch(weights.dtype(), dtype, tokens) || weights.cols() != cols {
                 return Err(DeviceError::Invalid(format!(
                     "{} x {} {} weights beside {} columns of {dtype}",
                     weights.rows(),
@@ -404,25 +449,38 @@ impl Kernels {
             // room for the sums of every block, and a counter for every tile.
             return unsafe { stream.launch(function, shape, &args, &spans) };
         }
+        let number = |projection: &Projection<'_>| {
+            let dtype = projection.weights.dtype();
+            QUANTIZED.iter().position(|known| *known == dtype).unwrap_or_default() as u32
+        };
+        let mut types = [0; MAX_MATRICES];
+        projections.iter().zip(&mut types).for_each(|(projection, slot)| *slot = number(projection));
+        let is_one_type = projections.iter().all(|projection| projection.weights.dtype() == dtype);
         let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
         let shape = Launch::new(small("rows", grid)?, 32 * warps as u32);
         // More tokens than a decode kernel takes at a time go by in groups.
         for done in (0..tokens).step_by(DECODE_TOKENS) {
             let count = (tokens - done).min(DECODE_TOKENS);
-            let mut part = args;
-            part.tokens = count as u32;
+            let mut part = GemvArgs { product: args, types };
+            part.product.tokens = count as u32;
             if done > 0 {
-                part.x += (done * cols * 4) as u64;
-                for matrix in &mut part.matrices {
+                part.product.x += (done * cols * 4) as u64;
+                for matrix in &mut part.product.matrices {
                     matrix.out += (done * 4) as u64 * u64::from(matrix.stride);
                 }
             }
-            let function = self.gemv(dtype, count)?;
-            // SAFETY: as above; the part's rows are among them.
+            let function = self.gemv(is_one_type.then_some(dtype), count)?;
+            // SAFETY: as above; the part's rows are among them, and the types are those of the matrices.
             unsafe { stream.launch(function, shape, &part, &spans)? };
         }
         Ok(())
     }
+}
+
+/// Whether matrices of two types can be in one launch with so many tokens.
+fn shares_launch(one: DType, other: DType, tokens: usize) -> bool {
+    let are_quantized = [one, other].iter().all(|dtype| is_quantized(*dtype) == Some(true));
+    one == other || are_quantized && tokens <= DECODE_TOKENS
 }
 
 /// How a product is made.
@@ -447,11 +505,12 @@ pub struct ProductKernel {
 }
 
 impl Kernels {
-    /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`].
-    fn gemv(&self, dtype: DType, tokens: usize) -> Result<Function<'_>, DeviceError> {
+    /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`], and weights of a type, or of several quantized ones.
+    fn gemv(&self, dtype: Option<DType>, tokens: usize) -> Result<Function<'_>, DeviceError> {
         let most = tokens.next_power_of_two();
-        let slot = &self.slots.matmul.gemv[dtype][most.ilog2() as usize];
-        self.get(slot, || format!("gemv_{}_{most}", dtype.name().to_lowercase()), 0)
+        let slots = dtype.map_or(&self.slots.matmul.gemv_mixed, |dtype| &self.slots.matmul.gemv[dtype]);
+        let name = || dtype.map_or_else(|| "mixed".into(), |dtype| dtype.name().to_lowercase());
+        self.get(&slots[most.ilog2() as usize], || format!("gemv_{}_{most}", name()), 0)
     }
 
     /// The kernel with tiles of so many tokens, one of [`TILES`].
@@ -531,7 +590,8 @@ pub(super) fn stage_bytes(dtype: DType, tile: usize) -> u32 {
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
     const SIZE: usize = size_of::<MatmulArgs>();
     &[
-        ("gemv_q4_0_1", SIZE),
+        ("gemv_q4_0_1", size_of::<GemvArgs>()),
+        ("gemv_mixed_8", size_of::<GemvArgs>()),
         ("gemm_q4_0_16", SIZE),
         ("gemm_q4_0_128", SIZE),
         ("gemm_f16", SIZE),

@@ -4,15 +4,15 @@ use super::load::DeviceWeight;
 use crate::{
     backend::BuildError,
     graph::{self, Graph, Rows, WeightId},
-    plan::{BufferId, Form, Plan, Step, Target},
+    plan::{BufferId, Form, Plan, PlannedProjection, Step, Target},
 };
-use rustai_abi::{DType, PAGE_TOKENS};
+use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
-        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, TILED_HEAD_DIMS,
-        Targets, has_attention,
+        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, Split, TILED_HEAD_DIMS, Targets,
+        has_attention,
     },
     weights,
 };
@@ -98,7 +98,7 @@ enum Call {
         x: Floats,
         out: Quants,
     },
-    /// Products of one input with matrices of one type.
+    /// Products of one input.
     MatMul {
         x: Act,
         products: Vec<Product>,
@@ -240,10 +240,7 @@ impl Program {
             }
         }
         let binder = Binder { device, plan, loaded, arena };
-        let mut calls = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            binder.bind(step, &mut calls)?;
-        }
+        let calls = plan.steps.iter().map(|step| binder.bind(step)).collect::<Result<Vec<_>, _>>()?;
         for (call, _) in &calls {
             ready(kernels, call, &caches)?;
         }
@@ -299,10 +296,8 @@ impl Program {
                 }
                 Call::Quantize { x, out } => kernels.quantize(stream, x, out, rows)?,
                 Call::MatMul { x, products } => {
-                    for products in products.chunks(MAX_MATRICES) {
-                        let projections: Vec<_> = products.iter().map(Product::projection).collect();
-                        kernels.matmul(stream, x.input(), &projections, self.partials.as_ref(), rows)?;
-                    }
+                    let projections: Vec<_> = products.iter().map(Product::projection).collect();
+                    kernels.matmul(stream, x.input(), &projections, self.partials.as_ref(), rows)?;
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     kernels.gated_matmul(stream, x.input(), [gate, up], out, self.partials.as_ref(), rows)?;
@@ -352,9 +347,9 @@ fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), De
     match call {
         Call::Embed { table, .. } => kernels.ready_embed(table.dtype()),
         Call::MatMul { products, .. } => {
-            products.iter().try_for_each(|product| kernels.ready_matmul(product.weights.dtype()))
+            kernels.ready_matmul(&products.iter().map(|product| product.weights.dtype()).collect::<Vec<_>>())
         }
-        Call::GatedMatMul { gate, .. } => kernels.ready_matmul(gate.dtype()),
+        Call::GatedMatMul { gate, .. } => kernels.ready_matmul(&[gate.dtype()]),
         Call::Attention { q, layer, .. } => kernels.ready_attention(&caches[*layer], q.width()),
         Call::Norm { .. }
         | Call::Quantize { .. }
@@ -422,7 +417,8 @@ struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    fn bind(&self, step: &Step, calls: &mut Vec<(Call, Rows)>) -> Result<(), BuildError> {
+    /// The call of a step, and the rows of its result.
+    fn bind(&self, step: &Step) -> Result<(Call, Rows), BuildError> {
         let rows = step.writes().first().map_or(Rows::Tokens, |out| self.plan.buffer(*out).rows);
         let call = match *step {
             Step::Embed { table, scale, out } => {
@@ -433,24 +429,15 @@ impl Binder<'_> {
             }
             Step::Quantize { x, out } => Call::Quantize { x: self.floats(x)?, out: self.quants(out)? },
             Step::MatMul { x, ref projections } => {
-                let mut groups: Vec<(DType, Vec<Product>)> = Vec::new();
-                for projection in projections {
-                    let product = Product {
+                let bind = |projection: &PlannedProjection| -> Result<_, BuildError> {
+                    Ok(Product {
                         weights: self.matrix(projection.weight)?,
                         bias: projection.bias.map(|bias| self.vector(bias)).transpose()?,
                         out: self.floats(projection.out)?,
                         accumulate: projection.residual.is_some(),
-                    };
-                    let dtype = product.weights.dtype();
-                    match groups.iter_mut().find(|(known, _)| *known == dtype) {
-                        Some((_, group)) => group.push(product),
-                        None => groups.push((dtype, vec![product])),
-                    }
-                }
-                for (_, products) in groups {
-                    calls.push((Call::MatMul { x: self.act(x)?, products }, rows));
-                }
-                return Ok(());
+                    })
+                };
+                Call::MatMul { x: self.act(x)?, products: projections.iter().map(bind).collect::<Result<_, _>>()? }
             }
             Step::GatedMatMul { x, gate, up, out } => Call::GatedMatMul {
                 x: self.act(x)?,
@@ -474,8 +461,7 @@ impl Binder<'_> {
             Step::Softmax { x, out } => Call::Softmax { x: self.floats(x)?, out: self.floats(out)? },
             Step::SelectOutputs { x, out } => Call::Select { x: self.floats(x)?, out: self.floats(out)? },
         };
-        calls.push((call, rows));
-        Ok(())
+        Ok((call, rows))
     }
 
     fn elements(
