@@ -7,13 +7,8 @@ struct AppendArgs {
     float* q;  // rotated in place
     const float* k;
     const float* v;
-    const float* inv_freq;  // radians per position of each pair
-    Cache cache;
-    Places places;
+    Append to;
     u32 heads;  // of queries
-    u32 pairs;  // 2 * pairs leading values of a head are rotated; 0 rotates nothing
-    u32 neox;   // pairs are (i, i + pairs) rather than (2i, 2i + 1)
-    float magnitude;
 };
 
 constexpr u32 APPEND_THREADS = 128;
@@ -42,25 +37,23 @@ DEVICE void append(const AppendArgs& args) {
     SHARED(float, rotated, MAX_HEAD_DIM);
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
-    const u32 token = blockIdx.y, dim = args.cache.head_dim, kv_heads = args.cache.kv_heads;
+    const auto& [rotation, cache, places] = args.to;
+    const u32 token = blockIdx.y, dim = cache.head_dim, kv_heads = cache.kv_heads;
     const bool is_query = blockIdx.x < args.heads;
     const bool is_key = !is_query && blockIdx.x < args.heads + kv_heads;
     const u32 head = is_query ? blockIdx.x : (blockIdx.x - args.heads) % kv_heads;
-    const u32 position = args.places.positions[token];
+    const u32 position = places.positions[token];
     float* query = args.q + (size_t(token) * args.heads + head) * dim;
     const float* row = is_query ? query : (is_key ? args.k : args.v) + (size_t(token) * kv_heads + head) * dim;
 
-    const u32 pairs = is_query || is_key ? args.pairs : 0;
+    const u32 pairs = is_query || is_key ? rotation.pairs : 0;
     for (u32 i = threadIdx.x; i < pairs; i += blockDim.x) {
-        const u32 a = args.neox ? i : 2 * i, b = args.neox ? i + pairs : 2 * i + 1;
-        // The angle is reduced in double precision: positions are large, and so are their rounding errors.
-        double angle = double(position) * double(args.inv_freq[i]);
-        angle -= 6.283185307179586 * floor(angle * 0.15915494309189535 + 0.5);
-        float sine, cosine;
-        ptx::sin_cos_fast(float(angle), sine, cosine);
-        const float x = row[a], y = row[b];
-        rotated[a] = (x * cosine - y * sine) * args.magnitude;
-        rotated[b] = (x * sine + y * cosine) * args.magnitude;
+        u32 a, b;
+        values_of_pair(rotation, i, a, b);
+        float x = row[a], y = row[b];
+        rotate(rotation, angle_of_pair(rotation, i, position), x, y);
+        rotated[a] = x;
+        rotated[b] = y;
     }
     for (u32 i = 2 * pairs + threadIdx.x; i < dim; i += blockDim.x) rotated[i] = row[i];
     __syncthreads();
@@ -69,8 +62,8 @@ DEVICE void append(const AppendArgs& args) {
         for (u32 i = threadIdx.x; i < dim; i += blockDim.x) query[i] = rotated[i];
         return;
     }
-    const u32 page = args.places.pages[args.places.tables[token] + position / PAGE], slot = position % PAGE;
-    u8* side = is_key ? keys_of<EIGHT_BIT>(args.cache, page, head) : values_of<EIGHT_BIT>(args.cache, page, head);
+    const u32 page = places.pages[places.tables[token] + position / PAGE], slot = position % PAGE;
+    u8* side = is_key ? keys_of<EIGHT_BIT>(cache, page, head) : values_of<EIGHT_BIT>(cache, page, head);
     // Heads of an 8-bit cache are whole blocks of 32, so whole warps go round.
     for (u32 i = threadIdx.x; i < dim; i += blockDim.x) {
         if (EIGHT_BIT) {
@@ -83,7 +76,7 @@ DEVICE void append(const AppendArgs& args) {
             if (i % 32 == 0) scales[is_key ? i / 32 * PAGE + slot : slot * (dim / 32) + i / 32] = scale;
         } else {
             u16* halves = reinterpret_cast<u16*>(side);
-            halves[is_key ? (i / 8 * PAGE + slot) * 8 + i % 8 : slot * dim + i] = ptx::float_to_half(rotated[i]);
+            halves[is_key ? place_of_key(slot, i) : place_of_value(dim, slot, i)] = ptx::float_to_half(rotated[i]);
         }
     }
 }

@@ -294,7 +294,84 @@ impl Split {
     }
 }
 
-#[derive(Clone, Copy)]
+/// Where the rows of a batch go in a layer's cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Append<'a> {
+    /// How queries and keys are rotated before.
+    pub rotation: Option<Rotation<'a>>,
+    /// The layer's keys and values.
+    pub cache: &'a LayerCache,
+    /// The batch.
+    pub places: &'a Places,
+}
+
+impl<'a> Append<'a> {
+    /// Whether the product that makes the rows can write them. An 8-bit cache has scales for 32 values, which are not with one
+    /// block of threads then.
+    pub(super) fn is_part_of_product(&self) -> bool {
+        self.cache.kv_type == KvType::F16
+    }
+
+    /// What kernels take, for `tokens` rows of queries, keys and values.
+    pub(super) fn args(&self, [q, k, v]: [&Floats; 3], tokens: usize) -> Result<AppendTo, DeviceError> {
+        let Self { rotation, cache, places } = *self;
+        cache.heads_of(q)?;
+        let kv_width = cache.kv_heads * cache.head_dim;
+        q.check("queries", tokens, q.width())?;
+        k.check("keys", tokens, kv_width)?;
+        v.check("values", tokens, kv_width)?;
+        places.check(tokens, cache)?;
+        let mut args = AppendTo {
+            rotation: RotationArgs { magnitude: 1.0, ..RotationArgs::default() },
+            cache: cache.args(),
+            places: places.addresses(),
+        };
+        if let Some(Rotation { style, inv_freq, magnitude }) = rotation {
+            let pairs = inv_freq.width();
+            if 2 * pairs > cache.head_dim {
+                return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
+            }
+            let neox = u32::from(style == RopeStyle::Neox);
+            args.rotation = RotationArgs { inv_freq: inv_freq.span.address(), pairs: pairs as u32, neox, magnitude };
+        }
+        Ok(args)
+    }
+
+    /// What [`args`](Self::args) points into.
+    pub(super) fn spans(&self) -> impl Iterator<Item = &'a Span> {
+        let Self { rotation, cache, places } = *self;
+        let fixed = [&cache.span, &places.positions, &places.tables, &places.pages];
+        fixed.into_iter().chain(rotation.map(|rotation| &rotation.inv_freq.span))
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RotationArgs {
+    inv_freq: u64,
+    pairs: u32,
+    neox: u32,
+    magnitude: f32,
+}
+
+/// As `Append` in `cuda/attention.cuh`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct AppendTo {
+    rotation: RotationArgs,
+    cache: CacheArgs,
+    places: PlacesArgs,
+}
+
+impl AppendTo {
+    /// For the tokens from `first` on.
+    pub(super) fn skip(&mut self, first: usize) {
+        self.places.positions += 4 * first as u64;
+        self.places.tables += 4 * first as u64;
+    }
+}
+
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct CacheArgs {
     start: u64,
@@ -302,7 +379,7 @@ struct CacheArgs {
     head_dim: u32,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct PlacesArgs {
     positions: u64,
@@ -316,13 +393,8 @@ struct AppendArgs {
     q: u64,
     k: u64,
     v: u64,
-    inv_freq: u64,
-    cache: CacheArgs,
-    places: PlacesArgs,
+    to: AppendTo,
     heads: u32,
-    pairs: u32,
-    neox: u32,
-    magnitude: f32,
 }
 
 // SAFETY: fields and order are those of `AppendArgs` in `cuda/attention.cu`.
@@ -477,44 +549,18 @@ impl Kernels {
         &self,
         stream: &Stream,
         [q, k, v]: [&Floats; 3],
-        rotation: Option<Rotation<'_>>,
-        cache: &LayerCache,
-        places: &Places,
+        append: Append<'_>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
+        let to = append.args([q, k, v], tokens)?;
+        let cache = append.cache;
         let heads = cache.heads_of(q)?;
-        let kv_width = cache.kv_heads * cache.head_dim;
-        q.check("queries", tokens, q.width())?;
-        k.check("keys", tokens, kv_width)?;
-        v.check("values", tokens, kv_width)?;
-        places.check(tokens, cache)?;
-        let mut spans = vec![&q.span, &k.span, &v.span, &cache.span, &places.positions, &places.tables, &places.pages];
-        let mut args = AppendArgs {
-            q: q.span.address(),
-            k: k.span.address(),
-            v: v.span.address(),
-            inv_freq: 0,
-            cache: cache.args(),
-            places: places.addresses(),
-            heads: small("heads", heads)?,
-            pairs: 0,
-            neox: 0,
-            magnitude: 1.0,
-        };
-        if let Some(rotation) = rotation {
-            let pairs = rotation.inv_freq.width();
-            if 2 * pairs > cache.head_dim {
-                return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
-            }
-            args.inv_freq = rotation.inv_freq.span.address();
-            args.pairs = pairs as u32;
-            args.neox = u32::from(rotation.style == RopeStyle::Neox);
-            args.magnitude = rotation.magnitude;
-            spans.push(&rotation.inv_freq.span);
-        }
+        let [q, k, v] = [q, k, v].map(|floats| &floats.span);
+        let args = AppendArgs { q: q.address(), k: k.address(), v: v.address(), to, heads: small("heads", heads)? };
         let mut shape = Launch::new(small("heads", heads + 2 * cache.kv_heads)?, THREADS.min(cache.head_dim as u32));
         shape.grid[1] = small("tokens", tokens)?;
         let function = self.append_kernel(cache.kv_type)?;
+        let spans: Vec<_> = [q, k, v].into_iter().chain(append.spans()).collect();
         // SAFETY: rows are checked; `Places` holds positions and pages that the cache has.
         unsafe { stream.launch(function, shape, &args, &spans) }
     }

@@ -14,7 +14,7 @@
 //! `cuda/gemm.cu` all add in the order of columns: the two lines with equal splits agree under the emulator, but nothing makes a
 //! compiler fuse the same multiplications in two kernels.
 
-use super::{Floats, Peak, Quants, SCALE_BYTES, small};
+use super::{Append, Floats, Peak, Quants, SCALE_BYTES, attention::AppendTo, small};
 use crate::{
     Arena, Device, DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
@@ -234,6 +234,8 @@ unsafe impl KernelArgs for MatmulArgs {}
 #[repr(C)]
 struct GemvArgs {
     product: MatmulArgs,
+    append: AppendTo,
+    appends: u32,
     types: [u32; MAX_MATRICES],
 }
 
@@ -305,7 +307,8 @@ impl Kernels {
         let dtype = |projection: &Projection<'_>| projection.weights.dtype();
         let launch = |projections: &[Projection<'_>]| {
             let mut chunks = projections.chunks(MAX_MATRICES);
-            chunks.try_for_each(|projections| self.launch_matmul(stream, x, projections, partials, tokens, false))
+            chunks
+                .try_for_each(|projections| self.launch_matmul(stream, x, projections, partials, tokens, After::Store))
         };
         if projections.iter().all(|projection| shares_launch(dtype(projection), dtype(&projections[0]), tokens)) {
             return launch(projections);
@@ -317,6 +320,33 @@ impl Kernels {
             }
         }
         Ok(())
+    }
+
+    /// Queries, keys and values of one input: [`matmul`](Self::matmul) with the three, and [`rope_append`](Self::rope_append) of what
+    /// comes out. With few tokens and a cache of `f16` that is one launch, and what `out` of keys and values holds then is undefined.
+    ///
+    /// # Errors
+    /// As those, and [`DeviceError::Invalid`] if a product is to be added to something.
+    pub fn project_append(
+        &self,
+        stream: &Stream,
+        x: Input<'_>,
+        projections: [Projection<'_>; 3],
+        partials: Option<&Partials>,
+        append: Append<'_>,
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        if projections.iter().any(|projection| projection.accumulate) {
+            return Err(DeviceError::Invalid("queries, keys and values are not added to anything".into()));
+        }
+        let first = projections[0].weights.dtype();
+        let share = projections.iter().all(|projection| shares_launch(projection.weights.dtype(), first, tokens));
+        let few = if is_quantized(first) == Some(true) { DECODE_TOKENS } else { FLOAT_DECODE_TOKENS };
+        if share && tokens <= few && append.is_part_of_product() {
+            return self.launch_matmul(stream, x, &projections, partials, tokens, After::Append(append));
+        }
+        self.matmul(stream, x, &projections, partials, tokens)?;
+        self.rope_append(stream, projections.map(|projection| projection.out), append, tokens)
     }
 
     /// `out = silu(x · Gateᵀ) * (x · Upᵀ)`.
@@ -336,7 +366,7 @@ impl Kernels {
             return Err(DeviceError::Invalid(format!("a gate of {} rows beside {}", gate.rows(), up.rows())));
         }
         let projections = [gate, up].map(|weights| Projection { weights, bias: None, out, accumulate: false });
-        self.launch_matmul(stream, x, &projections, partials, tokens, true)
+        self.launch_matmul(stream, x, &projections, partials, tokens, After::Gate)
     }
 
     fn launch_matmul(
@@ -346,8 +376,9 @@ impl Kernels {
         projections: &[Projection<'_>],
         partials: Option<&Partials>,
         tokens: usize,
-        gated: bool,
+        after: After<'_>,
     ) -> Result<(), DeviceError> {
+        let gated = matches!(after, After::Gate);
         let first = projections[0].weights;
         let (dtype, cols) = (first.dtype(), first.cols());
         if tokens == 0 {
@@ -453,6 +484,11 @@ impl Kernels {
             let dtype = projection.weights.dtype();
             QUANTIZED.iter().position(|known| *known == dtype).unwrap_or_default() as u32
         };
+        let (mut append, appends) = (AppendTo::default(), matches!(after, After::Append(_)));
+        if let (After::Append(to), [q, k, v]) = (&after, projections) {
+            append = to.args([q.out, k.out, v.out], tokens)?;
+            spans.extend(to.spans());
+        }
         let mut types = [0; MAX_MATRICES];
         projections.iter().zip(&mut types).for_each(|(projection, slot)| *slot = number(projection));
         let is_one_type = projections.iter().all(|projection| projection.weights.dtype() == dtype);
@@ -461,20 +497,32 @@ impl Kernels {
         // More tokens than a decode kernel takes at a time go by in groups.
         for done in (0..tokens).step_by(DECODE_TOKENS) {
             let count = (tokens - done).min(DECODE_TOKENS);
-            let mut part = GemvArgs { product: args, types };
+            let mut part = GemvArgs { product: args, append, appends: u32::from(appends), types };
             part.product.tokens = count as u32;
             if done > 0 {
+                part.append.skip(done);
                 part.product.x += (done * cols * 4) as u64;
                 for matrix in &mut part.product.matrices {
                     matrix.out += (done * 4) as u64 * u64::from(matrix.stride);
                 }
             }
             let function = self.gemv(is_one_type.then_some(dtype), count)?;
-            // SAFETY: as above; the part's rows are among them, and the types are those of the matrices.
+            // SAFETY: as above; the part's rows are among them, and the types are those of the matrices. Of three that append, rows
+            // are those of heads that the cache has, which also has the positions and pages that `Places` holds.
             unsafe { stream.launch(function, shape, &part, &spans)? };
         }
         Ok(())
     }
+}
+
+/// What becomes of a product.
+enum After<'a> {
+    /// Each matrix has a result.
+    Store,
+    /// The result is that of a gate and of what it gates.
+    Gate,
+    /// Three results are queries, keys and values, of few tokens.
+    Append(Append<'a>),
 }
 
 /// Whether matrices of two types can be in one launch with so many tokens.

@@ -114,7 +114,7 @@ fn a_decoding_step_has_as_many_launches_as_are_known() {
     // Embedding, the last layer's two choices of rows, normalization and logits.
     let others = 5;
     for (dtype, value_dtype, per_layer) in
-        [(DType::Q4_K, None, 11), (DType::Q4_K, Some(DType::Q6_K), 11), (DType::F16, None, 9)]
+        [(DType::Q4_K, None, 10), (DType::Q4_K, Some(DType::Q6_K), 10), (DType::F16, None, 8)]
     {
         let file = file(&TinyLlama { layers, value_dtype, ..tiny(dtype) });
         // Long enough for attention in runs.

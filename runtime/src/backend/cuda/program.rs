@@ -11,7 +11,7 @@ use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
-        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, Split, TILED_HEAD_DIMS, Targets,
+        Append, BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, Split, TILED_HEAD_DIMS, Targets,
         has_attention,
     },
     weights,
@@ -103,6 +103,13 @@ enum Call {
         x: Act,
         products: Vec<Product>,
     },
+    /// Products that are queries, keys and values, and their append to the cache.
+    ProjectAppend {
+        x: Act,
+        products: Box<[Product; 3]>,
+        layer: usize,
+        rope: Option<DeviceRope>,
+    },
     GatedMatMul {
         x: Act,
         gate: Weights,
@@ -144,6 +151,13 @@ struct DeviceRope {
     style: RopeStyle,
     inv_freq: Floats,
     magnitude: f32,
+}
+
+impl DeviceRope {
+    fn rotation(&self) -> Rotation<'_> {
+        let Self { style, inv_freq, magnitude } = self;
+        Rotation { style: *style, inv_freq, magnitude: *magnitude }
+    }
 }
 
 /// What one step has to do.
@@ -240,7 +254,15 @@ impl Program {
             }
         }
         let binder = Binder { device, plan, loaded, arena };
-        let calls = plan.steps.iter().map(|step| binder.bind(step)).collect::<Result<Vec<_>, _>>()?;
+        let mut calls = Vec::with_capacity(plan.steps.len());
+        for (at, step) in plan.steps.iter().enumerate() {
+            let call = binder.bind(step)?;
+            let joined = binder.join(at, &call, calls.last());
+            if joined.is_some() {
+                calls.pop();
+            }
+            calls.push(joined.unwrap_or(call));
+        }
         for (call, _) in &calls {
             ready(kernels, call, &caches)?;
         }
@@ -303,12 +325,12 @@ impl Program {
                     kernels.gated_matmul(stream, x.input(), [gate, up], out, self.partials.as_ref(), rows)?;
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
-                    let rotation = rope.as_ref().map(|rope| Rotation {
-                        style: rope.style,
-                        inv_freq: &rope.inv_freq,
-                        magnitude: rope.magnitude,
-                    });
-                    kernels.rope_append(stream, [q, k, v], rotation, &self.caches[*layer], inputs.places(), rows)?;
+                    kernels.rope_append(stream, [q, k, v], self.append(*layer, rope.as_ref(), inputs), rows)?;
+                }
+                Call::ProjectAppend { x, products, layer, rope } => {
+                    let (products, partials) = (products.each_ref().map(Product::projection), self.partials.as_ref());
+                    let append = self.append(*layer, rope.as_ref(), inputs);
+                    kernels.project_append(stream, x.input(), products, partials, append, rows)?;
                 }
                 Call::Attention { q, out, layer, scale, window } => {
                     let split = self.split(shape);
@@ -330,6 +352,11 @@ impl Program {
         Ok(())
     }
 
+    fn append<'a>(&'a self, layer: usize, rope: Option<&'a DeviceRope>, inputs: &'a BatchInputs) -> Append<'a> {
+        let rotation = rope.map(DeviceRope::rotation);
+        Append { rotation, cache: &self.caches[layer], places: inputs.places() }
+    }
+
     /// Whether sequences of many tokens are attended to in tiles.
     pub(super) fn has_tiles(&self) -> bool {
         self.kv.is_some_and(|kv| TILED_HEAD_DIMS.contains(&kv.head_dim))
@@ -348,6 +375,9 @@ fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), De
         Call::Embed { table, .. } => kernels.ready_embed(table.dtype()),
         Call::MatMul { products, .. } => {
             kernels.ready_matmul(&products.iter().map(|product| product.weights.dtype()).collect::<Vec<_>>())
+        }
+        Call::ProjectAppend { products, .. } => {
+            kernels.ready_matmul(&products.each_ref().map(|product| product.weights.dtype()))
         }
         Call::GatedMatMul { gate, .. } => kernels.ready_matmul(&[gate.dtype()]),
         Call::Attention { q, layer, .. } => kernels.ready_attention(&caches[*layer], q.width()),
@@ -462,6 +492,25 @@ impl Binder<'_> {
             Step::SelectOutputs { x, out } => Call::Select { x: self.floats(x)?, out: self.floats(out)? },
         };
         Ok((call, rows))
+    }
+
+    /// A call for step `at` and the one before it, `last`, where the products of that one are queries, keys and values that nobody
+    /// else reads.
+    fn join(&self, at: usize, call: &(Call, Rows), last: Option<&(Call, Rows)>) -> Option<(Call, Rows)> {
+        let steps = &self.plan.steps;
+        let (Call::RopeAppend { layer, rope, .. }, _) = call else { return None };
+        let (Call::MatMul { x, products }, rows) = last? else { return None };
+        let [Step::MatMul { projections, .. }, Step::RopeAppend { q, k, v, .. }] = &steps[at.checked_sub(1)?..=at]
+        else {
+            return None;
+        };
+        let fits = projections.iter().map(|projection| projection.out).eq([*q, *k, *v])
+            && projections.iter().all(|projection| projection.residual.is_none());
+        let reads = |buffer: BufferId| steps.iter().flat_map(Step::reads).filter(|read| *read == buffer).count();
+        let only_here = [*k, *v].iter().all(|buffer| reads(*buffer) == 1 && *buffer != self.plan.output);
+        let products = Box::new(<[Product; 3]>::try_from(products.clone()).ok()?);
+        (fits && only_here)
+            .then(|| (Call::ProjectAppend { x: x.clone(), products, layer: *layer, rope: rope.clone() }, *rows))
     }
 
     fn elements(
