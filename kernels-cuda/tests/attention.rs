@@ -7,7 +7,7 @@ use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvType, RopeStyle, formats, reference};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
-    ops::{Append, LayerCache, Places, Rotation, Split, TILED_HEAD_DIMS, has_attention},
+    ops::{Append, LayerCache, Places, Rotation, RunStates, Split, TILED_HEAD_DIMS, has_attention},
     weights::is_quantized,
 };
 use support::{Numbers, Standin, error, open, standin};
@@ -117,7 +117,7 @@ struct Memory {
     cache: LayerCache,
     places: Places,
     inv_freq: Floats,
-    states: Floats,
+    states: Option<RunStates>,
 }
 
 impl Memory {
@@ -125,12 +125,12 @@ impl Memory {
         let Shape { kv_type, heads, kv_heads, dim, .. } = *shape;
         let room = LayerCache::room(kv_type, kv_heads, dim, pages) + Places::room(tokens, pages);
         let mut arena = Arena::new(device, "test", room).unwrap();
-        let width = split.state_width(heads, dim);
+        let states = RunStates::bytes(tokens, [heads, kv_heads], dim, split);
         Self {
             cache: LayerCache::take(&mut arena, kv_type, kv_heads, dim, pages).unwrap(),
             places: Places::take(&mut arena, tokens, pages, pages).unwrap(),
             inv_freq: Floats::with(device, inv_freq(dim).len(), &inv_freq(dim)).unwrap(),
-            states: Floats::with(device, width, &vec![0.0; tokens * width]).unwrap(),
+            states: RunStates::new(device, states).unwrap(),
         }
     }
 
@@ -178,15 +178,26 @@ fn append(
 }
 
 fn attend(
-    (_, kernels, stream): &(Device, Kernels, Stream),
+    opened: &(Device, Kernels, Stream),
     shape: &Shape,
     memory: &Memory,
     [q, out]: [&Floats; 2],
     split: Split,
 ) -> Result<(), DeviceError> {
+    attend_to(opened, shape, memory, q, (out, None), split)
+}
+
+fn attend_to(
+    (_, kernels, stream): &(Device, Kernels, Stream),
+    shape: &Shape,
+    memory: &Memory,
+    q: &Floats,
+    to: (&Floats, Option<&Quants>),
+    split: Split,
+) -> Result<(), DeviceError> {
     let scale = ((shape.dim as f32).powf(-0.5), shape.window);
     let Memory { cache, places, states, .. } = memory;
-    kernels.attention(stream, q, out, Some(states), cache, places, scale, split, q.rows())
+    kernels.attention(stream, q, to, states.as_ref(), cache, places, scale, split, q.rows())
 }
 
 /// Runs all positions of all sequences: those before `cuts` are appended in one batch, the others are another and attend.
@@ -285,6 +296,93 @@ fn runs_are_merged_and_windows_hide_what_is_older() {
             check(&standin, &shape, &[5, 200], Split { runs: 3, run_pages: 3 });
             check(&standin, &shape, &[150], Split { runs: 1, run_pages: 5 });
         }
+    }
+}
+
+/// Quantized by the launch that attends, whether it merges runs or there is but one, results have the bytes that they have when
+/// another launch quantizes them; and those are the same in every order of blocks.
+#[test]
+fn results_are_quantized_where_they_are_made() {
+    let standin = standin();
+    let opened = open(&standin);
+    let (device, kernels, stream) = &opened;
+    let one = Split { runs: 1, run_pages: 8 };
+    let three = Split { runs: 3, run_pages: 2 };
+    for (dim, heads, kv_heads, kv_type, split, tiled, launches) in [
+        (64, 4, 2, KvType::F16, one, false, 1),
+        (64, 4, 2, KvType::Q8_0, three, false, 1),
+        (32, 1, 1, KvType::F16, three, false, 1),
+        (96, 8, 1, KvType::F16, three, false, 1),
+        (128, 3, 1, KvType::F16, one, false, 1),
+        (256, 2, 1, KvType::Q8_0, three, false, 1),
+        // Heads that are no whole blocks, and tiles beside tokens by themselves.
+        (80, 4, 2, KvType::F16, three, false, 2),
+        (64, 4, 2, KvType::F16, three, true, 3),
+    ] {
+        let shape = Shape { dim, heads, kv_heads, kv_type, ..BASE };
+        let lengths = [170, 3, 64];
+        let (sequences, pages) = sequences(&shape, &lengths);
+        let first = if tiled { [169, 2, 40] } else { [169, 2, 63] };
+        let mut memory = Memory::new(device, &shape, lengths.iter().sum(), pages, split);
+        let before: Vec<Part<'_>> = sequences.iter().zip(first).map(|(sequence, first)| (sequence, 0..first)).collect();
+        memory.place(&before).unwrap();
+        append(&opened, &shape, &memory, &before).unwrap();
+        let last = sequences.iter().zip(first).zip(lengths);
+        let last: Vec<Part<'_>> = last.map(|((sequence, first), len)| (sequence, first..len)).collect();
+        let tokens = memory.place(&last).unwrap();
+        let q = append(&opened, &shape, &memory, &last).unwrap();
+        let out = Floats::with(device, q.width(), &vec![0.0; tokens * q.width()]).unwrap();
+        let mut arena = Arena::new(device, "test", Quants::room(tokens, q.width())).unwrap();
+        let quants = Quants::take(&mut arena, tokens, q.width()).unwrap();
+        let bytes = || {
+            quants.spans().map(|span| {
+                let mut bytes = vec![0u8; span.bytes()];
+                span.download(&mut bytes).unwrap();
+                bytes
+            })
+        };
+        attend(&opened, &shape, &memory, [&q, &out], split).unwrap();
+        kernels.quantize(stream, &out, &quants, tokens).unwrap();
+        stream.synchronize().unwrap();
+        let expected = bytes();
+        standin.in_every_order(|schedule| {
+            // Twice, for counters that are left as they were.
+            for _ in 0..2 {
+                quants.spans().iter().for_each(|span| span.upload(&vec![0x55u8; span.bytes()]).unwrap());
+                let count = if standin.is_real() { 0 } else { standin.get("launches") };
+                attend_to(&opened, &shape, &memory, &q, (&out, Some(&quants)), split).unwrap();
+                stream.synchronize().unwrap();
+                assert!(bytes() == expected, "{dim}, {heads} on {kv_heads}, {kv_type}, {split:?}, order {schedule}");
+                assert!(standin.is_real() || standin.get("launches") - count == launches, "{dim}, tiled: {tiled}");
+            }
+        });
+    }
+}
+
+#[test]
+fn missing_synchronisations_of_merged_runs_are_noticed() {
+    let standin = standin();
+    let shape = Shape { heads: 4, kv_heads: 1, ..BASE };
+    let (sequences, pages) = sequences(&shape, &[300]);
+    let expected = expected(&shape, &sequences[0], 299);
+    // One of the append, two of blocks and one of warps as for a single run, and those before and after a block counts itself.
+    standin.expect_every_sync_to_matter(6, || {
+        let opened = open(&standin);
+        let got = run(&opened, &shape, (&sequences, &[299]), pages, Split { runs: 2, run_pages: 5 });
+        got.is_ok_and(|got| error(&got, &expected) < 2e-4)
+    });
+    // States that are too small are refused.
+    let opened = open(&standin);
+    let (device, kernels, stream) = &opened;
+    let split = Split { runs: 2, run_pages: 5 };
+    let mut memory = Memory::new(device, &shape, 300, pages, split);
+    memory.place(&[(&sequences[0], 0..1)]).unwrap();
+    let q = Floats::with(device, 256, &[0.0; 256]).unwrap();
+    let small = RunStates::new(device, RunStates::bytes(1, [4, 1], 64 - 8, split)).unwrap();
+    for states in [None, small.as_ref()] {
+        let Memory { cache, places, .. } = &memory;
+        let refused = kernels.attention(stream, &q, (&q, None), states, cache, places, (1.0, None), split, 1);
+        assert!(matches!(refused, Err(DeviceError::Invalid(_))), "{refused:?}");
     }
 }
 

@@ -12,7 +12,8 @@ mod rows;
 mod sample;
 
 pub use attention::{
-    Append, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
+    Append, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, RunStates, Split, TILED_HEAD_DIMS, TILED_TOKENS,
+    has_attention,
 };
 pub use inputs::BatchInputs;
 pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, Partials, ProductKernel, Projection};

@@ -11,8 +11,8 @@ use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
-        Append, BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, Split, TILED_HEAD_DIMS, Targets,
-        has_attention,
+        Append, BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, RunStates, Split,
+        TILED_HEAD_DIMS, Targets, has_attention,
     },
     weights,
 };
@@ -38,6 +38,10 @@ impl Target for Kinds {
 
     fn gates(&self, graph: &Graph, gate: WeightId, up: WeightId) -> bool {
         graph.weight(gate).dtype == graph.weight(up).dtype
+    }
+
+    fn quantizes_attention(&self) -> bool {
+        true
     }
 }
 
@@ -126,6 +130,7 @@ enum Call {
     Attention {
         q: Floats,
         out: Floats,
+        quants: Option<Quants>,
         layer: usize,
         scale: f32,
         window: Option<u32>,
@@ -190,7 +195,7 @@ pub(super) struct Program {
     caches: Vec<LayerCache>,
     kv: Option<KvShape>,
     /// States of attention that is cut into runs.
-    states: Span,
+    states: Option<RunStates>,
     /// Sums of products that are split by columns.
     partials: Option<Partials>,
     multiprocessors: usize,
@@ -208,7 +213,8 @@ impl Program {
         let cache = plan.kv.map_or(0, |kv| {
             (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
         });
-        let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
+        let states = RunStates::room(states_bytes(plan, multiprocessors));
+        let states = states.saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
         let partials = Partials::room(split_tokens(plan), multiprocessors);
         (cache, (plan.arena_bytes as u64).saturating_add(states as u64).saturating_add(partials as u64))
     }
@@ -279,7 +285,7 @@ impl Program {
             calls,
             caches,
             kv: plan.kv,
-            states: Span::new(device, "states of attention", states_bytes(plan, multiprocessors))?,
+            states: RunStates::new(device, states_bytes(plan, multiprocessors))?,
             partials: Partials::new(device, split_tokens(plan))?,
             multiprocessors,
             inputs: plan.inputs.iter().map(|id| binder.floats(*id)).collect::<Result<_, _>>()?,
@@ -332,15 +338,10 @@ impl Program {
                     let append = self.append(*layer, rope.as_ref(), inputs);
                     kernels.project_append(stream, x.input(), products, partials, append, rows)?;
                 }
-                Call::Attention { q, out, layer, scale, window } => {
-                    let split = self.split(shape);
-                    let single = shape.single;
-                    let heads = self.kv.map_or(0, |kv| q.width() / kv.head_dim);
-                    let width = split.state_width(heads, self.kv.map_or(0, |kv| kv.head_dim));
-                    let states = (split.runs > 1).then(|| Floats::at(&self.states, single, width)).transpose()?;
-                    let look = (*scale, *window);
-                    let cache = &self.caches[*layer];
-                    kernels.attention(stream, q, out, states.as_ref(), cache, inputs.places(), look, split, rows)?;
+                Call::Attention { q, out, quants, layer, scale, window } => {
+                    let (out, look, split) = ((out, quants.as_ref()), (*scale, *window), self.split(shape));
+                    let (states, cache) = (self.states.as_ref(), &self.caches[*layer]);
+                    kernels.attention(stream, q, out, states, cache, inputs.places(), look, split, rows)?;
                 }
                 Call::Elements { operation, a, b, out } => {
                     kernels.elements(stream, *operation, a, b.as_ref(), out, rows)?;
@@ -390,22 +391,23 @@ fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), De
     }
 }
 
-/// Bytes for the states of attention in runs, at the worst number of tokens and length of sequences.
-fn states_bytes(plan: &Plan, multiprocessors: usize) -> usize {
-    let Some(kv) = plan.kv else { return 0 };
+/// Bytes for attention in runs, at the worst number of tokens and length of sequences.
+fn states_bytes(plan: &Plan, multiprocessors: usize) -> [usize; 2] {
+    let Some(kv) = plan.kv else { return [0; 2] };
     let widest = plan.steps.iter().filter_map(|step| match step {
         Step::Attention { q, .. } => Some(plan.buffer(*q).width / kv.head_dim),
         _ => None,
     });
     let heads = widest.max().unwrap_or(0);
     let positions = kv.pages.saturating_mul(PAGE_TOKENS);
-    let mut most = 0;
+    let mut most = [0; 2];
     for tokens in 1..=plan.options.max_tokens {
         let split = Split::at_most(positions, kv.kv_heads.saturating_mul(tokens), multiprocessors);
         if split.runs == 1 {
             break;
         }
-        most = most.max(Floats::room(tokens, split.state_width(heads, kv.head_dim)));
+        let bytes = RunStates::bytes(tokens, [heads, kv.kv_heads], kv.head_dim, split);
+        most = [0, 1].map(|i| most[i].max(bytes[i]));
     }
     most
 }
@@ -482,8 +484,9 @@ impl Binder<'_> {
                 layer,
                 rope: rope.as_ref().map(|rope| self.rope(rope)).transpose()?,
             },
-            Step::Attention { q, layer, scale, window, out } => {
-                Call::Attention { q: self.floats(q)?, out: self.floats(out)?, layer, scale, window }
+            Step::Attention { q, layer, scale, window, out, quants } => {
+                let quants = quants.map(|quants| self.quants(quants)).transpose()?;
+                Call::Attention { q: self.floats(q)?, out: self.floats(out)?, quants, layer, scale, window }
             }
             Step::Add { a, b, out } => self.elements(Operation::Add, a, Some(b), out)?,
             Step::Mul { a, b, out } => self.elements(Operation::Multiply, a, Some(b), out)?,
