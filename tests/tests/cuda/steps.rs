@@ -2,7 +2,7 @@
 
 use super::{PAGES, error, file, kernels, load, logits, options, standin, tiny, tokens, tolerance};
 use rustai::{
-    Batch, BatchSequence, DType,
+    Batch, BatchSequence, DType, KvType,
     backend::{DeviceChoice, StepError},
     model::LoadOptions,
 };
@@ -113,12 +113,16 @@ fn a_decoding_step_has_as_many_launches_as_are_known() {
     let layers = 3;
     // Embedding, the last layer's two choices of rows, normalization and logits; what attention has is quantized after the choice.
     let others = |dtype| if dtype == DType::F16 { 5 } else { 6 };
-    for (dtype, value_dtype, per_layer) in
-        [(DType::Q4_K, None, 8), (DType::Q4_K, Some(DType::Q6_K), 8), (DType::F16, None, 7)]
-    {
+    for (dtype, value_dtype, kv_type, per_layer) in [
+        (DType::Q4_K, None, KvType::F16, 8),
+        (DType::Q4_K, Some(DType::Q6_K), KvType::F16, 8),
+        (DType::F16, None, KvType::F16, 7),
+        // The append to an 8-bit cache is one of its own.
+        (DType::Q4_K, Some(DType::Q6_K), KvType::Q8_0, 9),
+    ] {
         let file = file(&TinyLlama { layers, value_dtype, ..tiny(dtype) });
         // Long enough for attention in runs.
-        let options = LoadOptions { context: 512, ..options(DeviceChoice::Cuda(0), &folder) };
+        let options = LoadOptions { context: 512, kv_type, ..options(DeviceChoice::Cuda(0), &folder) };
         let mut model = load(&file, &options).unwrap();
         let pages: Vec<u32> = (0..16).collect();
         for turn in 0..3 {
