@@ -103,9 +103,13 @@ RULES = (
     Rule(r"gemv_q8_0", must=((WEIGHTS_128, 8), r"IDP\.4A"), must_not=(ANY_BYTE,)),
     Rule(r"gemv_q[23]_k", must=((WEIGHTS_64, 4), r"IDP\.4A"), must_not=(ANY_BYTE,)),
     Rule(r"gemv_b?f16", must=((WEIGHTS_128, 4), r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
+    # Has all of the quantized types.
+    Rule(r"gemv_mixed", must=((WEIGHTS_128, 48), (WEIGHTS_64, 8), r"IDP\.4A"), must_not=(ANY_BYTE,)),
     Rule(r"gemv_f32", must=((WEIGHTS_128, 8), r"FFMA"), must_not=(r"LDG\.E(\.\w+)*\.[US](8|16)",)),
     Rule(r"attend_.*_f16", must=(LDG_128, r"MUFU\.EX2")),
     Rule(r"attend_.*_q8_0", must=(LDG_64, r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
+    # Runs count themselves, and states that others left come in wide loads past the first cache.
+    Rule(r"attend_", must=(r"ATOMG\.E\.INC", r"MEMBAR", r"LDG\.E\.128\.STRONG\.GPU")),
     # Keys and values of an f16 cache go to shared memory without a detour; those of an 8-bit one come in wide loads.
     Rule(r"prefill_", must=(r"HMMA\.16816\.F32", r"LDSM\.16\.M", r"LDSM\.16\.MT", r"MUFU\.EX2"), must_not=(r"LDG\.E(\.\w+)*\.[US]8",)),
     Rule(r"prefill_.*_f16", must=(r"LDGSTS",), must_not=(LDG_128,)),

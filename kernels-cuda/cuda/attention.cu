@@ -1,5 +1,6 @@
 // Rotary embedding with the append to the cache, and attention of single tokens over the paged cache.
 #include "attention.cuh"
+#include "quantize.cuh"
 
 // ---- rotation and append
 
@@ -7,13 +8,8 @@ struct AppendArgs {
     float* q;  // rotated in place
     const float* k;
     const float* v;
-    const float* inv_freq;  // radians per position of each pair
-    Cache cache;
-    Places places;
+    Append to;
     u32 heads;  // of queries
-    u32 pairs;  // 2 * pairs leading values of a head are rotated; 0 rotates nothing
-    u32 neox;   // pairs are (i, i + pairs) rather than (2i, 2i + 1)
-    float magnitude;
 };
 
 constexpr u32 APPEND_THREADS = 128;
@@ -42,25 +38,23 @@ DEVICE void append(const AppendArgs& args) {
     SHARED(float, rotated, MAX_HEAD_DIM);
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
-    const u32 token = blockIdx.y, dim = args.cache.head_dim, kv_heads = args.cache.kv_heads;
+    const auto& [rotation, cache, places] = args.to;
+    const u32 token = blockIdx.y, dim = cache.head_dim, kv_heads = cache.kv_heads;
     const bool is_query = blockIdx.x < args.heads;
     const bool is_key = !is_query && blockIdx.x < args.heads + kv_heads;
     const u32 head = is_query ? blockIdx.x : (blockIdx.x - args.heads) % kv_heads;
-    const u32 position = args.places.positions[token];
+    const u32 position = places.positions[token];
     float* query = args.q + (size_t(token) * args.heads + head) * dim;
     const float* row = is_query ? query : (is_key ? args.k : args.v) + (size_t(token) * kv_heads + head) * dim;
 
-    const u32 pairs = is_query || is_key ? args.pairs : 0;
+    const u32 pairs = is_query || is_key ? rotation.pairs : 0;
     for (u32 i = threadIdx.x; i < pairs; i += blockDim.x) {
-        const u32 a = args.neox ? i : 2 * i, b = args.neox ? i + pairs : 2 * i + 1;
-        // The angle is reduced in double precision: positions are large, and so are their rounding errors.
-        double angle = double(position) * double(args.inv_freq[i]);
-        angle -= 6.283185307179586 * floor(angle * 0.15915494309189535 + 0.5);
-        float sine, cosine;
-        ptx::sin_cos_fast(float(angle), sine, cosine);
-        const float x = row[a], y = row[b];
-        rotated[a] = (x * cosine - y * sine) * args.magnitude;
-        rotated[b] = (x * sine + y * cosine) * args.magnitude;
+        u32 a, b;
+        values_of_pair(rotation, i, a, b);
+        float x = row[a], y = row[b];
+        rotate(rotation, angle_of_pair(rotation, i, position), x, y);
+        rotated[a] = x;
+        rotated[b] = y;
     }
     for (u32 i = 2 * pairs + threadIdx.x; i < dim; i += blockDim.x) rotated[i] = row[i];
     __syncthreads();
@@ -69,8 +63,8 @@ DEVICE void append(const AppendArgs& args) {
         for (u32 i = threadIdx.x; i < dim; i += blockDim.x) query[i] = rotated[i];
         return;
     }
-    const u32 page = args.places.pages[args.places.tables[token] + position / PAGE], slot = position % PAGE;
-    u8* side = is_key ? keys_of<EIGHT_BIT>(args.cache, page, head) : values_of<EIGHT_BIT>(args.cache, page, head);
+    const u32 page = places.pages[places.tables[token] + position / PAGE], slot = position % PAGE;
+    u8* side = is_key ? keys_of<EIGHT_BIT>(cache, page, head) : values_of<EIGHT_BIT>(cache, page, head);
     // Heads of an 8-bit cache are whole blocks of 32, so whole warps go round.
     for (u32 i = threadIdx.x; i < dim; i += blockDim.x) {
         if (EIGHT_BIT) {
@@ -83,7 +77,7 @@ DEVICE void append(const AppendArgs& args) {
             if (i % 32 == 0) scales[is_key ? i / 32 * PAGE + slot : slot * (dim / 32) + i / 32] = scale;
         } else {
             u16* halves = reinterpret_cast<u16*>(side);
-            halves[is_key ? (i / 8 * PAGE + slot) * 8 + i % 8 : slot * dim + i] = ptx::float_to_half(rotated[i]);
+            halves[is_key ? place_of_key(slot, i) : place_of_value(dim, slot, i)] = ptx::float_to_half(rotated[i]);
         }
     }
 }
@@ -95,12 +89,60 @@ KERNEL(append_q8_0, AppendArgs, APPEND_THREADS) { append<true>(args); }
 //
 // A block takes one token, one key/value head with all queries that share it, and a run of pages (flash decoding: Dao et al.,
 // 2023). Its warps take pages in turn, each with a running maximum and sum (Milakov and Gimelshein, 2018), and are merged at
-// the end; the runs are merged by a second kernel.
+// the end. Where there are several runs, each leaves its state in memory and counts itself, and the last one, whichever that is,
+// merges all of them in their order, so that the order of blocks changes no bit.
+
+// Where results go: as floats, or quantized.
+struct Results {
+    float* values;
+    i8* quants;  // none: as floats
+    BlockScale* scales;
+
+    // Puts four values of a token's row, from `column` on. All lanes of the warp come here, also those whose values are not real.
+    DEVICE void put(size_t token, u32 width, u32 column, bool real, const float (&v)[4]) const {
+        const u32 blocks = width / BLOCK;
+        if (quants) {
+            quantize(v, column, real, quants + token * width, scales + token * blocks, blocks);
+        } else if (real) {
+            *reinterpret_cast<float4*>(values + token * width + column) = {v[0], v[1], v[2], v[3]};
+        }
+    }
+};
+
+// Four columns of a head's state: sums of weighted values, the largest score and the total of the weights.
+struct State {
+    float sums[4];
+    float top, total;
+};
+
+// Floats of a state in memory: the columns, then the largest score and the total.
+DEVICE u32 state_size(u32 head_dim) { return head_dim + 4; }
+
+// Merges `count` states, of which `read(n, at)` gives four floats from `at` on.
+template <class Read>
+DEVICE State merge_states(u32 count, u32 head_dim, u32 column, Read read) {
+    State out = {{0.0f, 0.0f, 0.0f, 0.0f}, LOWEST, 0.0f};
+#pragma unroll 4
+    for (u32 n = 0; n < count; n++) out.top = fmaxf(out.top, read(n, head_dim).x);
+#pragma unroll 4
+    for (u32 n = 0; n < count; n++) {
+        const float4 end = read(n, head_dim), part = read(n, column);
+        // What saw nothing has a total of zero.
+        const float weight = ptx::exp2_fast(end.x - out.top);
+        out.sums[0] += weight * part.x;
+        out.sums[1] += weight * part.y;
+        out.sums[2] += weight * part.z;
+        out.sums[3] += weight * part.w;
+        out.total += weight * end.y;
+    }
+    return out;
+}
 
 struct AttentionArgs {
     const float* q;
-    float* out;
-    float* partial;  // per token of the grid, query head and run: head_dim sums, maximum, total
+    Results out;
+    float* partial;  // states: per token of the grid, query head and run
+    u32* counters;   // a zero per token of the grid and key/value head
     Cache cache;
     Places places;
     const u32* rows;  // the tokens; none: all of the batch
@@ -120,9 +162,9 @@ DEVICE void attend(const AttentionArgs& args) {
     constexpr u32 ROWS = WARP / LANES;          // of values that a warp reads at once
     SHARED(float, queries, GROUP * DIM);
     SHARED(float, weights, ATTENTION_WARPS * GROUP * PAGE);
-    SHARED(float, states, ATTENTION_WARPS * GROUP * (DIM + 2));
-    const u32 dim = ANY ? args.cache.head_dim : DIM;
-    const u32 state_size = dim + 2;             // sums, maximum, total
+    SHARED(float, states, ATTENTION_WARPS * GROUP * (DIM + 4));
+    SHARED(u32, before, 1);
+    const u32 dim = ANY ? args.cache.head_dim : DIM, size = state_size(dim);
     ptx::let_next_kernel_start();
     ptx::wait_for_previous_kernel();
 
@@ -227,7 +269,7 @@ DEVICE void attend(const AttentionArgs& args) {
         for (u32 i = 0; i < 8; i++)
 #pragma unroll
             for (u32 by = WARP / 2; by >= LANES; by /= 2) sums[g][i] += __shfl_xor_sync(ALL_LANES, sums[g][i], by);
-        float* state = states + (warp * GROUP + g) * state_size;
+        float* state = states + (warp * GROUP + g) * size;
         if (lane < dim / 8) {
 #pragma unroll
             for (u32 i = 0; i < 8; i++) state[lane * 8 + i] = sums[g][i];
@@ -239,59 +281,49 @@ DEVICE void attend(const AttentionArgs& args) {
     }
     __syncthreads();
 
-    for (u32 i = threadIdx.x; i < group * dim; i += blockDim.x) {
-        const u32 g = i / dim, column = i % dim;
-        float top = LOWEST, sum = 0.0f, all = 0.0f;
+    // A thread has four columns at a time. Whole warps go round, since lanes quantize together.
+    const u32 columns = group * dim, width = args.heads * dim;
+    const size_t first_state = (size_t(blockIdx.z) * args.heads + kv_head * group) * args.runs;
+    auto each = [&](auto work) {
+        for (u32 start = warp * WARP * 4; start < columns; start += blockDim.x * 4) {
+            const u32 i = start + lane * 4;
+            const bool real = i < columns;
+            work(real, i, real ? i / dim : 0, real ? i % dim : 0);
+        }
+    };
+    auto put = [&](bool real, u32 i, const State& state) {
+        float v[4];
 #pragma unroll
-        for (u32 w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, states[(w * GROUP + g) * state_size + dim]);
-#pragma unroll
-        for (u32 w = 0; w < ATTENTION_WARPS; w++) {
-            const float* state = states + (w * GROUP + g) * state_size;
-            const float weight = ptx::exp2_fast(state[dim] - top);
-            sum += weight * state[column];
-            all += weight * state[dim + 1];
-        }
-        if (args.runs == 1) {
-            args.out[(size_t(token) * args.heads + kv_head * group + g) * dim + column] = sum / all;
-        } else {
-            float* partial =
-                args.partial + ((size_t(blockIdx.z) * args.heads + kv_head * group + g) * args.runs + run) * state_size;
-            partial[column] = sum;
-            if (column == 0) {
-                partial[dim] = top;
-                partial[dim + 1] = all;
-            }
-        }
-    }
-}
+        for (u32 j = 0; j < 4; j++) v[j] = state.sums[j] / state.total;
+        args.out.put(token, width, kv_head * columns + i, real, v);
+    };
+    each([&](bool real, u32 i, u32 g, u32 column) {
+        const State state = merge_states(ATTENTION_WARPS, dim, column, [&](u32 w, u32 at) {
+            return *reinterpret_cast<const float4*>(states + (w * GROUP + g) * size + at);
+        });
+        if (args.runs == 1) return put(real, i, state);
+        if (!real) return;
+        float* left = args.partial + (first_state + g * args.runs + run) * size;
+        *reinterpret_cast<float4*>(left + column) = {state.sums[0], state.sums[1], state.sums[2], state.sums[3]};
+        if (column == 0) *reinterpret_cast<float4*>(left + dim) = {state.top, state.total, 0.0f, 0.0f};
+    });
+    if (args.runs == 1) return;
 
-struct MergeArgs {
-    const float* partial;
-    float* out;
-    const u32* rows;  // as above
-    u32 head_dim;
-    u32 runs;
-};
-
-// A head per block in x, a token in y. Runs that saw nothing have a total of zero.
-KERNEL(merge_attention, MergeArgs, MAX_HEAD_DIM) {
-    ptx::let_next_kernel_start();
-    ptx::wait_for_previous_kernel();
-    const u32 token = args.rows ? args.rows[blockIdx.y] : blockIdx.y;
-    const size_t row = size_t(token) * gridDim.x + blockIdx.x;
-    const u32 dim = args.head_dim, state = dim + 2;
-    const float* partial = args.partial + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * args.runs * state;
-    float top = LOWEST;
-    for (u32 run = 0; run < args.runs; run++) top = fmaxf(top, partial[run * state + dim]);
-    for (u32 column = threadIdx.x; column < dim; column += blockDim.x) {
-        float sum = 0.0f, all = 0.0f;
-        for (u32 run = 0; run < args.runs; run++) {
-            const float weight = ptx::exp2_fast(partial[run * state + dim] - top);
-            sum += weight * partial[run * state + column];
-            all += weight * partial[run * state + dim + 1];
-        }
-        args.out[row * dim + column] = sum / all;
+    ptx::publish();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32* counter = args.counters + size_t(blockIdx.z) * args.cache.kv_heads + kv_head;
+        *before = ptx::count_around(counter, args.runs - 1);
     }
+    __syncthreads();
+    if (*before != args.runs - 1) return;
+    each([&](bool real, u32 i, u32 g, u32 column) {
+        const float* of_head = args.partial + (first_state + g * args.runs) * size;
+        put(real, i, merge_states(args.runs, dim, column, [&](u32 n, u32 at) {
+            const uint4 raw = ptx::load_published16(of_head + size_t(n) * size + at);
+            return float4{__uint_as_float(raw.x), __uint_as_float(raw.y), __uint_as_float(raw.z), __uint_as_float(raw.w)};
+        }));
+    });
 }
 
 #define ATTEND(name, dim, group, any)                                                                                  \

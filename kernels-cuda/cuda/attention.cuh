@@ -1,4 +1,4 @@
-// The key/value cache: what its bytes mean, for the kernels that write and read it.
+// The key/value cache: what its bytes mean, and how rows are appended to it, for the kernels that write and read it.
 //
 // A layer is a run of pages of 32 positions. A page holds, for each key/value head, keys and then values:
 //
@@ -24,6 +24,51 @@ struct Places {
     const u32* tables;     // per token: where its sequence's pages begin in `pages`
     const u32* pages;
 };
+
+// Rotary embedding of a head's first values (Su et al., 2021).
+struct Rotation {
+    const float* inv_freq;  // radians per position of each pair
+    u32 pairs;              // 2 * pairs values are rotated; 0 rotates nothing
+    u32 neox;               // pairs are (i, i + pairs) rather than (2i, 2i + 1)
+    float magnitude;
+};
+
+// What becomes of queries, keys and values.
+struct Append {
+    Rotation rotation;
+    Cache cache;
+    Places places;
+};
+
+// The two values of pair `i` of a head of queries or keys. Those behind the rotated ones are pairs of neighbours.
+DEVICE void values_of_pair(const Rotation& rotation, u32 i, u32& a, u32& b) {
+    const bool apart = rotation.neox && i < rotation.pairs;
+    a = apart ? i : 2 * i;
+    b = apart ? i + rotation.pairs : 2 * i + 1;
+}
+
+struct Angle {
+    float sine, cosine;
+};
+
+DEVICE Angle angle_of_pair(const Rotation& rotation, u32 i, u32 position) {
+    // The angle is reduced in double precision: positions are large, and so are their rounding errors.
+    double angle = double(position) * double(rotation.inv_freq[i]);
+    angle -= 6.283185307179586 * floor(angle * 0.15915494309189535 + 0.5);
+    Angle out;
+    ptx::sin_cos_fast(float(angle), out.sine, out.cosine);
+    return out;
+}
+
+DEVICE void rotate(const Rotation& rotation, const Angle& angle, float& x, float& y) {
+    const float turned = (x * angle.cosine - y * angle.sine) * rotation.magnitude;
+    y = (x * angle.sine + y * angle.cosine) * rotation.magnitude;
+    x = turned;
+}
+
+// Where in an f16 cache value `i` of a head lies, in its keys or in its values, in halves.
+DEVICE u32 place_of_key(u32 slot, u32 i) { return (i / 8 * PAGE + slot) * 8 + i % 8; }
+DEVICE u32 place_of_value(u32 head_dim, u32 slot, u32 i) { return slot * head_dim + i; }
 
 // Bytes of one head's keys, or values, in a page.
 template <bool EIGHT_BIT>

@@ -88,6 +88,9 @@ struct State {
     size_t host_allocated = 0, host_most = 0;
     std::map<void*, size_t> registered;
     long registrations = 0;
+    // Host memory of copies that streams were given and have not made, by their numbers.
+    std::map<long, std::pair<const char*, size_t>> copying;
+    long copies = 0;
     std::vector<Stream*> streams;
     long launches = 0, graph_launches = 0, fetched = 0, fetched_locked = 0, waits = 0;
     long overlapping = 0, overlapping_captured = 0, attributes = 0, lookups = 0, tensor_maps = 0;
@@ -502,9 +505,11 @@ DRIVER cuMemHostUnregister(void* memory) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     auto found = state.registered.find(memory);
     if (found == state.registered.end()) return NOT_REGISTERED;
+    if (int result = fault(__func__)) return result;
     // Copies that still run would write to memory that may be gone.
-    for (Stream* stream : state.streams)
-        if (!stream->queue.empty()) return state.lost = LAUNCH_FAILED;
+    auto start = static_cast<const char*>(memory);
+    for (auto& [number, copy] : state.copying)
+        if (copy.first < start + found->second && start < copy.first + copy.second) return state.lost = LAUNCH_FAILED;
     // It must still be there.
     volatile char* first = static_cast<char*>(memory);
     first[0] = first[0], first[found->second - 1] = first[found->second - 1];
@@ -512,11 +517,14 @@ DRIVER cuMemHostUnregister(void* memory) {
     return SUCCESS;
 }
 // Puts a copy behind a stream's work. It reads and writes when it runs, and not before.
-int copy_later(void* stream, void* to, const void* from, size_t bytes) {
+int copy_later(void* stream, void* to, const void* from, size_t bytes, const void* host) {
     auto* one = static_cast<Stream*>(stream);
     auto& queue = one->capture ? one->capture->work : one->queue;
+    const long number = state.copies++;
+    if (!one->capture) state.copying[number] = {static_cast<const char*>(host), bytes};
     queue.push_back([=]() -> Result {
         memcpy(to, from, bytes);
+        state.copying.erase(number);
         return SUCCESS;
     });
     return SUCCESS;
@@ -524,14 +532,14 @@ int copy_later(void* stream, void* to, const void* from, size_t bytes) {
 DRIVER cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
     GUARDED;
     if (!inside(to, bytes)) return INVALID_VALUE;
-    return copy_later(stream, reinterpret_cast<void*>(to), from, bytes);
+    return copy_later(stream, reinterpret_cast<void*>(to), from, bytes, from);
 }
 DRIVER cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     GUARDED;
     if (!inside(from, bytes)) return INVALID_VALUE;
     state.fetched += static_cast<long>(bytes);
     if (is_registered(to, bytes)) state.fetched_locked += static_cast<long>(bytes);
-    return copy_later(stream, to, reinterpret_cast<const void*>(from), bytes);
+    return copy_later(stream, to, reinterpret_cast<const void*>(from), bytes, to);
 }
 
 DRIVER cuStreamCreate(void** stream, unsigned) {

@@ -12,7 +12,7 @@ pub mod ops;
 pub mod weights;
 
 pub use driver::{
-    Arena, Device, DeviceError, DeviceInfo, Event, Graph, PageLock, ReadbackBuffer, Span, Stream, UploadBuffer,
+    Arena, Device, DeviceError, DeviceInfo, Event, Graph, Lockable, Locked, ReadbackBuffer, Span, Stream, UploadBuffer,
     Uploader, probe,
 };
 pub use images::{KernelSources, embedded_target};

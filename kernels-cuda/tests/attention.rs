@@ -6,8 +6,9 @@ use half::f16;
 use rustai_abi::{Batch, BatchSequence, DType, PAGE_TOKENS};
 use rustai_kernels_cpu::{KvType, RopeStyle, formats, reference};
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Floats, Kernels, Stream,
-    ops::{LayerCache, Places, Rotation, Split, TILED_HEAD_DIMS, has_attention},
+    Arena, Device, DeviceError, Floats, Input, Kernels, Packed, Projection, Quants, Stream, Weights,
+    ops::{Append, LayerCache, Places, Rotation, RunStates, Split, TILED_HEAD_DIMS, Targets, has_attention},
+    weights::is_quantized,
 };
 use support::{Numbers, Standin, error, open, standin};
 
@@ -116,7 +117,7 @@ struct Memory {
     cache: LayerCache,
     places: Places,
     inv_freq: Floats,
-    states: Floats,
+    states: Option<RunStates>,
 }
 
 impl Memory {
@@ -124,13 +125,18 @@ impl Memory {
         let Shape { kv_type, heads, kv_heads, dim, .. } = *shape;
         let room = LayerCache::room(kv_type, kv_heads, dim, pages) + Places::room(tokens, pages);
         let mut arena = Arena::new(device, "test", room).unwrap();
-        let width = split.state_width(heads, dim);
+        let states = RunStates::bytes(tokens, [heads, kv_heads], dim, split);
         Self {
             cache: LayerCache::take(&mut arena, kv_type, kv_heads, dim, pages).unwrap(),
             places: Places::take(&mut arena, tokens, pages, pages).unwrap(),
             inv_freq: Floats::with(device, inv_freq(dim).len(), &inv_freq(dim)).unwrap(),
-            states: Floats::with(device, width, &vec![0.0; tokens * width]).unwrap(),
+            states: RunStates::new(device, states).unwrap(),
         }
+    }
+
+    fn append(&self, shape: &Shape) -> Append<'_> {
+        let rotation = Rotation { style: shape.style, inv_freq: &self.inv_freq, magnitude: MAGNITUDE };
+        Append { rotation: Some(rotation), cache: &self.cache, places: &self.places }
     }
 
     /// Makes a batch the one whose places are known, and returns how many tokens it has.
@@ -167,21 +173,31 @@ fn append(
     let q = rows(device, parts, heads * dim, |s| &s.q);
     let k = rows(device, parts, kv_heads * dim, |s| &s.k);
     let v = rows(device, parts, kv_heads * dim, |s| &s.v);
-    let rotation = Rotation { style: shape.style, inv_freq: &memory.inv_freq, magnitude: MAGNITUDE };
-    kernels.rope_append(stream, [&q, &k, &v], Some(rotation), &memory.cache, &memory.places, q.rows())?;
+    kernels.rope_append(stream, [&q, &k, &v], memory.append(shape), q.rows())?;
     Ok(q)
 }
 
 fn attend(
-    (_, kernels, stream): &(Device, Kernels, Stream),
+    opened: &(Device, Kernels, Stream),
     shape: &Shape,
     memory: &Memory,
     [q, out]: [&Floats; 2],
     split: Split,
 ) -> Result<(), DeviceError> {
+    attend_to(opened, shape, memory, q, (out, Targets::default()), split)
+}
+
+fn attend_to(
+    (_, kernels, stream): &(Device, Kernels, Stream),
+    shape: &Shape,
+    memory: &Memory,
+    q: &Floats,
+    to: (&Floats, Targets<'_>),
+    split: Split,
+) -> Result<(), DeviceError> {
     let scale = ((shape.dim as f32).powf(-0.5), shape.window);
     let Memory { cache, places, states, .. } = memory;
-    kernels.attention(stream, q, out, Some(states), cache, places, scale, split, q.rows())
+    kernels.attention(stream, q, to, states.as_ref(), cache, places, scale, split, q.rows())
 }
 
 /// Runs all positions of all sequences: those before `cuts` are appended in one batch, the others are another and attend.
@@ -283,6 +299,95 @@ fn runs_are_merged_and_windows_hide_what_is_older() {
     }
 }
 
+/// Quantized by the launch that attends, whether it merges runs or there is but one, results have the bytes that they have when
+/// another launch quantizes them; and those are the same in every order of blocks.
+#[test]
+fn results_are_quantized_where_they_are_made() {
+    let standin = standin();
+    let opened = open(&standin);
+    let (device, kernels, stream) = &opened;
+    let one = Split { runs: 1, run_pages: 8 };
+    let three = Split { runs: 3, run_pages: 2 };
+    for (dim, heads, kv_heads, kv_type, split, tiled, launches) in [
+        (64, 4, 2, KvType::F16, one, false, 1),
+        (64, 4, 2, KvType::Q8_0, three, false, 1),
+        (32, 1, 1, KvType::F16, three, false, 1),
+        (96, 8, 1, KvType::F16, three, false, 1),
+        (128, 3, 1, KvType::F16, one, false, 1),
+        (256, 2, 1, KvType::Q8_0, three, false, 1),
+        // Heads that are no whole blocks, and tiles beside tokens by themselves.
+        (80, 4, 2, KvType::F16, three, false, 2),
+        (64, 4, 2, KvType::F16, three, true, 3),
+    ] {
+        let shape = Shape { dim, heads, kv_heads, kv_type, ..BASE };
+        let lengths = [170, 3, 64];
+        let (sequences, pages) = sequences(&shape, &lengths);
+        let first = if tiled { [169, 2, 40] } else { [169, 2, 63] };
+        let mut memory = Memory::new(device, &shape, lengths.iter().sum(), pages, split);
+        let before: Vec<Part<'_>> = sequences.iter().zip(first).map(|(sequence, first)| (sequence, 0..first)).collect();
+        memory.place(&before).unwrap();
+        append(&opened, &shape, &memory, &before).unwrap();
+        let last = sequences.iter().zip(first).zip(lengths);
+        let last: Vec<Part<'_>> = last.map(|((sequence, first), len)| (sequence, first..len)).collect();
+        let tokens = memory.place(&last).unwrap();
+        let q = append(&opened, &shape, &memory, &last).unwrap();
+        let out = Floats::with(device, q.width(), &vec![0.0; tokens * q.width()]).unwrap();
+        let mut arena = Arena::new(device, "test", Quants::room(tokens, q.width())).unwrap();
+        let quants = Quants::take(&mut arena, tokens, q.width()).unwrap();
+        let bytes = || {
+            quants.spans().map(|span| {
+                let mut bytes = vec![0u8; span.bytes()];
+                span.download(&mut bytes).unwrap();
+                bytes
+            })
+        };
+        attend(&opened, &shape, &memory, [&q, &out], split).unwrap();
+        let to_quants = Targets { quants: Some(&quants), ..Targets::default() };
+        kernels.convert(stream, &out, to_quants, tokens).unwrap();
+        stream.synchronize().unwrap();
+        let expected = bytes();
+        standin.in_every_order(|schedule| {
+            // Twice, for counters that are left as they were.
+            for _ in 0..2 {
+                quants.spans().iter().for_each(|span| span.upload(&vec![0x55u8; span.bytes()]).unwrap());
+                let count = if standin.is_real() { 0 } else { standin.get("launches") };
+                attend_to(&opened, &shape, &memory, &q, (&out, to_quants), split).unwrap();
+                stream.synchronize().unwrap();
+                assert!(bytes() == expected, "{dim}, {heads} on {kv_heads}, {kv_type}, {split:?}, order {schedule}");
+                assert!(standin.is_real() || standin.get("launches") - count == launches, "{dim}, tiled: {tiled}");
+            }
+        });
+    }
+}
+
+#[test]
+fn missing_synchronisations_of_merged_runs_are_noticed() {
+    let standin = standin();
+    let shape = Shape { heads: 4, kv_heads: 1, ..BASE };
+    let (sequences, pages) = sequences(&shape, &[300]);
+    let expected = expected(&shape, &sequences[0], 299);
+    // One of the append, two of blocks and one of warps as for a single run, and those before and after a block counts itself.
+    standin.expect_every_sync_to_matter(6, || {
+        let opened = open(&standin);
+        let got = run(&opened, &shape, (&sequences, &[299]), pages, Split { runs: 2, run_pages: 5 });
+        got.is_ok_and(|got| error(&got, &expected) < 2e-4)
+    });
+    // States that are too small are refused.
+    let opened = open(&standin);
+    let (device, kernels, stream) = &opened;
+    let split = Split { runs: 2, run_pages: 5 };
+    let mut memory = Memory::new(device, &shape, 300, pages, split);
+    memory.place(&[(&sequences[0], 0..1)]).unwrap();
+    let q = Floats::with(device, 256, &[0.0; 256]).unwrap();
+    let small = RunStates::new(device, RunStates::bytes(1, [4, 1], 64 - 8, split)).unwrap();
+    for states in [None, small.as_ref()] {
+        let Memory { cache, places, .. } = &memory;
+        let refused =
+            kernels.attention(stream, &q, (&q, Targets::default()), states, cache, places, (1.0, None), split, 1);
+        assert!(matches!(refused, Err(DeviceError::Invalid(_))), "{refused:?}");
+    }
+}
+
 #[test]
 fn far_positions_are_rotated_exactly_enough() {
     let standin = standin();
@@ -302,9 +407,130 @@ fn far_positions_are_rotated_exactly_enough() {
     let [q, k, v] = [0; 3].map(|_| Floats::with(&device, dim, &row).unwrap());
     let inv_freq = Floats::with(&device, inv_freq(dim).len(), &inv_freq(dim)).unwrap();
     let rotation = Rotation { style: RopeStyle::Neox, inv_freq: &inv_freq, magnitude: 1.0 };
-    kernels.rope_append(&stream, [&q, &k, &v], Some(rotation), &cache, &places, 1).unwrap();
+    let append = Append { rotation: Some(rotation), cache: &cache, places: &places };
+    kernels.rope_append(&stream, [&q, &k, &v], append, 1).unwrap();
     let error = error(&q.read(1).unwrap(), &expected);
     assert!(error < 2e-6, "{error:e}");
+}
+
+/// Matrices of queries, keys and values, with biases, and a row of activations for each of some sequences' next positions.
+struct Projected {
+    weights: [Weights; 3],
+    biases: [Floats; 3],
+    x: Floats,
+    quants: Option<Quants>,
+}
+
+impl Projected {
+    fn new(
+        (device, kernels, stream): &(Device, Kernels, Stream),
+        shape: &Shape,
+        dtypes: [DType; 3],
+        rows: usize,
+    ) -> Self {
+        const COLUMNS: usize = 256;
+        let heights = [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| heads * shape.dim);
+        let mut numbers = Numbers::new(rows as u64);
+        let x = Floats::with(device, COLUMNS, &numbers.values(rows * COLUMNS)).unwrap();
+        let weights = [0, 1, 2].map(|i| {
+            let (dtype, values) = (dtypes[i], numbers.values(heights[i] * COLUMNS));
+            let mut bytes = vec![0; dtype.bytes_for(values.len()).unwrap()];
+            (formats::of(dtype).unwrap().quantize.unwrap())(&values, None, &mut bytes);
+            Packed::new(dtype, heights[i], COLUMNS, &bytes).unwrap().upload(device).unwrap()
+        });
+        let quants = is_quantized(dtypes[0]).unwrap().then(|| {
+            let mut arena = Arena::new(device, "test", Quants::room(rows, COLUMNS)).unwrap();
+            let quants = Quants::take(&mut arena, rows, COLUMNS).unwrap();
+            let targets = Targets { quants: Some(&quants), ..Targets::default() };
+            kernels.convert(stream, &x, targets, rows).unwrap();
+            quants
+        });
+        let biases = heights.map(|height| Floats::with(device, height, &numbers.values(height)).unwrap());
+        stream.synchronize().unwrap();
+        Self { weights, biases, x, quants }
+    }
+
+    /// The rotated queries and what they attend to, and the launches of projections and append: as one call, or as several.
+    fn run(
+        &self,
+        opened @ (device, kernels, stream): &(Device, Kernels, Stream),
+        (standin, shape): (&Standin, &Shape),
+        (sequences, lengths, pages): (&[Sequence], &[usize], usize),
+        joined: bool,
+    ) -> (Vec<f32>, i64) {
+        let split = Split { runs: 1, run_pages: pages };
+        let mut memory = Memory::new(device, shape, lengths.iter().sum(), pages, split);
+        let before: Vec<_> = sequences.iter().zip(lengths).map(|(sequence, len)| (sequence, 0..len - 1)).collect();
+        memory.place(&before).unwrap();
+        append(opened, shape, &memory, &before).unwrap();
+        let last: Vec<_> = sequences.iter().zip(lengths).map(|(sequence, len)| (sequence, len - 1..*len)).collect();
+        let tokens = memory.place(&last).unwrap();
+        let outs = self
+            .biases
+            .each_ref()
+            .map(|bias| Floats::with(device, bias.width(), &vec![f32::NAN; tokens * bias.width()]).unwrap());
+        let launches = || if standin.is_real() { 0 } else { standin.get("launches") };
+        let count = launches();
+        let x = self.quants.as_ref().map_or(Input::Floats(&self.x), Input::Quantized);
+        let projections = [0, 1, 2].map(|i| Projection {
+            weights: &self.weights[i],
+            bias: Some(&self.biases[i]),
+            out: &outs[i],
+            accumulate: false,
+        });
+        if joined {
+            kernels.project_append(stream, x, projections, None, memory.append(shape), tokens).unwrap();
+        } else {
+            kernels.matmul(stream, x, &projections, None, tokens).unwrap();
+            kernels.rope_append(stream, outs.each_ref(), memory.append(shape), tokens).unwrap();
+        }
+        let mut got = outs[0].read(tokens).unwrap();
+        let count = launches() - count;
+        let out = Floats::with(device, outs[0].width(), &vec![0.0; got.len()]).unwrap();
+        attend(opened, shape, &memory, [&outs[0], &out], split).unwrap();
+        got.extend(out.read(tokens).unwrap());
+        (got, count)
+    }
+}
+
+/// What products write to the cache themselves is what they write by way of memory, with heads that are rotated in part.
+#[test]
+fn products_append_to_the_cache_themselves() {
+    let standin = standin();
+    let opened = open(&standin);
+    const MIX: [DType; 3] = [DType::Q4_K, DType::Q5_K, DType::Q6_K];
+    let neox = BASE;
+    let interleaved = Shape { style: RopeStyle::Interleaved, dim: 80, heads: 2, kv_heads: 1, ..BASE };
+    for (shape, dtypes, tokens, launches) in [
+        (&neox, MIX, 1, 1),
+        (&neox, [DType::Q4_0; 3], 3, 1),
+        (&interleaved, MIX, 2, 1),
+        (&interleaved, [DType::Q8_0; 3], 8, 1),
+        (&Shape { dim: 128, heads: 1, kv_heads: 1, ..BASE }, [DType::BF16; 3], 4, 1),
+        // More tokens than a launch takes, the kernels for many, several types of floats, and a cache of another type.
+        (&neox, [DType::F16; 3], 12, 2),
+        (&neox, [DType::Q4_0; 3], 9, 2),
+        (&neox, [DType::F16, DType::F16, DType::F32], 2, 3),
+        (&Shape { kv_type: KvType::Q8_0, ..neox.clone() }, MIX, 2, 2),
+    ] {
+        // Whole pages and parts of one, in pages that are mixed up.
+        let lengths: Vec<_> = (0..tokens).map(|i| [33, 2, 40, 64][i % 4] + i / 4).collect();
+        let (sequences, pages) = sequences(shape, &lengths);
+        let projected = Projected::new(&opened, shape, dtypes, tokens);
+        let run = |joined| projected.run(&opened, (&standin, shape), (&sequences, &lengths, pages), joined);
+        let (expected, _) = run(false);
+        assert!(expected.iter().all(|value| value.is_finite()));
+        standin.in_every_order(|schedule| {
+            let (got, count) = run(true);
+            let what = format!("{dtypes:?}, {:?}, {tokens} tokens, order {schedule}", shape.style);
+            if standin.is_real() {
+                // Another kernel may round a sum once where this one rounds it twice.
+                assert!(error(&got, &expected) < 2e-3, "{what}: {:e}", error(&got, &expected));
+            } else {
+                assert!(got == expected && count == launches, "{what}: {count} launches");
+            }
+        });
+    }
 }
 
 #[test]

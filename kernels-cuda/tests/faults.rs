@@ -5,9 +5,9 @@ mod support;
 use rustai_abi::{Batch, BatchSequence, DType};
 use rustai_kernels_cpu::External;
 use rustai_kernels_cuda::{
-    Arena, Device, DeviceError, Event, Floats, Halves, Input, KernelSources, Kernels, Packed, PageLock, Projection,
+    Arena, Device, DeviceError, Event, Floats, Halves, Input, KernelSources, Kernels, Lockable, Packed, Projection,
     Quants, ReadbackBuffer, Span, Stream, UploadBuffer,
-    driver::{MOST_LOCKED, OLDEST_DRIVER},
+    driver::{IDLE_USES, MOST_LOCKED, OLDEST_DRIVER},
     ops::{BatchInputs, Operation, Targets, parameter_sizes},
     probe,
 };
@@ -60,8 +60,8 @@ fn pages_of_others_are_locked_and_released() {
     let stream = Stream::new(&device).unwrap();
     let rows = External::zeroed(4096);
     let start = NonNull::new(rows.as_ptr()).unwrap().cast::<u8>();
-    // SAFETY: `rows` lives to the end of the test, and copies are awaited.
-    let lock = |bytes| unsafe { PageLock::new(&device, start, bytes) };
+    // SAFETY: `rows` lives to the end of the test, and copies are awaited while the pages are held.
+    let lockable = |bytes| unsafe { Lockable::new(start, bytes) };
     let values: Vec<f32> = (0..4096).map(|i| i as f32).collect();
     let floats = Floats::with(&device, 4096, &values).unwrap();
     let fetch = || {
@@ -74,26 +74,149 @@ fn pages_of_others_are_locked_and_released() {
         standin.get("fetched_locked") - before[0]
     };
     assert_eq!(fetch(), 0);
-    let held = lock(16384).unwrap();
+    let memory = lockable(16384);
+    assert!(memory.keep().is_none());
+    let held = memory.lock(&device).unwrap();
     assert_eq!((standin.get("registered"), fetch()), (1, 16384));
-    // Twice is once too often, and what fails leaves nothing behind.
-    let error = lock(8192).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"), "{error}");
+    // It stays for the next time, until the memory goes.
     drop(held);
-    assert_eq!((standin.get("registered"), fetch()), (0, 0));
-    standin.set("fail_register", 1);
-    let error = lock(16384).map(|_| ()).unwrap_err();
-    assert_eq!(error, DeviceError::OutOfHostMemory { what: "a caller's buffer", bytes: 16384 });
-    standin.set("fail_register", 0);
-    // More than may be locked is refused before the driver hears of it.
     let registrations = standin.get("registrations");
-    assert!(matches!(lock(MOST_LOCKED + 1), Err(DeviceError::OutOfHostMemory { .. })));
-    assert_eq!(standin.get("registrations"), registrations);
-    drop(lock(16384).unwrap());
+    drop((memory.lock(&device).unwrap(), memory.keep().unwrap()));
+    assert_eq!((standin.get("registered"), standin.get("registrations")), (1, registrations));
+    // Other memory at the same address is nothing that was locked before. Twice is once too often, and what fails leaves nothing
+    // behind.
+    let other = lockable(8192);
+    assert!(other.keep().is_none());
+    let error = other.lock(&device).map(drop).unwrap_err().to_string();
+    assert!(error.contains("CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"), "{error}");
+    drop(memory);
+    assert_eq!((standin.get("registered"), fetch()), (0, 0));
+    // What the driver refused once it is not asked again; the next memory it is.
+    let asked = standin.get("registrations");
+    assert!(matches!(other.lock(&device), Err(DeviceError::OutOfHostMemory { bytes: 8192, .. })));
+    assert_eq!(standin.get("registrations"), asked);
+    drop(other);
+    standin.set("fail_register", 1);
+    let memory = lockable(16384);
+    for _ in 0..2 {
+        let error = memory.lock(&device).map(drop).unwrap_err();
+        assert_eq!(error, DeviceError::OutOfHostMemory { what: "a caller's buffer", bytes: 16384 });
+    }
+    standin.set("fail_register", 0);
+    assert!(memory.lock(&device).is_err());
+    let again = lockable(16384);
+    drop(again.lock(&device).unwrap());
+    assert_eq!(standin.get("registered"), 1);
+    drop((memory, again));
     assert_eq!(standin.get("registered"), 0);
 
     let too_long = External::zeroed(4097);
     assert!(matches!(stream.download(&[(floats.span().clone(), &too_long)]), Err(DeviceError::Invalid(_))));
+}
+
+/// Memory of so many bytes that takes none until it is touched.
+fn untouched(bytes: usize) -> Vec<u8> {
+    vec![0; bytes]
+}
+
+/// Memory that may be locked.
+fn lockable(memory: &mut [u8]) -> Lockable {
+    // SAFETY: callers keep the memory, and await copies while its pages are held.
+    unsafe { Lockable::new(NonNull::new(memory.as_mut_ptr()).unwrap(), memory.len()) }
+}
+
+#[test]
+fn locked_pages_that_nobody_uses_give_way_to_others() {
+    let standin = standin();
+    let device = Device::open(0).unwrap();
+    const PART: usize = MOST_LOCKED / 4;
+    let mut memories: Vec<_> = [PART; 4].into_iter().chain([PART, 2 * PART, MOST_LOCKED + 1]).map(untouched).collect();
+    let mut memories: Vec<_> = memories.iter_mut().map(|memory| lockable(memory)).collect();
+    let counts = || ["registered", "registrations"].map(|name| standin.get(name));
+    let locked = |memory: &Lockable| memory.keep().is_some();
+    let use_often = |memory: &Lockable, times: u64| (0..times).for_each(|_| drop(memory.lock(&device).unwrap()));
+    let before = counts();
+    let since = || [0, 1].map(|i| counts()[i] - before[i]);
+    // Four fill it; a fifth is refused before the driver hears of it, until the first was idle for long enough.
+    memories[..4].iter().for_each(|memory| drop(memory.lock(&device).unwrap()));
+    assert_eq!(since(), [4, 4]);
+    use_often(&memories[1], 2);
+    let mut tries = 0;
+    while memories[4].lock(&device).is_err() {
+        tries += 1;
+        assert!(tries < 2 * IDLE_USES, "nothing gives way");
+    }
+    // The first was followed by five uses of others.
+    assert_eq!((since(), tries), ([4, 5], IDLE_USES - 6));
+    assert_eq!([0, 1, 2, 3, 4].map(|i| locked(&memories[i])), [false, true, true, true, true]);
+
+    // Of three that are idle, the one that was not used for longest goes, which is not the one that was locked first.
+    use_often(&memories[4], IDLE_USES);
+    drop(memories[0].lock(&device).unwrap());
+    assert_eq!([0, 1, 2, 3, 4].map(|i| locked(&memories[i])), [true, false, true, true, true]);
+
+    // What is held stays, however long; for the room of two, two go.
+    let held = memories[2].keep().unwrap();
+    use_often(&memories[3], IDLE_USES);
+    use_often(&memories[0], 1);
+    assert!(matches!(memories[5].lock(&device), Err(DeviceError::OutOfHostMemory { .. })), "one alone is idle");
+    assert_eq!(since(), [4, 6], "one that is not enough stays");
+    use_often(&memories[3], IDLE_USES);
+    drop(memories[5].lock(&device).unwrap());
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|i| locked(&memories[i])), [false, false, true, true, false, true]);
+    drop(held);
+    // More than may be locked at all moves nobody.
+    assert!(memories[6].lock(&device).is_err());
+    assert_eq!(since(), [3, 7]);
+
+    // A lock that cannot be undone, or a device that is lost, is no reason to lose count.
+    use_often(&memories[3], IDLE_USES);
+    standin.fault("cuMemHostRegister", 1, 2);
+    assert!(memories[4].lock(&device).is_err());
+    assert_eq!(since(), [2, 7], "room was made, and the driver refused");
+    memories.truncate(3);
+    memories.iter().for_each(|memory| drop(memory.lock(&device).unwrap()));
+    drop(memories);
+    assert_eq!(since()[0], 0);
+}
+
+/// Two threads, of whose memories only one can be locked: a lock that goes while a copy runs is an error of the stand-in's.
+#[test]
+fn locks_are_not_given_up_while_others_copy() {
+    let standin = standin();
+    let device = Device::open(0).unwrap();
+    let values = Floats::with(&device, 64, &[1.0; 64]).unwrap();
+    let registrations = standin.get("registrations");
+    let turn = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (device, values, turn) = (&device, &values, &turn);
+            scope.spawn(move || {
+                let stream = Stream::new(device).unwrap();
+                let mut memory = untouched(MOST_LOCKED / 4 * 3);
+                let start = NonNull::new(memory.as_mut_ptr().cast::<f32>()).unwrap();
+                let lockable = lockable(&mut memory);
+                // SAFETY: the memory lives as long as the thread, and nobody looks at it.
+                let row = unsafe { External::new(start, 1, std::sync::Arc::new(())) };
+                let rows: Vec<_> = (0..64).map(|i| (values.span().part(4 * i, 4).unwrap(), &row)).collect();
+                let copy = |times: u64| {
+                    for _ in 0..times {
+                        let _held = lockable.lock(device).ok();
+                        stream.download(&rows).unwrap();
+                    }
+                };
+                // Both, and then one, until the other's lock is idle.
+                for goes_on in [0, 1, 0, 1] {
+                    turn.wait();
+                    copy(2 * IDLE_USES);
+                    turn.wait();
+                    copy(if goes_on == thread { 2 * IDLE_USES } else { 0 });
+                }
+            });
+        }
+    });
+    assert!(standin.get("registrations") - registrations >= 4);
+    assert_eq!(standin.get("registered"), 0);
 }
 
 #[test]
@@ -428,7 +551,7 @@ fn a_kernel_is_looked_up_once() {
     assert_eq!(counts(), [before[0] + 1, before[1] + 1], "a kernel with more shared memory than it has unasked");
     (0..3).for_each(|_| product(20));
     assert_eq!(counts(), [before[0] + 1, before[1] + 1]);
-    kernels.ready_matmul(DType::F32).unwrap();
+    kernels.ready_matmul(&[DType::F32]).unwrap();
     let ready = counts();
     assert_eq!(ready, [before[0] + 5, before[1] + 1], "four kernels for few tokens");
     [1, 2, 3, 8, 16, 20].into_iter().for_each(product);

@@ -518,6 +518,79 @@ fn matrices_biases_and_residuals_share_a_launch() {
     });
 }
 
+/// With the results of launches of their own, bit for bit under the emulator; many tokens have a launch for each type.
+#[test]
+fn matrices_of_several_quantized_types_share_a_launch() {
+    let standin = standin();
+    let (device, kernels, stream) = open(&standin);
+    let quantized: Vec<_> = TYPES.into_iter().filter(|dtype| is_quantized(*dtype).unwrap()).collect();
+    let (cols, heights) = (512, [5, 2, 3]);
+    let bias = Numbers::new(9).values(heights[1]);
+    let bias = Floats::with(&device, heights[1], &bias).unwrap();
+    let launches = || if standin.is_real() { 0 } else { standin.get("launches") };
+    for (first, tokens) in (0..quantized.len()).zip([1, 2, 3, 4, 8, 12].into_iter().cycle()) {
+        let dtypes = [0, 1, 2].map(|i| quantized[(first + 4 * i) % quantized.len()]);
+        let x = Numbers::new(first as u64).values(tokens * cols);
+        let bytes = [0, 1, 2].map(|i| weights(dtypes[i], heights[i], cols, i as u64));
+        let matrices = [0, 1, 2].map(|i| upload(&device, dtypes[i], heights[i], cols, &bytes[i]));
+        let before = Floats::with(&device, heights[2], &Numbers::new(10).values(tokens * heights[2])).unwrap();
+        let x_on_device = Activations::new(&device, &kernels, &stream, dtypes[0], cols, &x);
+        stream.synchronize().unwrap();
+        let run = |together: bool| {
+            let last = Floats::with(&device, heights[2], &before.read(tokens).unwrap()).unwrap();
+            let outs = [zeros(&device, tokens, heights[0]), zeros(&device, tokens, heights[1]), last];
+            let projections = [0, 1, 2].map(|i| Projection {
+                weights: &matrices[i],
+                bias: (i == 1).then_some(&bias),
+                out: &outs[i],
+                accumulate: i == 2,
+            });
+            let count = launches();
+            for projections in projections.chunks(if together { 3 } else { 1 }) {
+                kernels.matmul(&stream, x_on_device.input(), projections, None, tokens).unwrap();
+            }
+            let got = outs.map(|out| out.read(tokens).unwrap());
+            (got, launches() - count)
+        };
+        let (alone, _) = run(false);
+        let error = error(&alone[0], &expected(dtypes[0], heights[0], cols, &bytes[0], &x));
+        assert!(error < CEILING, "{dtypes:?}: {error:e}");
+        standin.in_every_order(|schedule| {
+            let (got, count) = run(true);
+            let same = match standin.is_real() {
+                // A compiler may fuse other multiplications in another kernel.
+                true => got.iter().zip(&alone).all(|(got, alone)| support::error(got, alone) < CEILING),
+                false => got == alone,
+            };
+            assert!(same, "{dtypes:?}, {tokens} tokens, order {schedule}");
+            let wanted = if tokens > 8 { 3 } else { 1 };
+            assert!(standin.is_real() || count == wanted, "{count} launches for {tokens} tokens");
+        });
+    }
+    // Four matrices of two types: two launches, or one for each type.
+    let matrices = [DType::Q4_K, DType::Q6_K, DType::Q4_K, DType::Q6_K]
+        .map(|dtype| upload(&device, dtype, 2, cols, &weights(dtype, 2, cols, 1)));
+    let x = Activations::new(&device, &kernels, &stream, DType::Q4_K, cols, &Numbers::new(1).values(9 * cols));
+    let outs = [0; 4].map(|_| zeros(&device, 9, 2));
+    let projections =
+        [0, 1, 2, 3].map(|i| Projection { weights: &matrices[i], bias: None, out: &outs[i], accumulate: false });
+    for tokens in [8, 9] {
+        stream.synchronize().unwrap();
+        let count = launches();
+        kernels.matmul(&stream, x.input(), &projections, None, tokens).unwrap();
+        let got = outs.each_ref().map(|out| out.read(tokens).unwrap());
+        assert!(got[0] == got[2] && got[1] == got[3] && got[0] != got[1]);
+        assert!(standin.is_real() || launches() - count == 2, "{tokens} tokens");
+    }
+    // Floats beside them are not multiplied by what they want.
+    let floats = upload(&device, DType::F16, 2, cols, &weights(DType::F16, 2, cols, 1));
+    let out = zeros(&device, 1, 2);
+    let projections =
+        [&matrices[0], &floats].map(|weights| Projection { weights, bias: None, out: &out, accumulate: false });
+    assert!(matches!(kernels.matmul(&stream, x.input(), &projections, None, 1), Err(DeviceError::Invalid(_))));
+    assert!(matches!(kernels.matmul(&stream, x.input(), &[], None, 1), Err(DeviceError::Invalid(_))));
+}
+
 #[test]
 fn gate_and_up_are_one_launch() {
     let standin = standin();

@@ -34,6 +34,8 @@ pub struct TinyLlama {
     pub dtype: DType,
     /// Type of the embedding and the output, if it is another.
     pub embedding_dtype: Option<DType>,
+    /// Type of the matrices of values and of the feed-forward's last, if it is another, as in llama.cpp's mixes.
+    pub value_dtype: Option<DType>,
     /// The vocabulary.
     pub vocab: Vocab,
     /// Whether the embedding serves as the output too.
@@ -62,6 +64,7 @@ impl Default for TinyLlama {
             context: 256,
             dtype: DType::F32,
             embedding_dtype: None,
+            value_dtype: None,
             vocab: Vocab::Bpe,
             tied: true,
             biases: false,
@@ -155,7 +158,7 @@ impl TinyLlama {
     fn tensors(&self) -> Vec<Tensor> {
         let (width, head) = (self.width, self.width / self.heads);
         let (kv, ff, words) = (self.kv_heads * head, self.feed_forward, self.vocab.tokens().len());
-        let outer = self.embedding_dtype.unwrap_or(self.dtype);
+        let [outer, value] = [self.embedding_dtype, self.value_dtype].map(|dtype| dtype.unwrap_or(self.dtype));
         let matrix = |name: String, dtype, cols: usize, rows| Tensor {
             name,
             dtype,
@@ -173,7 +176,7 @@ impl TinyLlama {
             tensors.push(vector(name("attn_norm.weight"), width, 1.0, 0.1));
             tensors.push(matrix(name("attn_q.weight"), self.dtype, width, width));
             tensors.push(matrix(name("attn_k.weight"), self.dtype, width, kv));
-            tensors.push(matrix(name("attn_v.weight"), self.dtype, width, kv));
+            tensors.push(matrix(name("attn_v.weight"), value, width, kv));
             if self.biases {
                 tensors.push(vector(name("attn_q.bias"), width, 0.0, 0.1));
                 tensors.push(vector(name("attn_k.bias"), kv, 0.0, 0.1));
@@ -183,7 +186,7 @@ impl TinyLlama {
             tensors.push(vector(name("ffn_norm.weight"), width, 1.0, 0.1));
             tensors.push(matrix(name("ffn_gate.weight"), self.dtype, width, ff));
             tensors.push(matrix(name("ffn_up.weight"), self.dtype, width, ff));
-            tensors.push(matrix(name("ffn_down.weight"), self.dtype, ff, width));
+            tensors.push(matrix(name("ffn_down.weight"), value, ff, width));
         }
         tensors.push(vector("output_norm.weight".into(), width, 1.0, 0.1));
         if !self.tied {

@@ -17,7 +17,7 @@ pub use device::{Device, DeviceInfo, OLDEST_DRIVER, probe};
 pub use error::DeviceError;
 pub use launch::{KernelArgs, Launch};
 pub use memory::{ALIGN, Arena, Pod, Span};
-pub use page_lock::{MOST_LOCKED, PageLock};
+pub use page_lock::{IDLE_USES, Lockable, Locked, MOST_LOCKED};
 pub use staging::{ReadbackBuffer, UploadBuffer, Uploader};
 pub use stream::{Event, Graph, Stream};
 pub use tensor_map::TensorMap;

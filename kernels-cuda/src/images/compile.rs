@@ -39,6 +39,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("gemm.cuh", include_str!("../../cuda/gemm.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("matmul.cuh", include_str!("../../cuda/matmul.cuh")),
+    ("quantize.cuh", include_str!("../../cuda/quantize.cuh")),
 ];
 
 /// Names under which the library is found, the newest first.

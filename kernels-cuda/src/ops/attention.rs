@@ -1,9 +1,9 @@
 //! The paged key/value cache, and attention over it: `cuda/attention.cu` for single tokens, `cuda/attention_prefill.cu` for many
 //! of one sequence.
 
-use super::{Floats, small};
+use super::{Floats, Targets, small};
 use crate::{
-    Arena, DeviceError, Kernels, Span, Stream,
+    Arena, Device, DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch},
     kernels::Slot,
     weights::BLOCK,
@@ -287,14 +287,131 @@ impl Split {
         let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
         Self { runs: wanted.min(pages.div_ceil(MIN_RUN_PAGES)), run_pages: MIN_RUN_PAGES }
     }
+}
 
-    /// Values per token that a buffer for the runs' states needs, for so many query heads.
-    pub fn state_width(&self, heads: usize, head_dim: usize) -> usize {
-        self.runs * heads * (head_dim + 2)
+/// Memory for attention in runs: where their states meet. Launches of one stream share it.
+#[derive(Clone, Debug)]
+pub struct RunStates {
+    states: Span,
+    /// Zeros, which every launch leaves as they were.
+    counters: Span,
+}
+
+impl RunStates {
+    /// Bytes of states and of counters for `tokens` tokens that are cut as `split` says, whose `heads` queries share `kv_heads`
+    /// keys. None are needed for a single run.
+    pub fn bytes(tokens: usize, heads: [usize; 2], head_dim: usize, split: Split) -> [usize; 2] {
+        if split.runs <= 1 {
+            return [0; 2];
+        }
+        let [heads, kv_heads] = heads;
+        let state = (head_dim + 4) * size_of::<f32>();
+        let states = [split.runs, heads, state].into_iter().fold(tokens, usize::saturating_mul);
+        [states, tokens.saturating_mul(kv_heads).saturating_mul(size_of::<u32>())]
+    }
+
+    /// Bytes in an arena.
+    pub const fn room([states, counters]: [usize; 2]) -> usize {
+        Arena::room::<u8>(states).saturating_add(Arena::room::<u8>(counters))
+    }
+
+    /// Memory of its own with room for [so much](Self::bytes); `None` if that is nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no room, or from the driver.
+    pub fn new(device: &Device, bytes: [usize; 2]) -> Result<Option<Self>, DeviceError> {
+        if bytes == [0; 2] {
+            return Ok(None);
+        }
+        let mut arena = Arena::new(device, "states of attention", Self::room(bytes))?;
+        let this = Self { states: arena.take(bytes[0])?, counters: arena.take(bytes[1])? };
+        this.counters.upload(&vec![0u32; bytes[1] / size_of::<u32>()])?;
+        Ok(Some(this))
+    }
+
+    fn has_room(&self, [states, counters]: [usize; 2]) -> bool {
+        states <= self.states.bytes() && counters <= self.counters.bytes()
     }
 }
 
-#[derive(Clone, Copy)]
+/// Where the rows of a batch go in a layer's cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Append<'a> {
+    /// How queries and keys are rotated before.
+    pub rotation: Option<Rotation<'a>>,
+    /// The layer's keys and values.
+    pub cache: &'a LayerCache,
+    /// The batch.
+    pub places: &'a Places,
+}
+
+impl<'a> Append<'a> {
+    /// Whether the product that makes the rows can write them. An 8-bit cache has scales for 32 values, which are not with one
+    /// block of threads then.
+    pub(super) fn is_part_of_product(&self) -> bool {
+        self.cache.kv_type == KvType::F16
+    }
+
+    /// What kernels take, for `tokens` rows of queries, keys and values.
+    pub(super) fn args(&self, [q, k, v]: [&Floats; 3], tokens: usize) -> Result<AppendTo, DeviceError> {
+        let Self { rotation, cache, places } = *self;
+        cache.heads_of(q)?;
+        let kv_width = cache.kv_heads * cache.head_dim;
+        q.check("queries", tokens, q.width())?;
+        k.check("keys", tokens, kv_width)?;
+        v.check("values", tokens, kv_width)?;
+        places.check(tokens, cache)?;
+        let mut args = AppendTo {
+            rotation: RotationArgs { magnitude: 1.0, ..RotationArgs::default() },
+            cache: cache.args(),
+            places: places.addresses(),
+        };
+        if let Some(Rotation { style, inv_freq, magnitude }) = rotation {
+            let pairs = inv_freq.width();
+            if 2 * pairs > cache.head_dim {
+                return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
+            }
+            let neox = u32::from(style == RopeStyle::Neox);
+            args.rotation = RotationArgs { inv_freq: inv_freq.span.address(), pairs: pairs as u32, neox, magnitude };
+        }
+        Ok(args)
+    }
+
+    /// What [`args`](Self::args) points into.
+    pub(super) fn spans(&self) -> impl Iterator<Item = &'a Span> {
+        let Self { rotation, cache, places } = *self;
+        let fixed = [&cache.span, &places.positions, &places.tables, &places.pages];
+        fixed.into_iter().chain(rotation.map(|rotation| &rotation.inv_freq.span))
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RotationArgs {
+    inv_freq: u64,
+    pairs: u32,
+    neox: u32,
+    magnitude: f32,
+}
+
+/// As `Append` in `cuda/attention.cuh`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct AppendTo {
+    rotation: RotationArgs,
+    cache: CacheArgs,
+    places: PlacesArgs,
+}
+
+impl AppendTo {
+    /// For the tokens from `first` on.
+    pub(super) fn skip(&mut self, first: usize) {
+        self.places.positions += 4 * first as u64;
+        self.places.tables += 4 * first as u64;
+    }
+}
+
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct CacheArgs {
     start: u64,
@@ -302,7 +419,7 @@ struct CacheArgs {
     head_dim: u32,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct PlacesArgs {
     positions: u64,
@@ -316,13 +433,8 @@ struct AppendArgs {
     q: u64,
     k: u64,
     v: u64,
-    inv_freq: u64,
-    cache: CacheArgs,
-    places: PlacesArgs,
+    to: AppendTo,
     heads: u32,
-    pairs: u32,
-    neox: u32,
-    magnitude: f32,
 }
 
 // SAFETY: fields and order are those of `AppendArgs` in `cuda/attention.cu`.
@@ -330,10 +442,19 @@ unsafe impl KernelArgs for AppendArgs {}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
+struct ResultArgs {
+    values: u64,
+    quants: u64,
+    scales: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct AttentionArgs {
     q: u64,
-    out: u64,
+    out: ResultArgs,
     partial: u64,
+    counters: u64,
     cache: CacheArgs,
     places: PlacesArgs,
     rows: u64,
@@ -363,19 +484,6 @@ struct PrefillArgs {
 
 // SAFETY: fields and order are those of `PrefillArgs` in `cuda/attention_prefill.cu`.
 unsafe impl KernelArgs for PrefillArgs {}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct MergeArgs {
-    partial: u64,
-    out: u64,
-    rows: u64,
-    head_dim: u32,
-    runs: u32,
-}
-
-// SAFETY: fields and order are those of `MergeArgs` in `cuda/attention.cu`.
-unsafe impl KernelArgs for MergeArgs {}
 
 impl LayerCache {
     fn args(&self) -> CacheArgs {
@@ -411,7 +519,6 @@ struct TypeSlots {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     types: [TypeSlots; KvType::ALL.len()],
-    merge: Slot,
 }
 
 impl Kernels {
@@ -423,7 +530,6 @@ impl Kernels {
     pub fn ready_attention(&self, cache: &LayerCache, width: usize) -> Result<(), DeviceError> {
         self.append_kernel(cache.kv_type)?;
         self.attend_kernel(cache, width / cache.head_dim / cache.kv_heads)?;
-        self.merge_kernel()?;
         if TILED_HEAD_DIMS.contains(&cache.head_dim) {
             self.prefill_kernel(cache)?;
         }
@@ -465,10 +571,6 @@ impl Kernels {
         self.get(&self.type_slots(cache.kv_type).prefill[dim], name, 0)
     }
 
-    fn merge_kernel(&self) -> Result<Function<'_>, DeviceError> {
-        self.get(&self.slots.attention.merge, || "merge_attention".into(), 0)
-    }
-
     /// Rotates queries in place and writes rotated keys and plain values of `tokens` rows to the cache.
     ///
     /// # Errors
@@ -477,44 +579,18 @@ impl Kernels {
         &self,
         stream: &Stream,
         [q, k, v]: [&Floats; 3],
-        rotation: Option<Rotation<'_>>,
-        cache: &LayerCache,
-        places: &Places,
+        append: Append<'_>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
+        let to = append.args([q, k, v], tokens)?;
+        let cache = append.cache;
         let heads = cache.heads_of(q)?;
-        let kv_width = cache.kv_heads * cache.head_dim;
-        q.check("queries", tokens, q.width())?;
-        k.check("keys", tokens, kv_width)?;
-        v.check("values", tokens, kv_width)?;
-        places.check(tokens, cache)?;
-        let mut spans = vec![&q.span, &k.span, &v.span, &cache.span, &places.positions, &places.tables, &places.pages];
-        let mut args = AppendArgs {
-            q: q.span.address(),
-            k: k.span.address(),
-            v: v.span.address(),
-            inv_freq: 0,
-            cache: cache.args(),
-            places: places.addresses(),
-            heads: small("heads", heads)?,
-            pairs: 0,
-            neox: 0,
-            magnitude: 1.0,
-        };
-        if let Some(rotation) = rotation {
-            let pairs = rotation.inv_freq.width();
-            if 2 * pairs > cache.head_dim {
-                return Err(DeviceError::Invalid(format!("{pairs} pairs in heads of {}", cache.head_dim)));
-            }
-            args.inv_freq = rotation.inv_freq.span.address();
-            args.pairs = pairs as u32;
-            args.neox = u32::from(rotation.style == RopeStyle::Neox);
-            args.magnitude = rotation.magnitude;
-            spans.push(&rotation.inv_freq.span);
-        }
+        let [q, k, v] = [q, k, v].map(|floats| &floats.span);
+        let args = AppendArgs { q: q.address(), k: k.address(), v: v.address(), to, heads: small("heads", heads)? };
         let mut shape = Launch::new(small("heads", heads + 2 * cache.kv_heads)?, THREADS.min(cache.head_dim as u32));
         shape.grid[1] = small("tokens", tokens)?;
         let function = self.append_kernel(cache.kv_type)?;
+        let spans: Vec<_> = [q, k, v].into_iter().chain(append.spans()).collect();
         // SAFETY: rows are checked; `Places` holds positions and pages that the cache has.
         unsafe { stream.launch(function, shape, &args, &spans) }
     }
@@ -526,8 +602,10 @@ impl Kernels {
     /// the recording must hold for every batch of as many tokens, so it has the kernel that takes each token by itself.
     ///
     /// `split` is for the tokens that are taken by themselves, and must cover the largest position of them. Where it has more than
-    /// one run, `states` is needed: [`Split::state_width`] values for each of them. Only the last `window` positions are seen, if
-    /// given.
+    /// one run, `states` is needed, with room for them. Only the last `window` positions are seen, if given.
+    ///
+    /// The result is in `out`; if there are other targets, it is there, as [`convert`](Self::convert) makes it of floats, and what `out`
+    /// holds is undefined. Tokens by themselves with heads of whole blocks of 32 values are quantized by the launch that attends.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if the buffers do not fit or no kernel serves so many queries per head;
@@ -537,8 +615,8 @@ impl Kernels {
         &self,
         stream: &Stream,
         q: &Floats,
-        out: &Floats,
-        states: Option<&Floats>,
+        (out, also): (&Floats, Targets<'_>),
+        states: Option<&RunStates>,
         cache: &LayerCache,
         places: &Places,
         (scale, window): (f32, Option<u32>),
@@ -548,6 +626,9 @@ impl Kernels {
         let heads = cache.heads_of(q)?;
         q.check("queries", tokens, q.width())?;
         out.check("result", tokens, q.width())?;
+        if let Some(quants) = also.quants {
+            quants.check("result", tokens, q.width())?;
+        }
         places.check(tokens, cache)?;
         let group = heads / cache.kv_heads;
         let attend = self.attend_kernel(cache, group)?;
@@ -557,17 +638,22 @@ impl Kernels {
         let tiled = TILED_HEAD_DIMS.contains(&cache.head_dim) && !stream.is_captured();
         let tiled = tiled && !segments.is_empty() && places.listed.tokens == tokens;
         let single = if tiled { tokens - segments.iter().sum::<usize>() } else { tokens };
-        if split.runs > 1 && single > 0 {
-            let needed = split.state_width(heads, cache.head_dim);
-            let states = states.filter(|states| states.rows() >= single && states.width() >= needed);
-            let states = states.ok_or_else(|| {
-                DeviceError::Invalid(format!(
-                    "{} runs need {needed} values for the states of each of {single} tokens",
-                    split.runs
-                ))
-            })?;
-            spans.push(&states.span);
+        let needed = RunStates::bytes(single, [heads, cache.kv_heads], cache.head_dim, split);
+        let states = states.filter(|states| states.has_room(needed));
+        match states {
+            Some(states) => spans.extend([&states.states, &states.counters]),
+            None if needed == [0; 2] => {}
+            None => {
+                let (runs, [bytes, _]) = (split.runs, needed);
+                let reason = format!("{runs} runs need {bytes} bytes for the states of {single} tokens");
+                return Err(DeviceError::Invalid(reason));
+            }
         }
+        // Kernels for tiles write floats, which are converted afterwards, with those of the tokens by themselves.
+        let at_once = !tiled && cache.head_dim.is_multiple_of(BLOCK);
+        let quants_now = also.quants.filter(|_| at_once);
+        let later = Targets { quants: also.quants.filter(|_| !at_once), ..also };
+        spans.extend(quants_now.into_iter().flat_map(|quants| [&quants.quants, &quants.scales]));
         let (heads, window) = (small("heads", heads)?, window.unwrap_or(u32::MAX).max(1));
         let mut rows = 0;
         if tiled {
@@ -591,15 +677,16 @@ impl Kernels {
             unsafe { stream.launch(function, shape, &args, &spans)? };
             // Behind the segments are the tokens that are in none.
             rows = args.segments + 8 * segments.len() as u64;
-            if single == 0 {
-                return Ok(());
-            }
         }
-        let partial = states.map_or(0, |states| states.span.address());
         let args = AttentionArgs {
             q: q.span.address(),
-            out: out.span.address(),
-            partial,
+            out: ResultArgs {
+                values: out.span.address(),
+                quants: quants_now.map_or(0, |quants| quants.quants.address()),
+                scales: quants_now.map_or(0, |quants| quants.scales.address()),
+            },
+            partial: states.map_or(0, |states| states.states.address()),
+            counters: states.map_or(0, |states| states.counters.address()),
             cache: cache.args(),
             places: places.addresses(),
             rows,
@@ -609,20 +696,15 @@ impl Kernels {
             window,
             scale,
         };
-        let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
-        shape.grid[1] = args.runs;
-        shape.grid[2] = small("tokens", single)?;
-        // SAFETY: rows and states are checked; `Places` holds positions and pages that the cache has.
-        unsafe { stream.launch(attend, shape, &args, &spans)? };
-        if split.runs == 1 {
-            return Ok(());
+        if single > 0 {
+            let mut shape = Launch::new(cache.kv_heads as u32, THREADS);
+            shape.grid[1] = args.runs;
+            shape.grid[2] = small("tokens", single)?;
+            // SAFETY: rows are checked, and there is room for the state of every run and a counter for those of a token and a head;
+            // `Places` holds positions and pages that the cache has. Quantized heads are whole blocks.
+            unsafe { stream.launch(attend, shape, &args, &spans)? };
         }
-        let merge = MergeArgs { partial, out: args.out, rows, head_dim: cache.head_dim as u32, runs: args.runs };
-        let mut shape = Launch::new(heads, cache.head_dim as u32);
-        shape.grid[1] = small("tokens", single)?;
-        let function = self.merge_kernel()?;
-        // SAFETY: the states were written for as many tokens, heads and runs.
-        unsafe { stream.launch(function, shape, &merge, &spans) }
+        if later.is_empty() { Ok(()) } else { self.convert(stream, out, later, tokens) }
     }
 }
 
@@ -632,6 +714,5 @@ pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
         ("append_f16", size_of::<AppendArgs>()),
         ("attend_64_1_f16", size_of::<AttentionArgs>()),
         ("prefill_64_f16", size_of::<PrefillArgs>()),
-        ("merge_attention", size_of::<MergeArgs>()),
     ]
 }

@@ -20,7 +20,7 @@
 //! `cuda/gemm.cu` all add in the order of columns: the two lines with equal splits agree under the emulator, but nothing makes a
 //! compiler fuse the same multiplications in two kernels.
 
-use super::{Floats, Halves, Peak, Quants, SCALE_BYTES, small};
+use super::{Append, Floats, Halves, Peak, Quants, SCALE_BYTES, attention::AppendTo, small};
 use crate::{
     Arena, Device, DeviceError, Kernels, Span, Stream,
     driver::{Function, KernelArgs, Launch, TensorMap},
@@ -42,7 +42,24 @@ const FLOAT_DECODE_TOKENS: usize = 2 * DECODE_TOKENS;
 pub const HOPPER_TOKENS: usize = 65;
 
 /// Most matrices of a launch.
-pub const MAX_MATRICES: usize = 3;
+const MAX_MATRICES: usize = 3;
+
+/// Quantized types in the order of the table in `cuda/formats.cuh`, by which `cuda/gemv.cu` numbers them.
+const QUANTIZED: [DType; 13] = [
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+];
 
 /// Most warps of a block, as in `cuda/gemv.cu`.
 const MAX_WARPS: usize = 8;
@@ -169,6 +186,17 @@ pub enum Input<'a> {
     Floats(&'a Floats),
 }
 
+impl Input<'_> {
+    /// Whether so many tokens are few enough for `cuda/gemv.cu`.
+    fn is_decoded(&self, tokens: usize) -> bool {
+        match self {
+            Self::Quantized(_) => tokens <= DECODE_TOKENS,
+            Self::Halves(_) => false,
+            Self::Floats(_) => tokens <= FLOAT_DECODE_TOKENS,
+        }
+    }
+}
+
 /// One matrix and where its product goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Projection<'a> {
@@ -231,6 +259,18 @@ struct HopperArgs {
 // SAFETY: fields and order are those of `HopperArgs` in `cuda/gemm_sm90a.cu`.
 unsafe impl KernelArgs for HopperArgs {}
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GemvArgs {
+    product: MatmulArgs,
+    append: AppendTo,
+    appends: u32,
+    types: [u32; MAX_MATRICES],
+}
+
+// SAFETY: fields and order are those of `GemvArgs` in `cuda/gemv.cu`.
+unsafe impl KernelArgs for GemvArgs {}
+
 /// Tokens and rows that a block of `cuda/gemm.cu` makes at most, and its threads; of `cuda/gemm_float.cu` only the rows differ.
 pub(super) const TILE_TOKENS: usize = 128;
 const TILE_ROWS: usize = 64;
@@ -245,24 +285,31 @@ const GEMM_THREADS: u32 = 256;
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     gemv: PerType<[Slot; 4]>,
+    gemv_mixed: [Slot; 4],
     gemm: PerType<[Slot; 4]>,
     hopper: PerType<Slot>,
 }
 
 impl Kernels {
-    /// Looks up the kernels of products with weights of a type, so that no step has to.
+    /// Looks up the kernels of products of one input with weights of these types, so that no step has to.
     ///
     /// # Errors
     /// [`DeviceError::MissingKernel`] if the images lack one; [`DeviceError::Driver`].
-    pub fn ready_matmul(&self, dtype: DType) -> Result<(), DeviceError> {
-        for tokens in [1, 2, 4, 8] {
-            self.gemv(dtype, tokens)?;
-        }
-        if is_quantized(dtype) == Some(true) {
-            TILES.into_iter().try_for_each(|tile| self.gemm(dtype, tile).map(drop))?;
-            self.hopper_gemm(dtype)?;
-        } else {
-            self.gemm(dtype, TILE_TOKENS)?;
+    pub fn ready_matmul(&self, dtypes: &[DType]) -> Result<(), DeviceError> {
+        for &dtype in dtypes {
+            let several = dtypes.iter().any(|other| *other != dtype);
+            for tokens in [1, 2, 4, 8] {
+                self.gemv(Some(dtype), tokens)?;
+                if several && is_quantized(dtype) == Some(true) {
+                    self.gemv(None, tokens)?;
+                }
+            }
+            if is_quantized(dtype) == Some(true) {
+                TILES.into_iter().try_for_each(|tile| self.gemm(dtype, tile).map(drop))?;
+                self.hopper_gemm(dtype)?;
+            } else {
+                self.gemm(dtype, TILE_TOKENS)?;
+            }
         }
         Ok(())
     }
@@ -277,8 +324,8 @@ impl Kernels {
         Ok(self.hopper_gemm(DType::Q8_0)?.map(|_| HOPPER_TOKENS))
     }
 
-    /// `out = x · Wᵀ + bias` for up to three matrices of one type and one input. Without `partials`, or where they are too small,
-    /// the product is not split by columns.
+    /// `out = x · Wᵀ + bias` for matrices of one input. Three share a launch if they are of one type, or if they are quantized and
+    /// there are at most [`DECODE_TOKENS`] tokens. Without `partials`, or where they are too small, no product is split by columns.
     ///
     /// With any number of tokens, a NaN in a row of `x`, or in a row or a scale of the weights, makes results of that row NaN, and an
     /// infinity makes them infinite or NaN. Other rows are as if it were not there.
@@ -294,13 +341,51 @@ impl Kernels {
         partials: Option<&Partials>,
         tokens: usize,
     ) -> Result<(), DeviceError> {
-        if projections.is_empty() || projections.len() > MAX_MATRICES {
-            return Err(DeviceError::Invalid(format!(
-                "{} matrices in a launch for 1 to {MAX_MATRICES}",
-                projections.len()
-            )));
+        if projections.is_empty() {
+            return Err(DeviceError::Invalid("a product with 0 matrices".into()));
         }
-        self.launch_matmul(stream, x, projections, partials, tokens, false)
+        let dtype = |projection: &Projection<'_>| projection.weights.dtype();
+        let launch = |projections: &[Projection<'_>]| {
+            let mut chunks = projections.chunks(MAX_MATRICES);
+            chunks
+                .try_for_each(|projections| self.launch_matmul(stream, x, projections, partials, tokens, After::Store))
+        };
+        if projections.iter().all(|projection| shares_launch(dtype(projection), dtype(&projections[0]), x, tokens)) {
+            return launch(projections);
+        }
+        for (index, first) in projections.iter().enumerate() {
+            let is_of_type = |projection: &&Projection<'_>| dtype(projection) == dtype(first);
+            if !projections[..index].iter().any(|before| is_of_type(&before)) {
+                launch(&projections[index..].iter().filter(is_of_type).copied().collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values of one input: [`matmul`](Self::matmul) with the three, and [`rope_append`](Self::rope_append) of what
+    /// comes out. With few tokens and a cache of `f16` that is one launch, and what `out` of keys and values holds then is undefined.
+    ///
+    /// # Errors
+    /// As those, and [`DeviceError::Invalid`] if a product is to be added to something.
+    pub fn project_append(
+        &self,
+        stream: &Stream,
+        x: Input<'_>,
+        projections: [Projection<'_>; 3],
+        partials: Option<&Partials>,
+        append: Append<'_>,
+        tokens: usize,
+    ) -> Result<(), DeviceError> {
+        if projections.iter().any(|projection| projection.accumulate) {
+            return Err(DeviceError::Invalid("queries, keys and values are not added to anything".into()));
+        }
+        let first = projections[0].weights.dtype();
+        let share = projections.iter().all(|projection| shares_launch(projection.weights.dtype(), first, x, tokens));
+        if share && x.is_decoded(tokens) && append.is_part_of_product() {
+            return self.launch_matmul(stream, x, &projections, partials, tokens, After::Append(append));
+        }
+        self.matmul(stream, x, &projections, partials, tokens)?;
+        self.rope_append(stream, projections.map(|projection| projection.out), append, tokens)
     }
 
     /// `out = silu(x · Gateᵀ) * (x · Upᵀ)`.
@@ -320,7 +405,7 @@ impl Kernels {
             return Err(DeviceError::Invalid(format!("a gate of {} rows beside {}", gate.rows(), up.rows())));
         }
         let projections = [gate, up].map(|weights| Projection { weights, bias: None, out, accumulate: false });
-        self.launch_matmul(stream, x, &projections, partials, tokens, true)
+        self.launch_matmul(stream, x, &projections, partials, tokens, After::Gate)
     }
 
     fn launch_matmul(
@@ -330,8 +415,9 @@ impl Kernels {
         projections: &[Projection<'_>],
         partials: Option<&Partials>,
         tokens: usize,
-        gated: bool,
+        after: After<'_>,
     ) -> Result<(), DeviceError> {
+        let gated = matches!(after, After::Gate);
         let first = projections[0].weights;
         let (dtype, cols) = (first.dtype(), first.cols());
         if tokens == 0 {
@@ -347,12 +433,13 @@ impl Kernels {
             ..MatmulArgs::default()
         };
         let mut spans: Vec<&Span> = Vec::with_capacity(8 * MAX_MATRICES);
+        let input = x;
         let method = match (x, is_quantized(dtype)) {
             (Input::Quantized(x), Some(true)) => {
                 x.check("input", tokens, cols)?;
                 (args.x, args.scales) = (x.quants.address(), x.scales.address());
                 spans.extend([&x.quants, &x.scales]);
-                if tokens <= DECODE_TOKENS { Method::Decode } else { Method::Tiles(TILE_ROWS) }
+                if input.is_decoded(tokens) { Method::Decode } else { Method::Tiles(TILE_ROWS) }
             }
             (Input::Halves(x), Some(true)) => {
                 x.check("input", tokens, cols)?;
@@ -365,7 +452,7 @@ impl Kernels {
                 x.check("input", tokens, cols)?;
                 args.x = x.span.address();
                 spans.push(&x.span);
-                if tokens <= FLOAT_DECODE_TOKENS { Method::Decode } else { Method::Tiles(FLOAT_TILE_ROWS) }
+                if input.is_decoded(tokens) { Method::Decode } else { Method::Tiles(FLOAT_TILE_ROWS) }
             }
             _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
         };
@@ -379,7 +466,7 @@ impl Kernels {
         let mut grid = 0;
         for (projection, matrix) in projections.iter().zip(&mut args.matrices) {
             let Projection { weights, bias, out, accumulate } = *projection;
-            if weights.dtype() != dtype || weights.cols() != cols {
+            if !shares_launch(weights.dtype(), dtype, x, tokens) || weights.cols() != cols {
                 return Err(DeviceError::Invalid(format!(
                     "{} x {} {} weights beside {} columns of {dtype}",
                     weights.rows(),
@@ -444,25 +531,55 @@ impl Kernels {
                 return unsafe { stream.launch(function, Launch { threads, shared, ..shape }, &args, &spans) };
             }
         }
+        let number = |projection: &Projection<'_>| {
+            let dtype = projection.weights.dtype();
+            QUANTIZED.iter().position(|known| *known == dtype).unwrap_or_default() as u32
+        };
+        let (mut append, appends) = (AppendTo::default(), matches!(after, After::Append(_)));
+        if let (After::Append(to), [q, k, v]) = (&after, projections) {
+            append = to.args([q.out, k.out, v.out], tokens)?;
+            spans.extend(to.spans());
+        }
+        let mut types = [0; MAX_MATRICES];
+        projections.iter().zip(&mut types).for_each(|(projection, slot)| *slot = number(projection));
+        let is_one_type = projections.iter().all(|projection| projection.weights.dtype() == dtype);
         let warps = first.blocks().div_ceil(32 * BLOCKS_PER_THREAD).clamp(1, MAX_WARPS);
         let shape = Launch::new(small("rows", grid)?, 32 * warps as u32);
         // More tokens than a decode kernel takes at a time go by in groups.
         for done in (0..tokens).step_by(DECODE_TOKENS) {
             let count = (tokens - done).min(DECODE_TOKENS);
-            let mut part = args;
-            part.tokens = count as u32;
+            let mut part = GemvArgs { product: args, append, appends: u32::from(appends), types };
+            part.product.tokens = count as u32;
             if done > 0 {
-                part.x += (done * cols * 4) as u64;
-                for matrix in &mut part.matrices {
+                part.append.skip(done);
+                part.product.x += (done * cols * 4) as u64;
+                for matrix in &mut part.product.matrices {
                     matrix.out += (done * 4) as u64 * u64::from(matrix.stride);
                 }
             }
-            let function = self.gemv(dtype, count)?;
-            // SAFETY: as above; the part's rows are among them.
+            let function = self.gemv(is_one_type.then_some(dtype), count)?;
+            // SAFETY: as above; the part's rows are among them, and the types are those of the matrices. Of three that append, rows
+            // are those of heads that the cache has, which also has the positions and pages that `Places` holds.
             unsafe { stream.launch(function, shape, &part, &spans)? };
         }
         Ok(())
     }
+}
+
+/// What becomes of a product.
+enum After<'a> {
+    /// Each matrix has a result.
+    Store,
+    /// The result is that of a gate and of what it gates.
+    Gate,
+    /// Three results are queries, keys and values, of few tokens.
+    Append(Append<'a>),
+}
+
+/// Whether matrices of two types can be in one launch with an input of so many tokens.
+fn shares_launch(one: DType, other: DType, x: Input<'_>, tokens: usize) -> bool {
+    let are_quantized = [one, other].iter().all(|dtype| is_quantized(*dtype) == Some(true));
+    one == other || are_quantized && x.is_decoded(tokens)
 }
 
 /// How a product is made.
@@ -494,11 +611,12 @@ pub struct ProductKernel {
 }
 
 impl Kernels {
-    /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`].
-    fn gemv(&self, dtype: DType, tokens: usize) -> Result<Function<'_>, DeviceError> {
+    /// The kernel for up to `tokens` tokens, 1 to [`DECODE_TOKENS`], and weights of a type, or of several quantized ones.
+    fn gemv(&self, dtype: Option<DType>, tokens: usize) -> Result<Function<'_>, DeviceError> {
         let most = tokens.next_power_of_two();
-        let slot = &self.slots.matmul.gemv[dtype][most.ilog2() as usize];
-        self.get(slot, || format!("gemv_{}_{most}", dtype.name().to_lowercase()), 0)
+        let slots = dtype.map_or(&self.slots.matmul.gemv_mixed, |dtype| &self.slots.matmul.gemv[dtype]);
+        let name = || dtype.map_or_else(|| "mixed".into(), |dtype| dtype.name().to_lowercase());
+        self.get(&slots[most.ilog2() as usize], || format!("gemv_{}_{most}", name()), 0)
     }
 
     /// The kernel with tiles of so many tokens, one of [`TILES`].
@@ -573,7 +691,8 @@ pub(super) fn stage_bytes(dtype: DType, tile: usize) -> u32 {
 pub(super) const fn parameter_sizes() -> &'static [(&'static str, usize)] {
     const SIZE: usize = size_of::<MatmulArgs>();
     &[
-        ("gemv_q4_0_1", SIZE),
+        ("gemv_q4_0_1", size_of::<GemvArgs>()),
+        ("gemv_mixed_8", size_of::<GemvArgs>()),
         ("gemm_q4_0_16", SIZE),
         ("gemm_q4_0_128", SIZE),
         ("gemm_f16", SIZE),

@@ -12,10 +12,11 @@ mod rows;
 mod sample;
 
 pub use attention::{
-    LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, Split, TILED_HEAD_DIMS, TILED_TOKENS, has_attention,
+    Append, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Places, Rotation, RunStates, Split, TILED_HEAD_DIMS, TILED_TOKENS,
+    has_attention,
 };
 pub use inputs::BatchInputs;
-pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, MAX_MATRICES, Partials, ProductKernel, Projection};
+pub use matmul::{DECODE_TOKENS, HOPPER_TOKENS, Input, Partials, ProductKernel, Projection};
 pub use probe::{Probe, TILE_WORDS};
 pub use roof::Peak;
 pub use rows::{Operation, Targets};

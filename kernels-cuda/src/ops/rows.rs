@@ -94,7 +94,7 @@ pub enum Operation {
     Silu = 2,
 }
 
-/// Where a row goes that is normalized, quantized or rounded; at least one place.
+/// Where a row goes that is normalized, quantized or rounded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Targets<'a> {
     /// As it is.
@@ -103,6 +103,13 @@ pub struct Targets<'a> {
     pub quants: Option<&'a Quants>,
     /// Rounded to `f16`.
     pub halves: Option<&'a Halves>,
+}
+
+impl Targets<'_> {
+    /// Whether there is no place.
+    pub fn is_empty(&self) -> bool {
+        self.floats.is_none() && self.quants.is_none() && self.halves.is_none()
+    }
 }
 
 #[derive(Debug, Default)]

@@ -31,8 +31,16 @@ impl Plan {
     /// The name of a weight that lacks the form that a step needs.
     pub fn bind(&self, weights: &[Resolved]) -> Result<Program, String> {
         let binder = Binder { plan: self, weights };
+        let mut calls = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            calls.push(binder.call(step)?);
+            // A call of its own here.
+            if let Step::Attention { out, quants: Some(quants), .. } = step {
+                calls.push(Call::Quantize { x: binder.buf(*out), out: binder.qbuf(*quants) });
+            }
+        }
         Ok(Program {
-            calls: self.steps.iter().map(|step| binder.call(step)).collect::<Result<_, _>>()?,
+            calls,
             arena_bytes: self.arena_bytes,
             max_tokens: self.options.max_tokens,
             max_outputs: self.options.max_outputs,
@@ -78,7 +86,7 @@ impl Binder<'_> {
                 layer,
                 rope: rope.as_deref().map(kernel_rope),
             },
-            Step::Attention { q, layer, scale, window, out } => {
+            Step::Attention { q, layer, scale, window, out, .. } => {
                 Call::Attention { q: self.buf(q), out: self.buf(out), layer, scale, window }
             }
             Step::Add { a, b, out } => Call::Add { a: self.buf(a), b: self.buf(b), out: self.buf(out) },

@@ -207,6 +207,7 @@ impl Lowering<'_> {
             scale: attention.scale,
             window: attention.window,
             out,
+            quants: None,
         });
         Ok(())
     }
@@ -237,7 +238,13 @@ impl Lowering<'_> {
                 self.check_width(id)?;
                 let x = self.value(id);
                 let out = self.buffer(id, Form::Q8);
-                self.steps.push(Step::Quantize { x, out });
+                let quantizes = self.target.quantizes_attention() && !self.is_read_as(id, Form::F32);
+                match self.steps.last_mut() {
+                    Some(Step::Attention { out: attended, quants, .. }) if quantizes && *attended == x => {
+                        *quants = Some(out);
+                    }
+                    _ => self.steps.push(Step::Quantize { x, out }),
+                }
                 Ok(out)
             }
         }

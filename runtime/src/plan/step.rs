@@ -75,8 +75,8 @@ pub enum Step {
     GatedMatMul { x: BufferId, gate: WeightId, up: WeightId, out: BufferId },
     /// Rotates queries in place (`rotated` takes the place of `q`) and appends keys and values to the cache.
     RopeAppend { q: BufferId, k: BufferId, v: BufferId, layer: usize, rope: Option<Arc<Rope>>, rotated: BufferId },
-    /// Attention over the cache.
-    Attention { q: BufferId, layer: usize, scale: f32, window: Option<u32>, out: BufferId },
+    /// Attention over the cache; quantizes the result if `quants` are given, and `out` is room to work in then.
+    Attention { q: BufferId, layer: usize, scale: f32, window: Option<u32>, out: BufferId, quants: Option<BufferId> },
     /// Sum.
     Add { a: BufferId, b: BufferId, out: BufferId },
     /// Product, element by element.
@@ -131,12 +131,12 @@ impl Step {
     pub fn writes(&self) -> Vec<BufferId> {
         match self {
             Self::MatMul { projections, .. } => projections.iter().map(|p| p.out).collect(),
+            Self::Attention { out, quants, .. } => std::iter::once(*out).chain(*quants).collect(),
             Self::Embed { out, .. }
             | Self::RmsNorm { out, .. }
             | Self::Quantize { out, .. }
             | Self::GatedMatMul { out, .. }
             | Self::RopeAppend { rotated: out, .. }
-            | Self::Attention { out, .. }
             | Self::Add { out, .. }
             | Self::Mul { out, .. }
             | Self::Silu { out, .. }

@@ -30,6 +30,10 @@ impl Target for ByName {
     fn gates(&self, graph: &Graph, gate: WeightId, _up: WeightId) -> bool {
         !graph.weight(gate).name.ends_with("alone")
     }
+
+    fn quantizes_attention(&self) -> bool {
+        true
+    }
 }
 
 fn plan(b: GraphBuilder, output: ValueId) -> Plan {
@@ -96,6 +100,33 @@ fn readers_of_both_forms_get_both() {
     let y = b.mul("y", q, k).unwrap();
     let plan = plan(b, y);
     assert_eq!(names(&plan), ["rms_norm", "quantize", "matmul", "matmul", "mul"], "{plan}");
+}
+
+#[test]
+fn attention_quantizes_where_products_alone_read_it() {
+    for (weight, plain_reader, expected) in [
+        ("q8.o", false, &["attention", "matmul"][..]),
+        ("q8.o", true, &["attention", "quantize", "matmul"]),
+        ("f32.o", false, &["attention", "matmul"]),
+    ] {
+        let mut b = GraphBuilder::new();
+        let (w, o) = (square(&mut b, "f32.w"), square(&mut b, weight));
+        let x = input(&mut b);
+        let q = b.matmul("q", x, w, None).unwrap();
+        let a = b.attention("a", q, x, x, attention(0)).unwrap();
+        let mut y = b.matmul("o", a, o, None).unwrap();
+        if plain_reader {
+            y = b.add("y", a, y).unwrap();
+        }
+        let plan = plan(b, y);
+        assert_eq!(&names(&plan)[2..], expected, "{plan}");
+        let Step::Attention { out, quants, .. } = plan.steps[2] else { panic!("{plan}") };
+        let quantizes = weight == "q8.o" && !plain_reader;
+        assert_eq!(quants.is_some(), quantizes, "{plan}");
+        if let Some(quants) = quants {
+            assert!(plan.buffer(out).life == (2, 2) && plan.buffer(quants).form != Form::F32, "{plan}");
+        }
+    }
 }
 
 #[test]
@@ -389,10 +420,11 @@ fn symbolic_plan(plan: &Plan) -> u64 {
                     cache.insert(*layer, (turned(k, rope.as_ref()), v));
                     arena.write(*rotated, turned(q, rope.as_ref()));
                 }
-                Step::Attention { q, layer, out, .. } => {
+                Step::Attention { q, layer, out, quants, .. } => {
                     let (k, v) = cache[layer];
                     let value = hash("attention", &[arena.read(*q), k, v, *layer as u64]);
-                    arena.write(*out, value);
+                    arena.write(*out, if quants.is_some() { hash("anything", &[]) } else { value });
+                    quants.iter().for_each(|quants| arena.write(*quants, value));
                 }
                 Step::Add { a, b, out } => {
                     let value = symmetric("add", arena.read(*a), arena.read(*b));
@@ -467,7 +499,8 @@ fn random_graph(seed: u64) -> Graph {
                 let q = b.rope("qr", q, 16, one_rope()).unwrap();
                 let k = b.rope("kr", k, 16, one_rope()).unwrap();
                 layers += 1;
-                b.attention("a", q, k, y, attention(layers - 1))
+                let a = b.attention("a", q, k, y, attention(layers - 1));
+                if random(2) == 0 { a.and_then(|a| b.matmul("o", a, pick(&mut random), None)) } else { a }
             }
         };
         values.push(value.unwrap());

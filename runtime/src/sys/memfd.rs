@@ -4,7 +4,7 @@
 //! stored atomically, bytes are copied in and out, and kernels get [`External`] floats.
 
 use rustai_kernels_cpu::External;
-use rustai_kernels_cuda::{Device, PageLock};
+use rustai_kernels_cuda::{Device, Lockable, Locked};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, ftruncate, memfd_create},
     mm::{MapFlags, ProtFlags, mmap, munmap},
@@ -16,7 +16,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -71,8 +71,8 @@ pub(crate) struct Shared {
     start: NonNull<u8>,
     len: usize,
     writable: bool,
-    /// A GPU's hold on the pages, if one was asked for and granted; it goes before the memory is unmapped.
-    locked: OnceLock<Option<PageLock>>,
+    /// A GPU's hold on the pages, which goes before the memory is unmapped.
+    lockable: Lockable,
 }
 
 // SAFETY: a mapping has no thread affinity, and is accessed through atomics and raw copies only.
@@ -89,19 +89,22 @@ impl Shared {
         let start = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, offset)? };
         // PANIC: `mmap` without a wanted address never returns null.
         let start = NonNull::new(start.cast()).expect("a mapping is not at address zero");
-        Ok(Self { start, len, writable, locked: OnceLock::new() })
+        // SAFETY: the range is this mapping, which is unmapped when the lock was released. GPUs copy from or to it only by way of
+        // `External` floats, and whoever has them do so holds the pages by `lock_pages` or `keep_pages`.
+        let lockable = unsafe { Lockable::new(start, len) };
+        Ok(Self { start, len, writable, lockable })
     }
 
-    /// Locks the pages, once, so that GPUs copy to them by themselves. Where that fails, copies go through the driver's buffers.
-    ///
-    /// Copies must be over when the last user of the mapping lets go of it.
-    pub(crate) fn lock_pages(&self, device: &Device) {
-        self.locked.get_or_init(|| {
-            // SAFETY: the range is the mapping of this value, which drops the lock before it unmaps; nobody copies then, as only
-            // a user of the mapping would.
-            let locked = unsafe { PageLock::new(device, self.start, self.len) };
-            locked.inspect_err(|error| tracing::debug!(%error, bytes = self.len, "a buffer is not page-locked")).ok()
-        });
+    /// Locks the pages, so that GPUs copy to them by themselves, and keeps them so while the result lives. Where that fails, copies go
+    /// through the driver's buffers.
+    pub(crate) fn lock_pages(&self, device: &Device) -> Option<Locked<'_>> {
+        let locked = self.lockable.lock(device);
+        locked.inspect_err(|error| tracing::debug!(%error, bytes = self.len, "a buffer is not page-locked")).ok()
+    }
+
+    /// Keeps the pages as they are, locked or not, while the result lives: for copies that are not worth locking them.
+    pub(crate) fn keep_pages(&self) -> Option<Locked<'_>> {
+        self.lockable.keep()
     }
 
     /// Bytes.
@@ -216,7 +219,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        drop(self.locked.take());
+        self.lockable.release();
         // SAFETY: the range is the mapping of this value, and nothing borrowed from it outlives it.
         if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
             tracing::debug!(%error, "munmap failed; the mapping stays");

@@ -131,6 +131,9 @@ fn buffers_of_clients_are_page_locked() {
         assert!(error(&all[vocab * (rows - 1)..], &expected) < 1e-3);
         let bytes = (2 * rows * vocab * 4) as i64;
         assert_eq!(since()[1..], if refused == 1 { [0, 0] } else { [1, bytes] });
+        // The next buffer is other memory, also where the first one was.
+        run(rows);
+        assert_eq!(since()[1..], if refused == 1 { [0, 0] } else { [2, 2 * bytes] });
         drop(client);
         let until = Instant::now() + Duration::from_secs(20);
         while server.stat().mapped > 0 || since()[0] > 0 {

@@ -13,14 +13,23 @@ use rustai_tests::{TinyLlama, divergence::kl, fixtures};
 fn logits_agree_with_the_cpu_for_every_common_type_and_batch() {
     let (_standin, folder) = (standin(), kernels());
     let device = format!("CUDA device 0 ({}", cuda::devices().unwrap()[0].name);
-    for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16, DType::F32] {
-        let file = file(&TinyLlama { biases: dtype == DType::Q4_0, ..tiny(dtype) });
+    for (dtype, value_dtype) in [
+        (DType::Q4_0, None),
+        (DType::Q4_K, None),
+        (DType::Q4_K, Some(DType::Q6_K)),
+        (DType::Q6_K, None),
+        (DType::Q8_0, None),
+        (DType::F16, None),
+        (DType::F32, None),
+    ] {
+        let file = file(&TinyLlama { biases: dtype == DType::Q4_0, value_dtype, ..tiny(dtype) });
         let tokens = tokens(40);
         let mut on_cpu = load(&file, &options(DeviceChoice::Cpu, &folder)).unwrap();
         let expected = logits(&mut *on_cpu, &tokens, 40);
         // The emulator is slow: every kind of batch once, and the two kernels of a product for every type.
-        let batches: &[_] = match dtype {
-            DType::Q4_0 => &[(40, KvType::F16), (7, KvType::F16), (1, KvType::F16), (13, KvType::Q8_0)],
+        let batches: &[_] = match (dtype, value_dtype) {
+            (DType::Q4_0, _) => &[(40, KvType::F16), (7, KvType::F16), (1, KvType::F16), (13, KvType::Q8_0)],
+            (_, Some(_)) => &[(35, KvType::F16), (5, KvType::F16)],
             _ => &[(35, KvType::F16)],
         };
         for &(chunk, kv_type) in batches {

@@ -2,7 +2,7 @@
 
 use super::{PAGES, error, file, kernels, load, logits, options, standin, tiny, tokens, tolerance};
 use rustai::{
-    Batch, BatchSequence, DType,
+    Batch, BatchSequence, DType, KvType,
     backend::{DeviceChoice, StepError},
     model::LoadOptions,
 };
@@ -106,12 +106,41 @@ fn a_step_that_cannot_be_recorded_is_launched() {
     assert!(error.to_string().contains("CUDA_ERROR_UNKNOWN"), "{error}");
 }
 
+/// Between two kernels a device waits, so their number is part of what a token costs.
+#[test]
+fn a_decoding_step_has_as_many_launches_as_are_known() {
+    let (standin, folder) = (standin(), kernels());
+    let layers = 3;
+    // Embedding, the last layer's two choices of rows, normalization and logits; what attention has is quantized after the choice.
+    let others = |dtype| if dtype == DType::F16 { 5 } else { 6 };
+    for (dtype, value_dtype, kv_type, per_layer) in [
+        (DType::Q4_K, None, KvType::F16, 8),
+        (DType::Q4_K, Some(DType::Q6_K), KvType::F16, 8),
+        (DType::F16, None, KvType::F16, 7),
+        // The append to an 8-bit cache is one of its own.
+        (DType::Q4_K, Some(DType::Q6_K), KvType::Q8_0, 9),
+    ] {
+        let file = file(&TinyLlama { layers, value_dtype, ..tiny(dtype) });
+        // Long enough for attention in runs.
+        let options = LoadOptions { context: 512, kv_type, ..options(DeviceChoice::Cuda(0), &folder) };
+        let mut model = load(&file, &options).unwrap();
+        let pages: Vec<u32> = (0..16).collect();
+        for turn in 0..3 {
+            let before = standin.get("launches");
+            let sequences = [BatchSequence { len: 1, start: 100 + turn, pages: &pages }];
+            model.step(&Batch { tokens: &[5], sequences: &sequences, outputs: &[0] }).unwrap();
+            let launches = standin.get("launches") - before;
+            assert_eq!(launches, (layers * per_layer + others(dtype)) as i64, "{dtype}, {value_dtype:?}, turn {turn}");
+        }
+    }
+}
+
 /// The design promises a step that takes no lock.
 #[test]
 fn steps_look_up_no_kernels() {
     let (standin, folder) = (standin(), kernels());
-    for dtype in [DType::Q4_K, DType::F16] {
-        let file = file(&tiny(dtype));
+    for (dtype, value_dtype) in [(DType::Q4_K, None), (DType::Q4_K, Some(DType::Q6_K)), (DType::F16, None)] {
+        let file = file(&TinyLlama { value_dtype, ..tiny(dtype) });
         let options = LoadOptions { max_batch: 80, ..options(DeviceChoice::Cuda(0), &folder) };
         let mut model = load(&file, &options).unwrap();
         let counts = || ["lookups", "attributes"].map(|name| standin.get(name));
@@ -156,8 +185,8 @@ fn a_sequence_beside_a_prompt_is_attended_to_in_runs() {
     let (expected, _) = run(DeviceChoice::Cpu, true);
     let ((got, both), (_, prompt_only)) = (run(DeviceChoice::Cuda(0), true), run(DeviceChoice::Cuda(0), false));
     assert!(error(&got, &expected) < tolerance(DType::F16), "{:.2e}", error(&got, &expected));
-    // Beside the tiles, each layer attends to runs and merges them.
-    assert_eq!(both - prompt_only, 2 * layers as i64);
+    // Beside the tiles, each layer attends to runs, the last of which merges them.
+    assert_eq!(both - prompt_only, layers as i64);
 }
 
 #[test]

@@ -361,15 +361,23 @@ impl CudaModel {
         }
     }
 
-    /// Locks the pages of buffers that other processes share with this one, if that is worth it. They stay locked until they
-    /// are unmapped, so it is paid for once.
+    /// Locks the pages of buffers that other processes share with this one, if that is worth it. They stay locked until they are
+    /// unmapped or others need the room, so it is paid for once; while the result lives, nothing changes.
+    ///
+    /// Only results are copied between such buffers and a device: what a client gives are tokens and texts, which become private
+    /// copies before anybody looks at them.
     #[cfg(target_os = "linux")]
-    fn lock_pages(&self, copies: &[(Span, &External)]) {
+    fn lock_pages<'a>(&self, copies: &[(Span, &'a External)]) -> Vec<rustai_kernels_cuda::Locked<'a>> {
         let bytes: usize = copies.iter().map(|(_, row)| row.len() * size_of::<f32>()).sum();
-        if bytes >= LOCKED_BYTES {
-            let shared = copies.iter().filter_map(|(_, row)| row.owner().downcast_ref::<crate::sys::memfd::Shared>());
-            shared.for_each(|shared| shared.lock_pages(&self.cuda.device));
-        }
+        let shared = copies.iter().filter_map(|(_, row)| row.owner().downcast_ref::<crate::sys::memfd::Shared>());
+        let mut shared: Vec<_> = shared.collect();
+        // Rows of one buffer follow each other.
+        shared.dedup_by(|a, b| std::ptr::eq(*a, *b));
+        let worth = bytes >= LOCKED_BYTES;
+        let lock = |shared: &'a crate::sys::memfd::Shared| {
+            if worth { shared.lock_pages(&self.cuda.device) } else { shared.keep_pages() }
+        };
+        shared.into_iter().filter_map(lock).collect()
     }
 
     /// As [`start`](Self::start), for a step of which some rows go elsewhere.
@@ -408,7 +416,7 @@ impl CudaModel {
         }
         if !copies.is_empty() {
             #[cfg(target_os = "linux")]
-            self.lock_pages(&copies);
+            let _locked = self.lock_pages(&copies);
             self.stream.download(&copies)?;
         }
         self.finish(if own { outputs } else { 0 })?;

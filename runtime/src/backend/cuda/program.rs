@@ -4,15 +4,15 @@ use super::load::DeviceWeight;
 use crate::{
     backend::BuildError,
     graph::{self, Graph, Rows, WeightId},
-    plan::{BufferId, Form, Plan, Step, Target},
+    plan::{BufferId, Form, Plan, PlannedProjection, Step, Target},
 };
-use rustai_abi::{DType, PAGE_TOKENS};
+use rustai_abi::PAGE_TOKENS;
 use rustai_kernels_cpu::{KvShape, RopeStyle};
 use rustai_kernels_cuda::{
     Arena, Device, DeviceError, Floats, Halves, Input, Kernels, Partials, Projection, Quants, Span, Stream, Weights,
     ops::{
-        BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, MAX_MATRICES, Operation, Rotation, Split, TILED_HEAD_DIMS,
-        Targets, has_attention,
+        Append, BatchInputs, LayerCache, MAX_GROUP, MAX_HEAD_DIM, Operation, Rotation, RunStates, Split,
+        TILED_HEAD_DIMS, Targets, has_attention,
     },
     weights,
 };
@@ -51,6 +51,10 @@ impl Target for Kinds {
 
     fn gates(&self, graph: &Graph, gate: WeightId, up: WeightId) -> bool {
         graph.weight(gate).dtype == graph.weight(up).dtype
+    }
+
+    fn quantizes_attention(&self) -> bool {
+        true
     }
 }
 
@@ -135,10 +139,17 @@ enum Call {
         x: Floats,
         out: Quantized,
     },
-    /// Products of one input with matrices of one type.
+    /// Products of one input.
     MatMul {
         x: Act,
         products: Vec<Product>,
+    },
+    /// Products that are queries, keys and values, and their append to the cache.
+    ProjectAppend {
+        x: Act,
+        products: Box<[Product; 3]>,
+        layer: usize,
+        rope: Option<DeviceRope>,
     },
     GatedMatMul {
         x: Act,
@@ -156,6 +167,7 @@ enum Call {
     Attention {
         q: Floats,
         out: Floats,
+        quants: Option<Quantized>,
         layer: usize,
         scale: f32,
         window: Option<u32>,
@@ -181,6 +193,13 @@ struct DeviceRope {
     style: RopeStyle,
     inv_freq: Floats,
     magnitude: f32,
+}
+
+impl DeviceRope {
+    fn rotation(&self) -> Rotation<'_> {
+        let Self { style, inv_freq, magnitude } = self;
+        Rotation { style: *style, inv_freq, magnitude: *magnitude }
+    }
 }
 
 /// What one step has to do.
@@ -213,7 +232,7 @@ pub(super) struct Program {
     caches: Vec<LayerCache>,
     kv: Option<KvShape>,
     /// States of attention that is cut into runs.
-    states: Span,
+    states: Option<RunStates>,
     /// Sums of products that are split by columns.
     partials: Option<Partials>,
     multiprocessors: usize,
@@ -231,7 +250,8 @@ impl Program {
         let cache = plan.kv.map_or(0, |kv| {
             (LayerCache::room(kv.kv_type, kv.kv_heads, kv.head_dim, kv.pages) as u64).saturating_mul(kv.layers as u64)
         });
-        let states = states_bytes(plan, multiprocessors).saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
+        let states = RunStates::room(states_bytes(plan, multiprocessors));
+        let states = states.saturating_add(normalized(plan).map_or(0, |(_, bytes)| bytes));
         let partials = Partials::room(split_tokens(plan), multiprocessors);
         (cache, (plan.arena_bytes as u64).saturating_add(states as u64).saturating_add(partials as u64))
     }
@@ -278,8 +298,13 @@ impl Program {
         }
         let binder = Binder { device, plan, loaded, arena, kinds: Kinds::of(kernels)? };
         let mut calls = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            binder.bind(step, &mut calls)?;
+        for (at, step) in plan.steps.iter().enumerate() {
+            let call = binder.bind(step)?;
+            let joined = binder.join(at, &call, calls.last());
+            if joined.is_some() {
+                calls.pop();
+            }
+            calls.push(joined.unwrap_or(call));
         }
         for (call, _) in &calls {
             ready(kernels, call, &caches)?;
@@ -297,7 +322,7 @@ impl Program {
             calls,
             caches,
             kv: plan.kv,
-            states: Span::new(device, "states of attention", states_bytes(plan, multiprocessors))?,
+            states: RunStates::new(device, states_bytes(plan, multiprocessors))?,
             partials: Partials::new(device, split_tokens(plan))?,
             multiprocessors,
             inputs: plan.inputs.iter().map(|id| binder.floats(*id)).collect::<Result<_, _>>()?,
@@ -337,31 +362,25 @@ impl Program {
                 }
                 Call::Quantize { x, out } => kernels.convert(stream, x, out.targets(rows), rows)?,
                 Call::MatMul { x, products } => {
-                    for products in products.chunks(MAX_MATRICES) {
-                        let projections: Vec<_> = products.iter().map(Product::projection).collect();
-                        kernels.matmul(stream, x.input(rows), &projections, self.partials.as_ref(), rows)?;
-                    }
+                    let projections: Vec<_> = products.iter().map(Product::projection).collect();
+                    kernels.matmul(stream, x.input(rows), &projections, self.partials.as_ref(), rows)?;
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     kernels.gated_matmul(stream, x.input(rows), [gate, up], out, self.partials.as_ref(), rows)?;
                 }
                 Call::RopeAppend { q, k, v, layer, rope } => {
-                    let rotation = rope.as_ref().map(|rope| Rotation {
-                        style: rope.style,
-                        inv_freq: &rope.inv_freq,
-                        magnitude: rope.magnitude,
-                    });
-                    kernels.rope_append(stream, [q, k, v], rotation, &self.caches[*layer], inputs.places(), rows)?;
+                    kernels.rope_append(stream, [q, k, v], self.append(*layer, rope.as_ref(), inputs), rows)?;
                 }
-                Call::Attention { q, out, layer, scale, window } => {
-                    let split = self.split(shape);
-                    let single = shape.single;
-                    let heads = self.kv.map_or(0, |kv| q.width() / kv.head_dim);
-                    let width = split.state_width(heads, self.kv.map_or(0, |kv| kv.head_dim));
-                    let states = (split.runs > 1).then(|| Floats::at(&self.states, single, width)).transpose()?;
-                    let look = (*scale, *window);
-                    let cache = &self.caches[*layer];
-                    kernels.attention(stream, q, out, states.as_ref(), cache, inputs.places(), look, split, rows)?;
+                Call::ProjectAppend { x, products, layer, rope } => {
+                    let (products, partials) = (products.each_ref().map(Product::projection), self.partials.as_ref());
+                    let append = self.append(*layer, rope.as_ref(), inputs);
+                    kernels.project_append(stream, x.input(rows), products, partials, append, rows)?;
+                }
+                Call::Attention { q, out, quants, layer, scale, window } => {
+                    let also = quants.as_ref().map_or_else(Targets::default, |quants| quants.targets(rows));
+                    let (out, look, split) = ((out, also), (*scale, *window), self.split(shape));
+                    let (states, cache) = (self.states.as_ref(), &self.caches[*layer]);
+                    kernels.attention(stream, q, out, states, cache, inputs.places(), look, split, rows)?;
                 }
                 Call::Elements { operation, a, b, out } => {
                     kernels.elements(stream, *operation, a, b.as_ref(), out, rows)?;
@@ -371,6 +390,11 @@ impl Program {
             }
         }
         Ok(())
+    }
+
+    fn append<'a>(&'a self, layer: usize, rope: Option<&'a DeviceRope>, inputs: &'a BatchInputs) -> Append<'a> {
+        let rotation = rope.map(DeviceRope::rotation);
+        Append { rotation, cache: &self.caches[layer], places: inputs.places() }
     }
 
     /// Whether sequences of many tokens are attended to in tiles.
@@ -390,9 +414,12 @@ fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), De
     match call {
         Call::Embed { table, .. } => kernels.ready_embed(table.dtype()),
         Call::MatMul { products, .. } => {
-            products.iter().try_for_each(|product| kernels.ready_matmul(product.weights.dtype()))
+            kernels.ready_matmul(&products.iter().map(|product| product.weights.dtype()).collect::<Vec<_>>())
         }
-        Call::GatedMatMul { gate, .. } => kernels.ready_matmul(gate.dtype()),
+        Call::ProjectAppend { products, .. } => {
+            kernels.ready_matmul(&products.each_ref().map(|product| product.weights.dtype()))
+        }
+        Call::GatedMatMul { gate, .. } => kernels.ready_matmul(&[gate.dtype()]),
         Call::Attention { q, layer, .. } => kernels.ready_attention(&caches[*layer], q.width()),
         Call::Norm { .. }
         | Call::Quantize { .. }
@@ -403,22 +430,23 @@ fn ready(kernels: &Kernels, call: &Call, caches: &[LayerCache]) -> Result<(), De
     }
 }
 
-/// Bytes for the states of attention in runs, at the worst number of tokens and length of sequences.
-fn states_bytes(plan: &Plan, multiprocessors: usize) -> usize {
-    let Some(kv) = plan.kv else { return 0 };
+/// Bytes for attention in runs, at the worst number of tokens and length of sequences.
+fn states_bytes(plan: &Plan, multiprocessors: usize) -> [usize; 2] {
+    let Some(kv) = plan.kv else { return [0; 2] };
     let widest = plan.steps.iter().filter_map(|step| match step {
         Step::Attention { q, .. } => Some(plan.buffer(*q).width / kv.head_dim),
         _ => None,
     });
     let heads = widest.max().unwrap_or(0);
     let positions = kv.pages.saturating_mul(PAGE_TOKENS);
-    let mut most = 0;
+    let mut most = [0; 2];
     for tokens in 1..=plan.options.max_tokens {
         let split = Split::at_most(positions, kv.kv_heads.saturating_mul(tokens), multiprocessors);
         if split.runs == 1 {
             break;
         }
-        most = most.max(Floats::room(tokens, split.state_width(heads, kv.head_dim)));
+        let bytes = RunStates::bytes(tokens, [heads, kv.kv_heads], kv.head_dim, split);
+        most = [0, 1].map(|i| most[i].max(bytes[i]));
     }
     most
 }
@@ -461,7 +489,8 @@ struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    fn bind(&self, step: &Step, calls: &mut Vec<(Call, Rows)>) -> Result<(), BuildError> {
+    /// The call of a step, and the rows of its result.
+    fn bind(&self, step: &Step) -> Result<(Call, Rows), BuildError> {
         let rows = step.writes().first().map_or(Rows::Tokens, |out| self.plan.buffer(*out).rows);
         let call = match *step {
             Step::Embed { table, scale, out } => {
@@ -472,24 +501,15 @@ impl Binder<'_> {
             }
             Step::Quantize { x, out } => Call::Quantize { x: self.floats(x)?, out: self.quantized(out)? },
             Step::MatMul { x, ref projections } => {
-                let mut groups: Vec<(DType, Vec<Product>)> = Vec::new();
-                for projection in projections {
-                    let product = Product {
+                let bind = |projection: &PlannedProjection| -> Result<_, BuildError> {
+                    Ok(Product {
                         weights: self.matrix(projection.weight)?,
                         bias: projection.bias.map(|bias| self.vector(bias)).transpose()?,
                         out: self.floats(projection.out)?,
                         accumulate: projection.residual.is_some(),
-                    };
-                    let dtype = product.weights.dtype();
-                    match groups.iter_mut().find(|(known, _)| *known == dtype) {
-                        Some((_, group)) => group.push(product),
-                        None => groups.push((dtype, vec![product])),
-                    }
-                }
-                for (_, products) in groups {
-                    calls.push((Call::MatMul { x: self.act(x)?, products }, rows));
-                }
-                return Ok(());
+                    })
+                };
+                Call::MatMul { x: self.act(x)?, products: projections.iter().map(bind).collect::<Result<_, _>>()? }
             }
             Step::GatedMatMul { x, gate, up, out } => Call::GatedMatMul {
                 x: self.act(x)?,
@@ -504,8 +524,9 @@ impl Binder<'_> {
                 layer,
                 rope: rope.as_ref().map(|rope| self.rope(rope)).transpose()?,
             },
-            Step::Attention { q, layer, scale, window, out } => {
-                Call::Attention { q: self.floats(q)?, out: self.floats(out)?, layer, scale, window }
+            Step::Attention { q, layer, scale, window, out, quants } => {
+                let quants = quants.map(|quants| self.quantized(quants)).transpose()?;
+                Call::Attention { q: self.floats(q)?, out: self.floats(out)?, quants, layer, scale, window }
             }
             Step::Add { a, b, out } => self.elements(Operation::Add, a, Some(b), out)?,
             Step::Mul { a, b, out } => self.elements(Operation::Multiply, a, Some(b), out)?,
@@ -513,8 +534,26 @@ impl Binder<'_> {
             Step::Softmax { x, out } => Call::Softmax { x: self.floats(x)?, out: self.floats(out)? },
             Step::SelectOutputs { x, out } => Call::Select { x: self.floats(x)?, out: self.floats(out)? },
         };
-        calls.push((call, rows));
-        Ok(())
+        Ok((call, rows))
+    }
+
+    /// A call for step `at` and the one before it, `last`, where the products of that one are queries, keys and values that nobody
+    /// else reads.
+    fn join(&self, at: usize, call: &(Call, Rows), last: Option<&(Call, Rows)>) -> Option<(Call, Rows)> {
+        let steps = &self.plan.steps;
+        let (Call::RopeAppend { layer, rope, .. }, _) = call else { return None };
+        let (Call::MatMul { x, products }, rows) = last? else { return None };
+        let [Step::MatMul { projections, .. }, Step::RopeAppend { q, k, v, .. }] = &steps[at.checked_sub(1)?..=at]
+        else {
+            return None;
+        };
+        let fits = projections.iter().map(|projection| projection.out).eq([*q, *k, *v])
+            && projections.iter().all(|projection| projection.residual.is_none());
+        let reads = |buffer: BufferId| steps.iter().flat_map(Step::reads).filter(|read| *read == buffer).count();
+        let only_here = [*k, *v].iter().all(|buffer| reads(*buffer) == 1 && *buffer != self.plan.output);
+        let products = Box::new(<[Product; 3]>::try_from(products.clone()).ok()?);
+        (fits && only_here)
+            .then(|| (Call::ProjectAppend { x: x.clone(), products, layer: *layer, rope: rope.clone() }, *rows))
     }
 
     fn elements(
