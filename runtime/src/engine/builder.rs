@@ -131,7 +131,8 @@ impl EngineBuilder {
 
     /// Packs the weights for the CPU after the first step of the model, or when nobody has asked for anything for a while, rather than
     /// before [`build`](Self::build) returns; on by default. The first token of an engine that has just been built comes sooner,
-    /// and the second after a pause; tokens are the same either way.
+    /// and the second after a pause; tokens are the same either way. Until it is done, the model file must stay as it is (it may be
+    /// replaced by renaming another over it).
     pub fn pack_later(mut self, on: bool) -> Self {
         self.options.pack_later = on;
         self
