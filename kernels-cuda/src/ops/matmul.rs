@@ -433,13 +433,13 @@ impl Kernels {
             ..MatmulArgs::default()
         };
         let mut spans: Vec<&Span> = Vec::with_capacity(8 * MAX_MATRICES);
-        let input = x;
+        let is_decoded = x.is_decoded(tokens);
         let method = match (x, is_quantized(dtype)) {
             (Input::Quantized(x), Some(true)) => {
                 x.check("input", tokens, cols)?;
                 (args.x, args.scales) = (x.quants.address(), x.scales.address());
                 spans.extend([&x.quants, &x.scales]);
-                if input.is_decoded(tokens) { Method::Decode } else { Method::Tiles(TILE_ROWS) }
+                if is_decoded { Method::Decode } else { Method::Tiles(TILE_ROWS) }
             }
             (Input::Halves(x), Some(true)) => {
                 x.check("input", tokens, cols)?;
@@ -452,7 +452,7 @@ impl Kernels {
                 x.check("input", tokens, cols)?;
                 args.x = x.span.address();
                 spans.push(&x.span);
-                if input.is_decoded(tokens) { Method::Decode } else { Method::Tiles(FLOAT_TILE_ROWS) }
+                if is_decoded { Method::Decode } else { Method::Tiles(FLOAT_TILE_ROWS) }
             }
             _ => return Err(DeviceError::Invalid(format!("the input is not of the kind that {dtype} weights take"))),
         };

@@ -107,13 +107,7 @@ impl Floats {
     }
 
     fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
-        if rows > self.rows || width != self.width {
-            return Err(DeviceError::Invalid(format!(
-                "{what}: {rows} rows of {width} values in a buffer for {} of {}",
-                self.rows, self.width
-            )));
-        }
-        Ok(())
+        check_rows(what, [rows, width], [self.rows, self.width], "values")
     }
 }
 
@@ -173,13 +167,7 @@ impl Quants {
     }
 
     fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
-        if rows > self.rows || width != self.width {
-            return Err(DeviceError::Invalid(format!(
-                "{what}: {rows} rows of {width} quants in a buffer for {} of {}",
-                self.rows, self.width
-            )));
-        }
-        Ok(())
+        check_rows(what, [rows, width], [self.rows, self.width], "quants")
     }
 }
 
@@ -209,8 +197,7 @@ impl Halves {
     }
 
     /// The rows that lie at the start of a span that is aligned to [`ALIGN`](crate::driver::ALIGN), on a device of compute
-    /// capability
-    /// 9.0.
+    /// capability 9.0.
     ///
     /// # Errors
     /// [`DeviceError::Invalid`] if `width` is no multiple of 32, or the span is too small; [`DeviceError::Driver`].
@@ -237,14 +224,18 @@ impl Halves {
     }
 
     fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), DeviceError> {
-        if rows > self.rows || width != self.width {
-            return Err(DeviceError::Invalid(format!(
-                "{what}: {rows} rows of {width} f16 values in a buffer for {} of {}",
-                self.rows, self.width
-            )));
-        }
-        Ok(())
+        check_rows(what, [rows, width], [self.rows, self.width], "f16 values")
     }
+}
+
+/// A buffer for rows of a width has so many of it.
+fn check_rows(what: &str, [rows, width]: [usize; 2], room: [usize; 2], values: &str) -> Result<(), DeviceError> {
+    if rows > room[0] || width != room[1] {
+        let [most, of] = room;
+        let reason = format!("{what}: {rows} rows of {width} {values} in a buffer for {most} of {of}");
+        return Err(DeviceError::Invalid(reason));
+    }
+    Ok(())
 }
 
 /// Rows for quantized weights are whole blocks.

@@ -156,7 +156,10 @@ fn message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::fake, super::scheduler::Rows, *};
-    use std::{sync::mpsc, time::Duration};
+    use std::{
+        sync::{Mutex, mpsc},
+        time::Duration,
+    };
 
     /// Sends its tokens and its end to the test; waits for a permit before each token if it has a gate.
     struct Probe {
@@ -191,10 +194,7 @@ mod tests {
 
     #[test]
     fn a_question_comes_before_what_loading_has_put_off_and_its_second_token_after() {
-        let mut model = fake::FakeModel::new(32, 8, 16);
-        model.behind = 3;
-        let steps = model.steps.clone();
-        let worker = Worker::spawn(Box::new(model)).unwrap();
+        let (worker, steps) = start_behind(3);
         let tokens: Vec<u32> = submit(&worker, &[4, 5], 3).iter().map(Result::unwrap).collect();
         assert_eq!(tokens, fake::expected(&[4, 5], 3));
         let piece = fake::Step::new();
@@ -204,10 +204,7 @@ mod tests {
 
     #[test]
     fn an_idle_thread_completes_what_loading_has_put_off() {
-        let mut model = fake::FakeModel::new(32, 8, 16);
-        model.behind = 3;
-        let steps = model.steps.clone();
-        let worker = Worker::spawn(Box::new(model)).unwrap();
+        let (worker, steps) = start_behind(3);
         let begun = std::time::Instant::now();
         while steps.lock().unwrap().len() < 3 {
             assert!(begun.elapsed() < Duration::from_secs(60), "nothing was done");
@@ -217,6 +214,14 @@ mod tests {
         assert_eq!(tokens, fake::expected(&[4], 1));
         let piece = fake::Step::new();
         assert_eq!(*steps.lock().unwrap(), [piece.clone(), piece.clone(), piece, vec![(0, 1)]]);
+    }
+
+    /// Of a model that has put off some pieces of loading; and what its steps were.
+    fn start_behind(pieces: usize) -> (Worker<Probe>, Arc<Mutex<Vec<fake::Step>>>) {
+        let mut model = fake::FakeModel::new(32, 8, 16);
+        model.behind = pieces;
+        let steps = model.steps.clone();
+        (Worker::spawn(Box::new(model)).unwrap(), steps)
     }
 
     fn start() -> Worker<Probe> {
