@@ -227,7 +227,7 @@ impl CpuModel {
     pub fn step_observed(&mut self, batch: &Batch<'_>, observe: &mut Observer<'_>) -> Result<&[f32], StepError> {
         let Compiled { executor, plan, .. } = &mut self.compiled;
         let name = |weight| plan.graph.weight(weight).name.as_str();
-        // Each step of the plan is one call of the program.
+        // Each step of the plan is one call of the program, since attention quantizes nothing here.
         for (index, step) in plan.steps.iter().enumerate() {
             let names: Vec<&str> = match step {
                 Step::MatMul { projections, .. } => projections.iter().map(|p| name(p.weight)).collect(),
