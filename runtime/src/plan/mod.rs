@@ -1,7 +1,8 @@
 //! The plan: which kernel calls compute a graph, and where in memory each value lies.
 //!
 //! Planning fuses what pays: projections that share an input, gate and up with SiLU and product, normalization
-//! (and on some backends attention) with the quantization of activations, residual sums with the product before them, RoPE with the append to the cache.
+//! (and on some backends attention) with the quantization of activations,
+//! residual sums with the product before them, RoPE with the append to the cache.
 //! Then every value gets a place in one arena by its lifetime. A plan reads no weights, so it can be printed
 //! and its memory counted before anything is loaded; [`Plan::bind`] puts weights in and makes a program of it.
 //!
