@@ -7,10 +7,9 @@ pub trait BytesOwner: Send + Sync {
     /// All bytes, always the same.
     fn bytes(&self) -> &[u8];
 
-    /// Copies the bytes from `from` on, of which there are so many. An owner that reads them faster than through
-    /// [`bytes`](Self::bytes) does so.
-    fn copy(&self, from: usize, out: &mut [u8]) {
-        out.copy_from_slice(&self.bytes()[from..from + out.len()]);
+    /// Says that a part is about to be read, so that it may be brought to where reading it is cheap.
+    fn ready(&self, part: Range<usize>) {
+        let _ = part;
     }
 
     /// Says that a part is not needed for now, so that memory behind it may be dropped if it can be had again.
@@ -39,14 +38,11 @@ impl SharedBytes {
         Some(Self { owner, range })
     }
 
-    /// Copies the bytes from `from` on.
-    ///
-    /// # Panics
-    /// If there are not so many.
-    pub fn copy(&self, from: usize, out: &mut [u8]) {
-        let there = self.range.len().checked_sub(from).is_some_and(|rest| out.len() <= rest);
-        assert!(there, "{} bytes from {from} on of {}", out.len(), self.range.len());
-        self.owner.copy(self.range.start + from, out);
+    /// Says that a part is about to be read; what lies past the end does not count.
+    pub fn ready(&self, part: Range<usize>) {
+        let Range { start, end } = self.range;
+        let place = |at: usize| start.saturating_add(at).min(end);
+        self.owner.ready(place(part.start)..place(part.end));
     }
 
     /// Says that the bytes are not needed for now: pages of a file may leave memory, and come back when they are read.

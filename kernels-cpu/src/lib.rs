@@ -11,6 +11,7 @@ pub mod bench;
 mod bytes;
 mod executor;
 mod external;
+mod fetch;
 pub mod formats;
 mod isa;
 mod matrix;
@@ -34,10 +35,7 @@ mod x86_64;
 /// What the bits of quantized blocks say, for backends that lay out weights their own way: which parts a block has
 /// ([`Layout::of`](order::Layout::of)), and its codes in the order of the dot product ([`Blocks::words_of`](order::Blocks)).
 pub mod order {
-    pub use crate::{
-        formats::parts::Parts,
-        pack::{Blocks, Codes, Layout, Scales, Values, Words},
-    };
+    pub use crate::pack::{Blocks, Codes, Layout, Scales, Values, Whole, Words};
 }
 
 pub use bytes::{BytesOwner, SharedBytes};

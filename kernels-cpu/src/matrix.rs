@@ -338,12 +338,12 @@ impl Matrix {
         (STRIP_BYTES / (2 * layout.group_bytes(self.cols))).clamp(1, STRIP)
     }
 
-    /// Bytes of scratch for packed groups of a strip of a deferred matrix, and for what is read of the file at once.
+    /// Bytes of scratch for packed groups of a strip of a deferred matrix, and for packing itself.
     pub(crate) fn deferred_bytes(&self) -> usize {
         match &self.storage {
             Storage::Deferred { packer, .. } => {
                 let tiles = if self.takes_strips() { self.longest_strip(packer.layout()) } else { 1 };
-                tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.near_bytes()
+                tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.group_bytes()
             }
             _ => 0,
         }
@@ -420,7 +420,7 @@ impl Matrix {
         let (first, count) = (groups.start * GROUP, self.rows.min(groups.end * GROUP) - groups.start * GROUP);
         let (group, groups) = (groups.start, groups.len());
         let (cols, panel) = (self.cols, scratch.panel);
-        let args = |group: *const u8, stride: usize| Tile {
+        let args = |group: *const u8, stride: usize, fetched: *const u8| Tile {
             group,
             stride,
             groups,
@@ -431,23 +431,28 @@ impl Matrix {
             out,
             out_stride,
             panel,
+            fetched,
         };
         match &self.storage {
             Storage::Deferred { bytes, packer, kernel } => {
                 let stride = packer.stride();
-                // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then what is read;
+                // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then what packing takes;
                 // the rest as below.
                 unsafe {
-                    let near = scratch.deferred.add(groups * stride);
-                    pack_groups(packer, bytes, group..group + groups, scratch.deferred, near);
-                    kernel(&args(scratch.deferred, stride));
+                    let rest = scratch.deferred.add(groups * stride);
+                    pack_groups(packer, bytes, group..group + groups, scratch.deferred, rest);
+                    let next = bytes.as_ptr().wrapping_add((group + groups) * packer.group_bytes());
+                    kernel(&args(scratch.deferred, stride, next));
                 }
             }
             Storage::Packed { region, layout, kernel } => {
                 let stride = layout.group_bytes(cols);
                 // SAFETY: the region holds all groups of the matrix, and `new` has found the processor to have the kernel's
                 // features; the rest is the caller's promise.
-                unsafe { kernel(&args(region.as_ptr().add(group * stride), stride)) }
+                unsafe {
+                    let group = region.as_ptr().add(group * stride);
+                    kernel(&args(group, stride, group));
+                }
             }
             Storage::Rows { format, .. } | Storage::Outside { format, .. } => {
                 // SAFETY: the caller gives `dequantized_values` values of scratch.
@@ -481,7 +486,10 @@ impl Matrix {
                 }
                 // SAFETY: the packed values were just written, and `new` has found the processor to have the kernel's
                 // features; the rest is the caller's promise.
-                unsafe { kernel(&args(packed.as_ptr().cast(), Layout::Plain(4).group_bytes(cols))) }
+                unsafe {
+                    let group = packed.as_ptr().cast();
+                    kernel(&args(group, Layout::Plain(4).group_bytes(cols), group));
+                }
             }
         }
     }
@@ -490,16 +498,16 @@ impl Matrix {
 /// Packs some groups of a matrix to `out`.
 ///
 /// # Safety
-/// `out` is valid for the packed groups and `near` for `near_bytes`; nobody else uses either meanwhile.
-unsafe fn pack_groups(packer: &Packer, bytes: &SharedBytes, groups: Range<usize>, out: *mut u8, near: *mut u8) {
+/// `out` is valid for the packed groups and `scratch` for `group_bytes`; nobody else uses either meanwhile.
+unsafe fn pack_groups(packer: &Packer, bytes: &SharedBytes, groups: Range<usize>, out: *mut u8, scratch: *mut u8) {
     // SAFETY: promised by the caller; scratch and regions are initialised.
-    let (out, near) = unsafe {
+    let (out, scratch) = unsafe {
         (
             std::slice::from_raw_parts_mut(out, groups.len() * packer.stride()),
-            std::slice::from_raw_parts_mut(near, packer.near_bytes()),
+            std::slice::from_raw_parts_mut(scratch, packer.group_bytes()),
         )
     };
-    packer.pack(bytes, groups.start, out, near);
+    packer.pack(bytes, groups.start, out, scratch);
 }
 
 /// The fast kernel for a type; `None` if the reference has to do it.

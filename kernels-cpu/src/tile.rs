@@ -37,6 +37,14 @@ pub(crate) struct Tile {
     pub(crate) out_stride: usize,
     /// Scratch of `PANEL_BYTES`; 64-byte aligned.
     pub(crate) panel: *mut u8,
+    /// First of as many groups from which memory is fetched into the second-level cache meanwhile, beginning some way in: `group`
+    /// where weights lie in memory, else what is packed next. A kernel may name any address behind it.
+    /// Only AVX-512 kernels look here (see PERFORMANCE.md, "What did not pay").
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "other kernels leave fetching to the processor")
+    )]
+    pub(crate) fetched: *const u8,
 }
 
 impl Tile {

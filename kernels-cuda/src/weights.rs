@@ -9,7 +9,7 @@
 use crate::{Arena, Device, DeviceError, Span, UploadBuffer, Uploader};
 use rayon::prelude::*;
 use rustai_abi::DType;
-use rustai_kernels_cpu::order::{Codes, Layout, Parts, Scales};
+use rustai_kernels_cpu::order::{Codes, Layout, Scales};
 
 /// Columns of a block of a quantized type.
 pub const BLOCK: usize = 32;
@@ -205,9 +205,10 @@ fn pieces(mut plane: &mut [u8], bytes: usize, count: usize) -> impl IndexedParal
 fn pack_blocks(dtype: DType, shape: &Shape, bytes: &[u8], [codes, extra, fine, coarse]: [&mut [u8]; 4]) {
     let Layout::Blocks(blocks) = shape.layout else { return };
     let (len, block_bytes) = (dtype.block_len(), dtype.block_bytes());
-    let mut parts = Parts::ZERO;
     for (number, block) in bytes.chunks_exact(block_bytes).enumerate() {
-        (blocks.scales_of)(block, &mut parts);
+        let first = &block[blocks.d_at..];
+        let whole = (blocks.whole_of)([block]).map(u32::to_le_bytes);
+        let whole = whole.as_flattened();
         for i in 0..len / BLOCK {
             let at = number * len / BLOCK + i;
             let words = (blocks.words_of)([block], i).map(u32::to_le_bytes);
@@ -216,35 +217,23 @@ fn pack_blocks(dtype: DType, shape: &Shape, bytes: &[u8], [codes, extra, fine, c
             extra[at * shape.extra..][..shape.extra].copy_from_slice(&words[shape.codes..]);
             let fine = &mut fine[at * shape.fine..][..shape.fine];
             match blocks.scales {
-                Scales::Half => fine.copy_from_slice(&parts.d),
-                Scales::HalfWithMin => {
-                    fine[..2].copy_from_slice(&parts.d);
-                    fine[2..].copy_from_slice(&parts.dmin);
-                }
+                Scales::Half | Scales::HalfWithMin => fine.copy_from_slice(&first[..fine.len()]),
                 // The scale as an f32 has no more than its upper half.
                 Scales::Exponent => {
-                    let bits: u16 = match parts.scales[0] {
+                    let bits: u16 = match first[0] {
                         0 => 0x20,
                         1 => 0x40,
                         exponent => (u16::from(exponent) - 1) << 7,
                     };
                     fine.copy_from_slice(&bits.to_le_bytes());
                 }
-                Scales::Runs32 => fine[0] = parts.scales[i],
-                Scales::Runs16 => fine.copy_from_slice(&parts.scales[2 * i..2 * i + 2]),
-                Scales::Runs32WithMin => fine.copy_from_slice(&[parts.scales[i], parts.mins[i]]),
-                Scales::Runs16WithMin => {
-                    for (half, fine) in fine.iter_mut().enumerate() {
-                        *fine = parts.scales[2 * i + half] | parts.mins[2 * i + half] << 4;
-                    }
-                }
+                Scales::Runs32 => fine[0] = whole[i],
+                Scales::Runs16 | Scales::Runs16WithMin => fine.copy_from_slice(&whole[2 * i..2 * i + 2]),
+                Scales::Runs32WithMin => fine.copy_from_slice(&[whole[i], whole[8 + i]]),
             }
         }
         let coarse = &mut coarse[number * shape.coarse..][..shape.coarse];
-        if let [d0, d1, min @ ..] = coarse {
-            [*d0, *d1] = parts.d;
-            min.copy_from_slice(&parts.dmin[..min.len()]);
-        }
+        coarse.copy_from_slice(&first[..coarse.len()]);
     }
 }
 

@@ -5,7 +5,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_f16, write_searched},
-    parts::{Parts, fixed, put_nibbles},
+    parts::put_nibbles,
     search::{Levels, SCALE_TRIES, inverse, scale, unit_of},
     superblock::{NAN, weights},
 };
@@ -33,13 +33,6 @@ pub(super) fn lookup(scale: f32, table: &[i8; 16], quants: &[u8], out: &mut [f32
         *low = scale * f32::from(table[usize::from(q & 0x0f)]);
         *high = scale * f32::from(table[usize::from(q >> 4)]);
     }
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, ..] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
 }
 
 /// The steps as levels of a search.

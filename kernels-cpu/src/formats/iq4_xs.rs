@@ -8,7 +8,7 @@ use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
     iq4_nl::{Steps, VALUES, lookup},
-    parts::{Parts, fixed, put_nibbles},
+    parts::{Parts, put_nibbles},
     search::Whole,
     superblock,
 };
@@ -38,16 +38,6 @@ pub(crate) fn scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
         let high = (high >> (2 * group) & 3) as u8;
         (low | high << 4) as i8 - 32
     })
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, h0, h1, l0, l1, l2, l3, ..] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
-    for (to, scale) in parts.scales.iter_mut().zip(scales([h0, h1], [l0, l1, l2, l3])) {
-        *to = scale as u8;
-    }
 }
 
 struct Searched;

@@ -9,7 +9,7 @@ use super::{
     Format,
     block::{WriteBlock, read_blocks, write_searched},
     iq4_nl::lookup,
-    parts::{Parts, fixed, put_nibbles},
+    parts::put_nibbles,
     search::{sum, unit_of},
     superblock::shares,
 };
@@ -38,12 +38,6 @@ pub(crate) fn half_scale(exponent: u8) -> f32 {
         1 => 0x0040_0000,
         _ => (u32::from(exponent) - 1) << 23,
     })
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    parts.scales[0] = fixed::<BYTES>(block)[0];
 }
 
 struct Writer;

@@ -20,17 +20,9 @@ pub struct Parts {
 impl Parts {
     /// Zeros.
     pub const ZERO: Self = Self { codes: [0; QK_K], d: [0; 2], dmin: [0; 2], scales: [0; 16], mins: [0; 16] };
-
-    /// The 12 bytes of Q4_K and Q5_K.
-    #[inline(always)]
-    pub(super) fn set_k_scales(&mut self, packed: &[u8; 12]) {
-        let (scales, mins) = k_scales::unpack(packed);
-        self.scales[..8].copy_from_slice(&scales);
-        self.mins[..8].copy_from_slice(&mins);
-    }
 }
 
-/// The inverse of [`Parts::set_k_scales`].
+/// The 12 bytes of Q4_K and Q5_K.
 #[inline(always)]
 pub(super) fn k_scales_of(parts: &Parts) -> [u8; 12] {
     let eight = |values: &[u8; 16]| *values.first_chunk().expect("16 are more than 8");
@@ -68,10 +60,4 @@ pub(super) fn put_nibbles(codes: &[u8], quants: &mut [u8]) {
 #[inline(always)]
 pub(super) fn bits_of(codes: &[u8], place: u32) -> u32 {
     codes[..32].iter().enumerate().fold(0, |bits, (i, code)| bits | u32::from(code >> place & 1) << i)
-}
-
-/// The block as an array.
-#[inline(always)]
-pub(crate) fn fixed<const BYTES: usize>(block: &[u8]) -> &[u8; BYTES] {
-    block.try_into().expect("one whole block")
 }

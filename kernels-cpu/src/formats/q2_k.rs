@@ -7,7 +7,7 @@
 use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, fixed, put_crumbs},
+    parts::{Parts, put_crumbs},
     superblock,
 };
 use rustai_abi::DType;
@@ -32,16 +32,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[ref head @ .., d0, d1, m0, m1] = fixed::<BYTES>(block);
-    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    for ((scale, min), both) in parts.scales.iter_mut().zip(&mut parts.mins).zip(&head[..16]) {
-        (*scale, *min) = (both & 0x0f, both >> 4);
-    }
 }
 
 struct Searched;

@@ -7,7 +7,7 @@
 use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, fixed, put_crumbs},
+    parts::{Parts, put_crumbs},
     search::Whole,
     superblock,
 };
@@ -46,15 +46,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[ref head @ .., d0, d1] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
-    let scales = unpack_scales(head[32 + 64..].first_chunk().expect("12 bytes are left"));
-    parts.scales = scales.map(|scale| scale as u8);
 }
 
 struct Searched;

@@ -5,7 +5,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, fixed, put_nibbles},
+    parts::put_nibbles,
     simple::{LEN, around_zero},
 };
 use rustai_abi::DType;
@@ -24,13 +24,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *high = d * f32::from((q >> 4) as i8 - 8);
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, ..] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
 }
 
 struct Writer;

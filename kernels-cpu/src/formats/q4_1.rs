@@ -5,7 +5,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, fixed, put_nibbles},
+    parts::put_nibbles,
     simple::{LEN, above_minimum},
 };
 use rustai_abi::DType;
@@ -25,13 +25,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *high = d * f32::from(q >> 4) + m;
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, m0, m1, ..] = fixed::<BYTES>(block);
-    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
 }
 
 struct Writer;

@@ -6,7 +6,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, bits_of, fixed, put_nibbles},
+    parts::{bits_of, put_nibbles},
     simple::{LEN, around_zero},
 };
 use rustai_abi::DType;
@@ -27,13 +27,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *high = d * ((q >> 4 | (fifth >> (i + 16) & 1) << 4) as i32 - 16) as f32;
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, ..] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
 }
 
 struct Writer;

@@ -6,7 +6,7 @@
 use super::{
     Format,
     block::{WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, bits_of, fixed, put_nibbles},
+    parts::{bits_of, put_nibbles},
     simple::{LEN, above_minimum},
 };
 use rustai_abi::DType;
@@ -29,13 +29,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *high = d * (q >> 4 | (fifth >> (i + 16) & 1) << 4) as f32 + m;
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, m0, m1, ..] = fixed::<BYTES>(block);
-    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
 }
 
 struct Writer;

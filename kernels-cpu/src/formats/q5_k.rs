@@ -8,7 +8,7 @@ use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
     k_scales,
-    parts::{Parts, fixed, k_scales_of, put_low_nibbles},
+    parts::{Parts, k_scales_of, put_low_nibbles},
     superblock,
 };
 use rustai_abi::DType;
@@ -36,14 +36,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, m0, m1, ref rest @ ..] = fixed::<BYTES>(block);
-    (parts.d, parts.dmin) = ([d0, d1], [m0, m1]);
-    parts.set_k_scales(rest.first_chunk().expect("scales come before the quants"));
 }
 
 struct Searched;

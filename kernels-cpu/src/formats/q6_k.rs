@@ -8,7 +8,7 @@
 use super::{
     Format,
     block::{QK_K, WriteBlock, read_blocks, read_f16, write_searched},
-    parts::{Parts, fixed},
+    parts::Parts,
     search::Whole,
     superblock,
 };
@@ -37,14 +37,6 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[ref head @ .., d0, d1] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
-    parts.scales.copy_from_slice(&head[128 + 64..]);
 }
 
 struct Searched;

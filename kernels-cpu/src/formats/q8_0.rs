@@ -5,7 +5,6 @@
 use super::{
     Format,
     block::{WriteBlock, inverse_scale, read_blocks, read_f16, write_f16, write_searched},
-    parts::{Parts, fixed},
 };
 use rustai_abi::DType;
 
@@ -55,11 +54,4 @@ pub(crate) fn quantize_block(values: &[f32; LEN]) -> (f32, [i8; LEN]) {
         *q = (value * inverse).round() as i8;
     }
     (d, quants)
-}
-
-/// Reads the scales of a block.
-#[inline(always)]
-pub(crate) fn read_scales(block: &[u8], parts: &mut Parts) {
-    let &[d0, d1, ..] = fixed::<BYTES>(block);
-    parts.d = [d0, d1];
 }

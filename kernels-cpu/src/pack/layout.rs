@@ -4,10 +4,11 @@
 //! stands for, and how scales are kept.
 
 use super::{
+    GROUP,
     column::Four,
-    words::{self, Words},
+    words::{self, Whole, Words},
 };
-use crate::formats::{iq4_nl, iq4_xs, mxfp4, parts::Parts, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use crate::formats::{iq4_nl, mxfp4};
 use rustai_abi::DType;
 
 /// How the codes of a block of 32 columns and 16 rows lie in 64-byte registers.
@@ -69,8 +70,13 @@ pub struct Blocks {
     pub values: Values,
     /// How scales are kept.
     pub scales: Scales,
-    /// Reads the scales of a block of the file.
-    pub scales_of: fn(&[u8], &mut Parts),
+    /// Where a block of the file has its f16 d, with its m or dmin after that if there is one, or its E8M0.
+    pub d_at: usize,
+    /// The whole numbers of a block of the file that belong to runs, as bytes: scales, then minima; of
+    /// [`Scales::Runs16WithMin`] both in one.
+    pub whole_of: fn([&[u8]; 1]) -> Whole,
+    /// The same for a block of each of four rows.
+    pub(super) whole_of_four: fn([&[u8]; 4]) -> Whole<Four>,
     /// Brings 32 columns of a block of the file, counted by the number, into the order of `codes`.
     pub words_of: fn([&[u8]; 1], usize) -> Words,
     /// The same for a block of each of four rows.
@@ -86,14 +92,16 @@ pub enum Layout {
     Blocks(Blocks),
 }
 
-/// The row of a type of blocks; the last part is the name of a function of [`words`].
+/// The row of a type of blocks; the last two parts are names of functions of [`words`].
 macro_rules! blocks {
-    ($codes:expr, $values:expr, $scales:expr, $scales_of:path, $words:path) => {
+    ($codes:expr, $values:expr, $scales:expr, $d_at:expr, $whole:path, $words:path) => {
         Layout::Blocks(Blocks {
             codes: $codes,
             values: $values,
             scales: $scales,
-            scales_of: $scales_of,
+            d_at: $d_at,
+            whole_of: $whole,
+            whole_of_four: $whole,
             words_of: $words,
             words_of_four: $words,
         })
@@ -105,27 +113,27 @@ pub(crate) const LAYOUTS: [(DType, Layout); 16] = [
     (DType::F32, Layout::Plain(4)),
     (DType::F16, Layout::Plain(2)),
     (DType::BF16, Layout::Plain(2)),
-    (DType::Q4_0, blocks!(Codes::Four, Values::Offset(8), Scales::Half, q4_0::read_scales, words::q4_0)),
-    (DType::Q4_1, blocks!(Codes::Four, Values::Offset(0), Scales::HalfWithMin, q4_1::read_scales, words::q4_1)),
-    (DType::Q5_0, blocks!(Codes::Five, Values::Offset(16), Scales::Half, q5_0::read_scales, words::q5_0)),
-    (DType::Q5_1, blocks!(Codes::Five, Values::Offset(0), Scales::HalfWithMin, q5_1::read_scales, words::q5_1)),
-    (DType::Q8_0, blocks!(Codes::Eight, Values::Signed, Scales::Half, q8_0::read_scales, words::q8_0)),
-    (DType::Q2_K, blocks!(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, q2_k::read_scales, words::q2_k)),
-    (DType::Q3_K, blocks!(Codes::Three, Values::Offset(4), Scales::Runs16, q3_k::read_scales, words::q3_k)),
-    (DType::Q4_K, blocks!(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, q4_k::read_scales, words::q4_k)),
-    (DType::Q5_K, blocks!(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, q5_k::read_scales, words::q5_k)),
-    (DType::Q6_K, blocks!(Codes::Six, Values::Offset(32), Scales::Runs16, q6_k::read_scales, words::q6_k)),
+    (DType::Q4_0, blocks!(Codes::Four, Values::Offset(8), Scales::Half, 0, words::no_whole, words::q4_0)),
+    (DType::Q4_1, blocks!(Codes::Four, Values::Offset(0), Scales::HalfWithMin, 0, words::no_whole, words::q4_1)),
+    (DType::Q5_0, blocks!(Codes::Five, Values::Offset(16), Scales::Half, 0, words::no_whole, words::q5_0)),
+    (DType::Q5_1, blocks!(Codes::Five, Values::Offset(0), Scales::HalfWithMin, 0, words::no_whole, words::q5_1)),
+    (DType::Q8_0, blocks!(Codes::Eight, Values::Signed, Scales::Half, 0, words::no_whole, words::q8_0)),
+    (DType::Q2_K, blocks!(Codes::Two, Values::Offset(0), Scales::Runs16WithMin, 80, words::whole_q2_k, words::q2_k)),
+    (DType::Q3_K, blocks!(Codes::Three, Values::Offset(4), Scales::Runs16, 108, words::whole_q3_k, words::q3_k)),
+    (DType::Q4_K, blocks!(Codes::Four, Values::Offset(0), Scales::Runs32WithMin, 0, words::whole_k, words::q4_k)),
+    (DType::Q5_K, blocks!(Codes::Five, Values::Offset(0), Scales::Runs32WithMin, 0, words::whole_k, words::q5_k)),
+    (DType::Q6_K, blocks!(Codes::Six, Values::Offset(32), Scales::Runs16, 208, words::whole_q6_k, words::q6_k)),
     (
         DType::IQ4_NL,
-        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, iq4_nl::read_scales, words::q4_0),
+        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Half, 0, words::no_whole, words::q4_0),
     ),
     (
         DType::IQ4_XS,
-        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, iq4_xs::read_scales, words::iq4_xs),
+        blocks!(Codes::Four, Values::Table(&iq4_nl::VALUES), Scales::Runs32, 0, words::whole_iq4_xs, words::iq4_xs),
     ),
     (
         DType::MXFP4,
-        blocks!(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, mxfp4::read_scales, words::mxfp4),
+        blocks!(Codes::Four, Values::Table(&mxfp4::VALUES), Scales::Exponent, 0, words::no_whole, words::mxfp4),
     ),
 ];
 
@@ -148,7 +156,7 @@ impl Layout {
     /// As [`group_bytes`](Self::group_bytes), without the padding at the end.
     pub(crate) const fn used_bytes(self, cols: usize) -> usize {
         match self {
-            Self::Plain(size) => cols * size * super::GROUP,
+            Self::Plain(size) => cols * size * GROUP,
             Self::Blocks(blocks) => blocks.code_bytes(cols) + blocks.scales.bytes(cols),
         }
     }
@@ -213,6 +221,26 @@ impl Scales {
             Self::Runs16 => cols / 256 * (32 + 16 * 16),
             Self::Runs32WithMin => cols / 256 * (64 + 8 * 32),
             Self::Runs16WithMin => cols / 256 * (64 + 16 * 16),
+        }
+    }
+
+    /// Where the bytes of sixteen rows lie, behind the beginning of what belongs to 256 columns, for whole number `i` of
+    /// [`Blocks::whole_of`].
+    pub(super) const fn place(self, i: usize) -> usize {
+        match self {
+            Self::Half | Self::HalfWithMin | Self::Exponent => 0,
+            Self::Runs32 | Self::Runs16 => 32 + i * GROUP,
+            Self::Runs32WithMin => 64 + (i % 8 * 2 + i / 8) * GROUP,
+            Self::Runs16WithMin => 64 + i * GROUP,
+        }
+    }
+
+    /// Whole numbers of [`Blocks::whole_of`].
+    pub(super) const fn whole(self) -> usize {
+        match self {
+            Self::Half | Self::HalfWithMin | Self::Exponent => 0,
+            Self::Runs32 => 8,
+            Self::Runs16 | Self::Runs32WithMin | Self::Runs16WithMin => 16,
         }
     }
 

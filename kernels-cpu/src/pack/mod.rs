@@ -15,12 +15,14 @@ mod words;
 
 pub use layout::{Blocks, Codes, Layout, Scales, Values};
 pub(crate) use layout::{Packed, integer_types, types};
-pub use words::Words;
+pub use words::{Whole, Words};
 
 use crate::{
     SharedBytes,
-    formats::{self, mxfp4, parts::Parts},
+    fetch::fetch,
+    formats::{self, mxfp4},
 };
+use column::{Column, Four};
 use half::f16;
 use rayon::prelude::*;
 use rustai_abi::DType;
@@ -30,9 +32,6 @@ pub(crate) const GROUP: usize = 16;
 
 /// Groups that are packed by one task: enough to be worth a task, few enough to share evenly.
 pub(crate) const GROUPS_PER_TASK: usize = 8;
-
-/// Bytes that are read at once, but for one group at least: worth a system call, and few enough for the second-level cache.
-const NEAR_BYTES: usize = 64 << 10;
 
 /// Packs row-major blocks of one type and row length.
 #[derive(Clone, Copy, Debug)]
@@ -67,26 +66,28 @@ impl Packer {
         self.stride
     }
 
-    /// Bytes of scratch that packing takes.
-    pub(crate) fn near_bytes(&self) -> usize {
-        (NEAR_BYTES / self.group_bytes).max(1) * self.group_bytes
+    /// Bytes of a group in the file.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.group_bytes
     }
 
-    /// Packs the groups from `first` on, as many as `out` has room for and whatever that holds before. `near` is scratch of
-    /// [`near_bytes`](Self::near_bytes). The last group may lack rows.
-    pub(crate) fn pack(&self, bytes: &SharedBytes, first: usize, out: &mut [u8], near: &mut [u8]) {
-        let mut start = first * self.group_bytes;
-        for groups in out.chunks_mut(near.len() / self.group_bytes * self.stride) {
-            // Sixteen rows are read at once, each too short to be fetched ahead, so they are brought near one after the other.
-            let near = &mut near[..groups.len() / self.stride * self.group_bytes];
-            let (present, absent) = near.split_at_mut(near.len().min(bytes.len() - start));
-            bytes.copy(start, present);
-            absent.fill(0);
-            start += near.len();
-            for (rows, group) in near.chunks_exact(self.group_bytes).zip(groups.chunks_exact_mut(self.stride)) {
-                (self.pack_group)(rows, group);
-                group[self.used..].fill(0);
+    /// Packs the groups from `first` on, as many as `out` has room for and whatever that holds before. `scratch` has
+    /// [`group_bytes`](Self::group_bytes), for a last group that lacks rows.
+    pub(crate) fn pack(&self, bytes: &SharedBytes, first: usize, out: &mut [u8], scratch: &mut [u8]) {
+        let start = first * self.group_bytes;
+        // As many more are fetched while these are packed and multiplied, and somewhat more.
+        let next = start + out.len() / self.stride * self.group_bytes;
+        bytes.ready(next..2 * next - start + self.group_bytes);
+        let groups = out.chunks_exact_mut(self.stride).zip(bytes[start..].chunks(self.group_bytes));
+        for (group, mut rows) in groups {
+            if rows.len() < self.group_bytes {
+                let (present, absent) = scratch[..self.group_bytes].split_at_mut(rows.len());
+                present.copy_from_slice(rows);
+                absent.fill(0);
+                rows = scratch;
             }
+            (self.pack_group)(rows, group);
+            group[self.used..].fill(0);
         }
     }
 
@@ -94,13 +95,14 @@ impl Packer {
     pub(crate) fn pack_in_parallel(&self, bytes: &SharedBytes, out: &mut [u8]) {
         let tasks = out.par_chunks_mut(self.stride * GROUPS_PER_TASK).enumerate();
         tasks.for_each_init(
-            || vec![0; self.near_bytes()],
-            |near, (task, out)| self.pack(bytes, task * GROUPS_PER_TASK, out, near),
+            || vec![0; self.group_bytes],
+            |scratch, (task, out)| self.pack(bytes, task * GROUPS_PER_TASK, out, scratch),
         );
     }
 }
 
-/// Packs the rows of one group, which follow each other.
+/// Packs the rows of one group, which follow each other; those of the next group are fetched meanwhile, since rows are read side
+/// by side, each too short for the processor to fetch it ahead.
 type PackGroup = fn(&[u8], &mut [u8]);
 
 /// The function made for a type of blocks.
@@ -131,7 +133,9 @@ fn packer_of(dtype: DType) -> PackGroup {
 fn interleave<const SIZE: usize>(rows: &[u8], out: &mut [u8]) {
     let count = rows.len() / GROUP / SIZE;
     let rows: [&[[u8; SIZE]]; GROUP] = std::array::from_fn(|r| &rows.as_chunks().0[r * count..(r + 1) * count]);
+    let next = rows[GROUP - 1].as_ptr_range().end.cast::<u8>();
     for (j, out) in out.as_chunks_mut::<SIZE>().0.as_chunks_mut::<GROUP>().0[..count].iter_mut().enumerate() {
+        fetch(next.wrapping_add(j * GROUP * SIZE), GROUP * SIZE);
         for (out, row) in out.iter_mut().zip(&rows) {
             *out = row[j];
         }
@@ -157,8 +161,9 @@ fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
     let (code_plane, scale_plane) = out.split_at_mut(P::BLOCKS.code_bytes(blocks * len));
     let places =
         code_plane.chunks_exact_mut(P::BLOCKS.code_bytes(len)).zip(scale_plane.chunks_exact_mut(scales.bytes(len)));
-    let mut parts = Parts::ZERO;
     for (b, (code_place, scale_place)) in places.enumerate() {
+        fetch(rows.as_ptr().wrapping_add(rows.len() + b * GROUP * bytes), GROUP * bytes);
+        let mut whole = [[Four::splat(0); 4]; 4];
         for (four, rows) in rows.chunks_exact(4 * row_bytes).enumerate() {
             let block = |row: usize| &rows[row * row_bytes + b * bytes..][..bytes];
             let blocks = [block(0), block(1), block(2), block(3)];
@@ -180,10 +185,29 @@ fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
                 put_words!(0);
             }
             for (r, block) in blocks.iter().enumerate() {
-                (P::BLOCKS.scales_of)(block, &mut parts);
-                put_scales(scales, &parts, four * 4 + r, scale_place);
+                put_first_level(scales, &block[P::BLOCKS.d_at..], four * 4 + r, scale_place);
+            }
+            whole[four] = (P::BLOCKS.whole_of_four)(blocks);
+        }
+        for i in 0..scales.whole() / 4 {
+            let bytes = Four::bytes([whole[0][i], whole[1][i], whole[2][i], whole[3][i]]);
+            for (j, bytes) in bytes.iter().enumerate() {
+                scale_place[scales.place(4 * i + j)..][..GROUP].copy_from_slice(bytes);
             }
         }
+    }
+}
+
+/// Writes what a block of row `r` has at its [`d_at`](Blocks::d_at).
+#[inline(always)]
+fn put_first_level(scales: Scales, block: &[u8], r: usize, out: &mut [u8]) {
+    if scales == Scales::Exponent {
+        out[r] = block[0];
+        return;
+    }
+    out[r * 2..r * 2 + 2].copy_from_slice(&block[..2]);
+    if scales.has_min() {
+        out[32 + r * 2..34 + r * 2].copy_from_slice(&block[2..4]);
     }
 }
 
@@ -205,48 +229,6 @@ fn unpack_code(order: Codes, packed: &[u8; ROW_CODES], col: usize) -> u8 {
     }
 }
 
-/// Writes the scales of row `r`.
-#[inline(always)]
-fn put_scales(scales: Scales, parts: &Parts, r: usize, out: &mut [u8]) {
-    let d = |out: &mut [u8]| out[r * 2..r * 2 + 2].copy_from_slice(&parts.d);
-    let dmin = |out: &mut [u8]| out[32 + r * 2..34 + r * 2].copy_from_slice(&parts.dmin);
-    match scales {
-        Scales::Half => d(out),
-        Scales::HalfWithMin => {
-            d(out);
-            dmin(out);
-        }
-        Scales::Exponent => out[r] = parts.scales[0],
-        Scales::Runs32 => {
-            d(out);
-            for i in 0..8 {
-                out[32 + i * GROUP + r] = parts.scales[i];
-            }
-        }
-        Scales::Runs16 => {
-            d(out);
-            for i in 0..16 {
-                out[32 + i * GROUP + r] = parts.scales[i];
-            }
-        }
-        Scales::Runs32WithMin => {
-            d(out);
-            dmin(out);
-            for i in 0..8 {
-                out[64 + i * 2 * GROUP + r] = parts.scales[i];
-                out[64 + (i * 2 + 1) * GROUP + r] = parts.mins[i];
-            }
-        }
-        Scales::Runs16WithMin => {
-            d(out);
-            dmin(out);
-            for i in 0..16 {
-                out[64 + i * GROUP + r] = parts.scales[i] | parts.mins[i] << 4;
-            }
-        }
-    }
-}
-
 /// Scale and addend of row `r` for column `col`, with the same operations as the type's `dequantize`.
 fn scale_of(scales: Scales, r: usize, col: usize, packed: &[u8]) -> (f32, f32) {
     let half = |at: usize| f16::from_le_bytes([packed[at + r * 2], packed[at + r * 2 + 1]]).to_f32();
@@ -259,16 +241,16 @@ fn scale_of(scales: Scales, r: usize, col: usize, packed: &[u8]) -> (f32, f32) {
         Scales::Runs32 | Scales::Runs16 => {
             let run = if scales == Scales::Runs32 { col % 256 / 32 } else { col % 256 / 16 };
             let at = long * scales.bytes(256);
-            (half(at) * f32::from(byte(at + 32 + run * GROUP) as i8), 0.0)
+            (half(at) * f32::from(byte(at + scales.place(run)) as i8), 0.0)
         }
         Scales::Runs32WithMin => {
-            let at = long * scales.bytes(256);
-            let run = at + 64 + col % 256 / 32 * 2 * GROUP;
-            (half(at) * f32::from(byte(run)), -(half(at + 32) * f32::from(byte(run + GROUP))))
+            let (at, run) = (long * scales.bytes(256), col % 256 / 32);
+            let [scale, min] = [run, 8 + run].map(|i| f32::from(byte(at + scales.place(i))));
+            (half(at) * scale, -(half(at + 32) * min))
         }
         Scales::Runs16WithMin => {
             let at = long * scales.bytes(256);
-            let both = byte(at + 64 + col % 256 / 16 * GROUP);
+            let both = byte(at + scales.place(col % 256 / 16));
             (half(at) * f32::from(both & 0x0f), -(half(at + 32) * f32::from(both >> 4)))
         }
     }

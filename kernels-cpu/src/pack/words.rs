@@ -1,13 +1,17 @@
-//! Blocks' codes in the order of [`Codes`](super::Codes), straight from the bits of the file.
+//! Blocks' codes in the order of [`Codes`](super::Codes), and the whole numbers among their scales in that of
+//! [`Blocks::whole_of`](super::Blocks), straight from the bits of the file.
 //!
-//! Each function takes a block, or a block of each of four rows, and gives the part of 32 columns, a word for each register, for
-//! columns `32k ..` of the blocks. Files keep most bits in words already, so few operations on whole words do; the words of
-//! four rows go through them together.
+//! Each function takes a block, or a block of each of four rows. Those of codes give the part of 32 columns, a word for each
+//! register, for columns `32k ..` of the blocks. Files keep most bits in words already, so few operations on whole words do;
+//! the words of four rows go through them together.
 
 use super::column::Column;
 
 /// A word for each register; those that a type does not have are zero.
 pub type Words<C = u32> = [C; 8];
+
+/// Whole numbers among the scales of a block, each a byte.
+pub type Whole<C = u32> = [C; 4];
 
 const LOW: u32 = 0x0f0f_0f0f;
 const CRUMB: u32 = 0x0303_0303;
@@ -142,4 +146,60 @@ pub(super) fn q6_k<C: Column<R>, const R: usize>(blocks: [&[u8]; R], k: usize) -
     let [a, b, c, d] = nibbles_of_32(blocks, half * 64 + run % 2 * 32, run >= 2);
     let [e, f] = crumbs(blocks, 128 + half * 32, run as u32);
     registers([a, b, c, d, e, f])
+}
+
+/// Of blocks without whole numbers among their scales.
+#[inline(always)]
+pub(super) fn no_whole<C: Column<R>, const R: usize>(_: [&[u8]; R]) -> Whole<C> {
+    [C::splat(0); 4]
+}
+
+/// Six-bit numbers from 0 on as bytes, less 32.
+#[inline(always)]
+fn less_32<C: Column<R>, const R: usize>(words: C) -> C {
+    // What is below 32 has ones from bit 5 on then.
+    let below = words.xor(0x2020_2020).and(0x2020_2020);
+    words.and(0x1f1f_1f1f).or(below).or(below.shl(1)).or(below.shl(2))
+}
+
+/// The 12 bytes of Q4_K and Q5_K: eight scales and eight minima. A byte of each word belongs to one of four.
+#[inline(always)]
+pub(super) fn whole_k<C: Column<R>, const R: usize>(blocks: [&[u8]; R]) -> Whole<C> {
+    let [scales, mins, low, _] = C::four(blocks, 4);
+    let upper = |word: C| word.shr(2).and(0x3030_3030);
+    let first = |word: C| word.and(0x3f3f_3f3f);
+    [first(scales), low.and(LOW).or(upper(scales)), first(mins), low.shr(4).and(LOW).or(upper(mins))]
+}
+
+/// Sixteen times four bits of scale and four of minimum.
+#[inline(always)]
+pub(super) fn whole_q2_k<C: Column<R>, const R: usize>(blocks: [&[u8]; R]) -> Whole<C> {
+    C::four(blocks, 0)
+}
+
+/// Eight bytes with the low four bits of sixteen scales, then four with the upper two.
+#[inline(always)]
+pub(super) fn whole_q3_k<C: Column<R>, const R: usize>(blocks: [&[u8]; R]) -> Whole<C> {
+    let [first, last, high] = [96, 100, 104].map(|at| C::one(blocks, at));
+    let scales = |low: C, i: u32| less_32(low.and(LOW).or(high.shr(2 * i).and(CRUMB).shl(4)));
+    [scales(first, 0), scales(last, 1), scales(first.shr(4), 2), scales(last.shr(4), 3)]
+}
+
+#[inline(always)]
+pub(super) fn whole_q6_k<C: Column<R>, const R: usize>(blocks: [&[u8]; R]) -> Whole<C> {
+    C::four(blocks, 192)
+}
+
+/// Two bytes with the upper two bits of eight scales, then four with the low four.
+#[inline(always)]
+pub(super) fn whole_iq4_xs<C: Column<R>, const R: usize>(blocks: [&[u8]; R]) -> Whole<C> {
+    let (high, low) = (C::one(blocks, 2), C::one(blocks, 4));
+    let scales = |high: C, low: C| {
+        let apart = low.and(0xff).or(low.and(0xff00).shl(8));
+        let low = apart.and(0x000f_000f).or(apart.and(0x00f0_00f0).shl(4));
+        let crumb = |i: u32| high.shr(2 * i).and(3).shl(8 * i + 4);
+        less_32(low.or(crumb(0)).or(crumb(1)).or(crumb(2)).or(crumb(3)))
+    };
+    let zero = C::splat(0);
+    [scales(high, low), scales(high.shr(8), low.shr(16)), zero, zero]
 }

@@ -376,6 +376,7 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
             for g in 0..tile.groups {
                 let codes = tile.group.add(g * tile.stride);
                 let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
+                let fetched = tile.fetched.wrapping_add(g * tile.stride);
                 let out = tile.out(token, g);
                 if start == 0 {
                     for t in 0..count {
@@ -391,7 +392,7 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
                     let sums = Sums(tile.panel).next::<F>((run - start) / CHUNK * count);
                     for b in run..end.min(run + RUN) {
                         if token == 0 {
-                            fetch_ahead::<F>(codes, codes.wrapping_add(tile.stride), blocks, b);
+                            fetch_ahead::<F>(fetched, fetched.wrapping_add(tile.stride), blocks, b);
                         }
                         let w = weights::<F>(codes.add(b * F::BLOCKS.codes.registers() * 64));
                         let row_scales = row_scales::<F>(level, scales, b);

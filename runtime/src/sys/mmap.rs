@@ -1,7 +1,7 @@
 //! Read-only, private mappings of files.
 
 use rustai_kernels_cpu::BytesOwner;
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range};
 
 /// A whole file, mapped read-only.
 ///
@@ -9,7 +9,6 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 /// process with `SIGBUS`. Model files are replaced by renaming, which leaves the mapped file alone.
 pub(crate) struct Mapping {
     map: memmap2::Mmap,
-    file: File,
 }
 
 impl Mapping {
@@ -20,7 +19,7 @@ impl Mapping {
         // could change bytes under a slice; memmap2 leaves that to the caller. All readers here treat the bytes as
         // numbers or copy them before they check them (strings), so no invalid value can arise from such a change.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Self { map, file: file.try_clone()? })
+        Ok(Self { map })
     }
 }
 
@@ -29,11 +28,12 @@ impl BytesOwner for Mapping {
         &self.map
     }
 
-    /// Reads rather than maps: for each byte once, that costs less than half.
-    fn copy(&self, from: usize, out: &mut [u8]) {
-        if let Err(error) = self.file.read_exact_at(out, from as u64) {
-            tracing::debug!(%error, "a part of a mapped file cannot be read; it is copied from where it is mapped");
-            out.copy_from_slice(&self.map[from..from + out.len()]);
+    /// Maps the pages at once: each access to one that is not mapped would cost more, and what a program fetches ahead is
+    /// fetched from mapped pages only. Failure is harmless, so it is not reported.
+    fn ready(&self, range: Range<usize>) {
+        let Some(pages) = pages_of(range, self.map.len(), rustix::param::page_size()) else { return };
+        if let Err(error) = self.map.advise_range(memmap2::Advice::PopulateRead, pages.start, pages.len()) {
+            tracing::debug!(%error, "madvise(MADV_POPULATE_READ) failed; pages are mapped when they are read");
         }
     }
 
@@ -84,9 +84,7 @@ mod tests {
         let mapping = Mapping::new(&file).unwrap();
         assert_eq!(mapping.bytes(), bytes);
         mapping.release(1..3 * page + 1);
-        let mut copy = vec![0; 2 * page];
-        mapping.copy(page - 1, &mut copy);
-        assert_eq!(copy, bytes[page - 1..][..2 * page]);
+        mapping.ready(page - 1..3 * page);
         assert_eq!(mapping.bytes(), bytes);
     }
 }
