@@ -37,10 +37,11 @@ impl BytesOwner for Mapping {
         }
     }
 
-    /// Drops the physical pages that `range` touches. Reading them again, or what shares a page with the range's ends, brings
+    /// Drops the physical pages that `range` touches, and those that the system mapped around them. Reading them again brings
     /// them back from the file. Failure is harmless, so it is not reported.
     fn release(&self, range: Range<usize>) {
-        let Some(pages) = pages_of(range, self.map.len(), rustix::param::page_size()) else { return };
+        let unit = MOST_AROUND.max(rustix::param::page_size());
+        let Some(pages) = pages_of(range, self.map.len(), unit) else { return };
         // SAFETY: MADV_DONTNEED discards pages, which loses data in anonymous or writable private mappings. This one is
         // a read-only mapping of a file: by madvise(2) the next access repopulates the pages "from the up-to-date
         // contents of the underlying mapped file", the same bytes, so slices that point here stay valid and unchanged.
@@ -53,10 +54,13 @@ impl BytesOwner for Mapping {
     }
 }
 
-/// The pages that `range` touches, itself cut to `len`; `None` if there is none.
+/// Accessing a page also maps what lies around it in the page cache's folio, which may be as large as this.
+const MOST_AROUND: usize = 2 << 20;
+
+/// The pages, or other units, that `range` touches, cut to `len`; `None` if there is none.
 fn pages_of(range: Range<usize>, len: usize, page: usize) -> Option<Range<usize>> {
     let (start, end) = (range.start / page * page, range.end.min(len));
-    (range.start < end).then_some(start..end)
+    (range.start < end).then_some(start..end.next_multiple_of(page).min(len))
 }
 
 #[cfg(test)]
@@ -67,8 +71,9 @@ mod tests {
     #[test]
     fn every_page_that_the_range_touches_counts() {
         assert_eq!(pages_of(0..8192, 8192, 4096), Some(0..8192));
-        assert_eq!(pages_of(1..8192, 8192, 4096), Some(0..8192));
-        assert_eq!(pages_of(5000..5001, 8192, 4096), Some(4096..5001));
+        assert_eq!(pages_of(1..8190, 8192, 4096), Some(0..8192));
+        assert_eq!(pages_of(5000..5001, 8192, 4096), Some(4096..8192));
+        assert_eq!(pages_of(5000..8195, 8200, 4096), Some(4096..8200));
         assert_eq!(pages_of(5000..20000, 12288, 4096), Some(4096..12288));
         assert_eq!(pages_of(100..100, 8192, 4096), None);
         assert_eq!(pages_of(usize::MAX - 1..usize::MAX, 8192, 4096), None);
