@@ -1,8 +1,8 @@
 //! Matrix products of every fast type and instruction set at 1 to 512 tokens, on all cores: weights from memory (a matrix of
-//! a 1B model) and in the caches (one of a 135M model). Bytes of weights per second up to 4 tokens, multiply-adds per
-//! second from there on.
+//! a 1B and of an 8B model) and in the caches (one of a 135M model). Bytes of weights per second up to 4 tokens, multiply-adds
+//! per second from there on.
 //!
-//! `cargo bench -p rustai-kernels-cpu --bench matmul` runs all (a few minutes) and writes `target/criterion/report/index.html`;
+//! `cargo bench -p rustai-kernels-cpu --bench matmul` runs all (a quarter of an hour) and writes `target/criterion/report/index.html`;
 //! a filter picks some: `cargo bench -p rustai-kernels-cpu --bench matmul -- memory/avx512/Q4_0`. `rustai bench kernels`
 //! shows the same products beside the limits of the machine.
 
@@ -20,7 +20,9 @@ const MEMORY: Residence = Residence::Memory(512 << 20);
 fn matmul(criterion: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let most = TOKENS.into_iter().max().unwrap_or(1);
-    for (place, model, residence) in [("memory", MODELS[1], MEMORY), ("cache", MODELS[0], Residence::Cache)] {
+    let places =
+        [("memory", MODELS[1], MEMORY), ("memory-8b", MODELS[2], MEMORY), ("cache", MODELS[0], Residence::Cache)];
+    for (place, model, residence) in places {
         let mut group = criterion.benchmark_group(place);
         group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
         for isa in Isa::ALL.into_iter().filter(|isa| isa.missing_feature().is_none()) {

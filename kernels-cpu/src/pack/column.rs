@@ -130,26 +130,35 @@ impl Column<4> for Four {
     }
 }
 
-/// [`Four`] in the registers of every x86-64.
-///
-/// SAFETY of the whole module: every x86-64 has SSE2, and a register is sixteen bytes of any contents.
-#[cfg(target_arch = "x86_64")]
-mod sse2 {
-    use std::{arch::x86_64::*, mem::transmute};
-
-    pub(super) type Words = __m128i;
+/// [`Four`] in one register.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod register {
+    #[cfg(target_arch = "aarch64")]
+    pub(super) use std::arch::aarch64::uint32x4_t as Words;
+    #[cfg(target_arch = "x86_64")]
+    pub(super) use std::arch::x86_64::__m128i as Words;
+    use std::mem::transmute;
 
     #[inline(always)]
     pub(super) fn from_words(words: [u32; 4]) -> Words {
-        // SAFETY: see the head of the module.
+        // SAFETY: both are sixteen bytes of any contents.
         unsafe { transmute(words) }
     }
 
     #[inline(always)]
     pub(super) fn to_le_bytes(words: Words) -> [u8; 16] {
-        // SAFETY: see the head of the module.
+        // SAFETY: as above; the processor is little-endian.
         unsafe { transmute(words) }
     }
+}
+
+/// [`Four`] with the instructions of every x86-64.
+///
+/// SAFETY of the whole module: every x86-64 has SSE2.
+#[cfg(target_arch = "x86_64")]
+mod sse2 {
+    pub(super) use super::register::*;
+    use std::arch::x86_64::*;
 
     #[inline(always)]
     pub(super) fn and(a: Words, b: Words) -> Words {
@@ -210,26 +219,13 @@ mod sse2 {
     }
 }
 
-/// [`Four`] in the registers of every AArch64.
+/// [`Four`] with the instructions of every AArch64.
 ///
-/// SAFETY of the whole module: every AArch64 has NEON, and a register is sixteen bytes of any contents.
+/// SAFETY of the whole module: every AArch64 has NEON, and registers hold any bytes.
 #[cfg(target_arch = "aarch64")]
 mod neon {
+    pub(super) use super::register::*;
     use std::{arch::aarch64::*, mem::transmute};
-
-    pub(super) type Words = uint32x4_t;
-
-    #[inline(always)]
-    pub(super) fn from_words(words: [u32; 4]) -> Words {
-        // SAFETY: see the head of the module.
-        unsafe { transmute(words) }
-    }
-
-    #[inline(always)]
-    pub(super) fn to_le_bytes(words: Words) -> [u8; 16] {
-        // SAFETY: see the head of the module.
-        unsafe { transmute(words) }
-    }
 
     #[inline(always)]
     pub(super) fn and(a: Words, b: Words) -> Words {
