@@ -134,15 +134,14 @@ pub(super) fn load(
     let pool = pool.map_err(|error| BuildError::Thread(io::Error::other(error)))?;
     // One weight after the other, each by all threads, so that no two are in memory twice at once.
     for index in order {
-        resolved[index] = pool.install(|| resolve(&weights[index], needs[index], source, isa, making))?;
-        done += weights[index].bytes() as u64;
-        progress(done, total);
-    }
-    // Reading one page of a file brings its neighbours along, also such as had been let go of.
-    for (weight, resolved) in weights.iter().zip(&resolved) {
-        if weight.inline.is_none() && !resolved.needs_the_source() {
+        let weight = &weights[index];
+        resolved[index] = pool.install(|| resolve(weight, needs[index], source, isa, making))?;
+        // At once, even of small ones: reading a page of a file brings its neighbours along.
+        if weight.inline.is_none() && !resolved[index].needs_the_source() {
             source.release(&weight.name);
         }
+        done += weight.bytes() as u64;
+        progress(done, total);
     }
     Ok(resolved)
 }
@@ -177,9 +176,6 @@ fn resolve(
     }
     if needs.matrix {
         let matrix = Arc::new(matrix(making.matrix(), isa, weight, weight.dims[1], bytes)?);
-        if matrix.is_packed() && weight.inline.is_none() {
-            source.release(&weight.name);
-        }
         // A tied embedding is looked up in the packed matrix, so the file is not needed again.
         resolved.table = needs.table.then(|| Arc::clone(&matrix));
         resolved.matrix = Some(matrix);
