@@ -5,8 +5,8 @@
 - Its machine code has the instructions that its family is about, and none of those that betray a mistake (see RULES).
 - Its registers and shared memory are those of the record; registers may differ by fewer than the eight that the
   hardware allocates at a time. A greater change is a failure until it is recorded. The compiler's choices follow the
-  addresses it happens to work at, and those the lengths of paths, so that what seems changed is compiled again from
-  folders with longer names: it is a change if none of them gives what is recorded.
+  addresses it happens to work at, and those the lengths of paths, so that a source that seems changed is compiled again
+  from folders with longer names: it is a change if none of them gives what is recorded.
 - Its shared memory is within what a block can have. `dynamic` in the record is what launches ask for: a test of the crate
   (ops/mod.rs) holds it to the code that launches, and says what to write there.
 
@@ -31,11 +31,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +74,9 @@ REGISTER_UNIT = 8
 # From how many folders a source is compiled again whose kernels seem changed. Where a kernel was seen to vary, it was one of two
 # programs, the rarer of them in a third of the folders.
 DRAWS = 8
+
+# Sources that stay changed after that, from which on no others are compiled again: a change of what many share, then.
+MOST_REDRAWN = 3
 
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror")
 
@@ -251,20 +252,37 @@ def compile_one(prefix: Path, source: Path, architecture: str, out: Path, folder
     return Compiled(source.stem, architecture, cubin, resources, code)
 
 
-def draw_again(prefix: Path, source: Path, architecture: str, out: Path) -> Iterator[Compiled]:
-    """Compiles one source from copies of cuda/ in folders with longer and longer names."""
-    for draw in range(1, DRAWS + 1):
-        with tempfile.TemporaryDirectory(dir=out, prefix="again" * draw) as folder:
-            shutil.copytree(HERE / "cuda", Path(folder) / "cuda")
-            compiled = compile_one(prefix, source, architecture, Path(folder), Path(folder))
-        if isinstance(compiled, Compiled):
-            yield compiled
-
-
-def changed(one: Compiled, record: dict[str, dict[str, list[int]]]) -> set[str]:
+def changed(one: Compiled, record: dict[str, dict[str, list[int]]]) -> list[str]:
     """The kernels on record that do not take what was recorded of them."""
     recorded = {kernel: record.get(kernel, {}).get(f"sm_{one.architecture}") for kernel in one.resources}
-    return {kernel for kernel, old in recorded.items() if old and not agree(one.resources[kernel], old)}
+    return [kernel for kernel, old in recorded.items() if old and not agree(one.resources[kernel], old)]
+
+
+class Compiler:
+    """Compiles sources so that they agree with the record, if they can."""
+
+    def __init__(self, out: Path, record: dict[str, dict[str, list[int]]]):
+        self.prefix, self.out, self.record = toolchain(), out, record
+        self.changed_for_good = 0
+        self.folders = [out / ("again" * draw) for draw in range(1, DRAWS + 1)]
+        for folder in self.folders:
+            shutil.copytree(HERE / "cuda", folder / "cuda")
+
+    def compile(self, source: Path, architecture: str) -> Compiled | str:
+        """One source; a text is what went wrong."""
+        first = compile_one(self.prefix, source, architecture, self.out)
+        if isinstance(first, str) or not changed(first, self.record):
+            return first
+        for folder in self.folders:
+            if self.changed_for_good >= MOST_REDRAWN:
+                break
+            print(f"{source.name} for sm_{architecture} differs from the record; compiling it from {folder.name}", flush=True)
+            again = compile_one(self.prefix, source, architecture, folder, folder)
+            if isinstance(again, Compiled) and not changed(again, self.record):
+                return again
+        else:
+            self.changed_for_good += 1
+        return first
 
 
 def write_text(sources: list[Path], out: Path) -> list[Path]:
@@ -348,19 +366,19 @@ def main() -> None:
     architectures = options.arch or list(ARCHITECTURES)
 
     settle_addresses()
-    prefix = toolchain()
     out = TARGET / "kernels"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    compiler = Compiler(out, {} if options.update else record)
     sources = sorted((HERE / "cuda").glob("*.cu"))
     work = [(source, architecture) for source in sources for architecture in architectures]
     # Sources named for an architecture are for that one only.
     work = [(s, a) for s, a in work if not (found := re.search(r"_sm(\w+)$", s.stem)) or found[1] == a]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda one: compile_one(prefix, *one, out), work))
+        results = list(pool.map(lambda one: compiler.compile(*one), work))
     problems = [result for result in results if isinstance(result, str)]
     compiled = [result for result in results if isinstance(result, Compiled)]
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     dynamic = {kernel: resources["dynamic"] for kernel, resources in record.items() if "dynamic" in resources}
     for one in compiled:
         problems += broken_rules(one, dynamic)
@@ -378,13 +396,6 @@ def main() -> None:
         rows = [f"  {json.dumps(kernel)}: {json.dumps(found[kernel])}" for kernel in sorted(found)]
         RECORD.write_text("{\n" + ",\n".join(rows) + "\n}\n")
     elif not options.update:
-        for one in compiled:
-            target, left = f"sm_{one.architecture}", changed(one, record)
-            again = draw_again(prefix, HERE / "cuda" / f"{one.family}.cu", one.architecture, out)
-            while left and (drawn := next(again, None)):
-                for kernel in left - changed(drawn, record):
-                    found[kernel][target] = drawn.resources[kernel]
-                left &= changed(drawn, record)
         for kernel in sorted(set(found) | set(record)):
             for target in (f"sm_{architecture}" for architecture in architectures):
                 new, old = found.get(kernel, {}).get(target), record.get(kernel, {}).get(target)

@@ -33,7 +33,7 @@ mod vector;
 mod x86_64;
 
 /// What the bits of quantized blocks say, for backends that lay out weights their own way: which parts a block has
-/// ([`Layout::of`](order::Layout::of)), and its codes in the order of the dot product ([`Blocks::words_of`](order::Blocks)).
+/// ([`Layout::of`](order::Layout::of)), its codes in the order of the dot product, and its scales ([`Blocks`](order::Blocks)).
 pub mod order {
     pub use crate::pack::{Blocks, Codes, Layout, Scales, Values, Whole, Words};
 }

@@ -38,8 +38,8 @@ pub(crate) struct Tile {
     /// Scratch of `PANEL_BYTES`; 64-byte aligned.
     pub(crate) panel: *mut u8,
     /// First of as many groups from which memory is fetched into the second-level cache meanwhile, beginning some way in: `group`
-    /// where weights lie in memory, else what is packed next. A kernel may name any address behind it.
-    /// Only AVX-512 kernels look here (see PERFORMANCE.md, "What did not pay").
+    /// where weights lie in memory, else the matrix's bytes that are packed next. A kernel may name any address behind it.
+    /// Only AVX-512 kernels of integer types look here (see PERFORMANCE.md, "What did not pay").
     #[cfg_attr(
         not(target_arch = "x86_64"),
         allow(dead_code, reason = "other kernels leave fetching to the processor")

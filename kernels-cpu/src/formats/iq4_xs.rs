@@ -31,7 +31,7 @@ fn dequantize(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// The scales of the eight groups, -32 to 31, from their upper bits and their lower nibbles.
-pub(crate) fn scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
+fn scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
     let high = u16::from_le_bytes(high);
     std::array::from_fn(|group| {
         let low = low[group / 2] >> (group % 2 * 4) & 0x0f;

@@ -5,7 +5,7 @@
 
 /// The scales and the minima of the eight groups of 32 values.
 #[inline(always)]
-pub(crate) fn unpack(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn unpack(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     // A byte of each word belongs to one of four scales.
     let word = |i: usize| u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]);
     let (scales, mins, low) = (word(0), word(1), word(2));

@@ -24,7 +24,7 @@ pub(crate) mod iq4_xs;
 pub(crate) mod k_scales;
 pub(crate) mod mxfp4;
 mod nvfp4;
-pub(crate) mod parts;
+mod parts;
 mod q1_0;
 mod q2_0;
 pub(crate) mod q2_k;

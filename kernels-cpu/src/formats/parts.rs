@@ -1,10 +1,10 @@
-//! Blocks as whole numbers, without any arithmetic: scales as packing reads them, and all that quantizing puts together.
+//! Blocks as whole numbers, without any arithmetic, as quantizing puts them together.
 
 use super::{block::QK_K, k_scales};
 
-/// What the bits of one block say. Parts that a type does not have keep their last contents.
+/// What the bits of one block say. Parts that a type does not have do not count.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub(super) struct Parts {
     /// A code per value, in the order of the columns: a quant as it is stored, or an index into the type's table.
     pub codes: [u8; QK_K],
     /// The f16 scale.

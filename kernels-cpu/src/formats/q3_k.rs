@@ -20,7 +20,7 @@ pub(super) const FORMAT: Format =
 
 /// The 16 scales, less their middle of 32. Bytes 0-7 hold the low four bits of scales 0-7 (low nibble) and 8-15 (high
 /// nibble); byte `8 + i` holds the upper two bits of scales `i`, `i + 4`, `i + 8` and `i + 12`, lowest first.
-pub(crate) fn unpack_scales(packed: &[u8; 12]) -> [i8; 16] {
+fn unpack_scales(packed: &[u8; 12]) -> [i8; 16] {
     std::array::from_fn(|i| {
         let low = packed[i % 8] >> (i / 8 * 4) & 0x0f;
         let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;

@@ -74,20 +74,24 @@ impl Packer {
     /// Packs the groups from `first` on, as many as `out` has room for and whatever that holds before. `scratch` has
     /// [`group_bytes`](Self::group_bytes), for a last group that lacks rows.
     pub(crate) fn pack(&self, bytes: &SharedBytes, first: usize, out: &mut [u8], scratch: &mut [u8]) {
-        let start = first * self.group_bytes;
-        // As many more are fetched while these are packed and multiplied, and somewhat more.
-        let next = start + out.len() / self.stride * self.group_bytes;
-        bytes.ready(next..2 * next - start + self.group_bytes);
-        let groups = out.chunks_exact_mut(self.stride).zip(bytes[start..].chunks(self.group_bytes));
-        for (group, mut rows) in groups {
-            if rows.len() < self.group_bytes {
-                let (present, absent) = scratch[..self.group_bytes].split_at_mut(rows.len());
-                present.copy_from_slice(rows);
-                absent.fill(0);
-                rows = scratch;
+        let scratch = &mut scratch[..self.group_bytes];
+        let mut start = first * self.group_bytes;
+        for out in out.chunks_mut(self.stride * GROUPS_PER_TASK) {
+            // As many more are fetched while these are packed, or packed and multiplied, and somewhat more.
+            let next = start + out.len() / self.stride * self.group_bytes;
+            bytes.ready(next..2 * next - start + self.group_bytes);
+            let groups = out.chunks_exact_mut(self.stride).zip(bytes[start..].chunks(self.group_bytes));
+            for (group, mut rows) in groups {
+                if rows.len() < self.group_bytes {
+                    let (present, absent) = scratch.split_at_mut(rows.len());
+                    present.copy_from_slice(rows);
+                    absent.fill(0);
+                    rows = scratch;
+                }
+                (self.pack_group)(rows, group);
+                group[self.used..].fill(0);
             }
-            (self.pack_group)(rows, group);
-            group[self.used..].fill(0);
+            start = next;
         }
     }
 

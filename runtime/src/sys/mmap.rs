@@ -1,7 +1,12 @@
 //! Read-only, private mappings of files.
 
 use rustai_kernels_cpu::BytesOwner;
-use std::{fs::File, io, ops::Range};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 /// A whole file, mapped read-only.
 ///
@@ -9,6 +14,8 @@ use std::{fs::File, io, ops::Range};
 /// process with `SIGBUS`. Model files are replaced by renaming, which leaves the mapped file alone.
 pub(crate) struct Mapping {
     map: memmap2::Mmap,
+    /// Whether the system refused to map pages at once.
+    refused: AtomicBool,
 }
 
 impl Mapping {
@@ -19,7 +26,7 @@ impl Mapping {
         // could change bytes under a slice; memmap2 leaves that to the caller. All readers here treat the bytes as
         // numbers or copy them before they check them (strings), so no invalid value can arise from such a change.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Self { map })
+        Ok(Self { map, refused: AtomicBool::new(false) })
     }
 }
 
@@ -29,19 +36,22 @@ impl BytesOwner for Mapping {
     }
 
     /// Maps the pages at once: each access to one that is not mapped would cost more, and what a program fetches ahead is
-    /// fetched from mapped pages only. Failure is harmless, so it is not reported.
+    /// fetched from mapped pages only. Failure (before Linux 5.14, for one) is harmless, so it is not reported.
     fn ready(&self, range: Range<usize>) {
         let Some(pages) = pages_of(range, self.map.len(), rustix::param::page_size()) else { return };
+        if self.refused.load(Relaxed) {
+            return;
+        }
         if let Err(error) = self.map.advise_range(memmap2::Advice::PopulateRead, pages.start, pages.len()) {
+            self.refused.store(true, Relaxed);
             tracing::debug!(%error, "madvise(MADV_POPULATE_READ) failed; pages are mapped when they are read");
         }
     }
 
-    /// Drops the physical pages that `range` touches, and those that the system mapped around them. Reading them again brings
-    /// them back from the file. Failure is harmless, so it is not reported.
+    /// Drops the physical pages that `range` touches, and all within [`MOST_AROUND`], whoever reads them. Reading them again
+    /// brings them back from the file. Failure is harmless, so it is not reported.
     fn release(&self, range: Range<usize>) {
-        let unit = MOST_AROUND.max(rustix::param::page_size());
-        let Some(pages) = pages_of(range, self.map.len(), unit) else { return };
+        let Some(pages) = pages_of(range, self.map.len(), MOST_AROUND) else { return };
         // SAFETY: MADV_DONTNEED discards pages, which loses data in anonymous or writable private mappings. This one is
         // a read-only mapping of a file: by madvise(2) the next access repopulates the pages "from the up-to-date
         // contents of the underlying mapped file", the same bytes, so slices that point here stay valid and unchanged.
@@ -54,7 +64,8 @@ impl BytesOwner for Mapping {
     }
 }
 
-/// Accessing a page also maps what lies around it in the page cache's folio, which may be as large as this.
+/// Accessing a page also maps what lies around it in the page cache's folio, which may be as large as this where pages have four
+/// kilobytes; a multiple of every page size.
 const MOST_AROUND: usize = 2 << 20;
 
 /// The pages, or other units, that `range` touches, cut to `len`; `None` if there is none.
