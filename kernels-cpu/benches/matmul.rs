@@ -2,7 +2,7 @@
 //! a 1B and of an 8B model) and in the caches (one of a 135M model). Bytes of weights per second up to 4 tokens, multiply-adds
 //! per second from there on.
 //!
-//! `cargo bench -p rustai-kernels-cpu --bench matmul` runs all (a quarter of an hour) and writes `target/criterion/report/index.html`;
+//! `cargo bench -p rustai-kernels-cpu --bench matmul` runs all, which takes long, and writes `target/criterion/report/index.html`;
 //! a filter picks some: `cargo bench -p rustai-kernels-cpu --bench matmul -- memory/avx512/Q4_0`. `rustai bench kernels`
 //! shows the same products beside the limits of the machine.
 
