@@ -11,6 +11,7 @@ mod run;
 use crate::{
     Buf, Call, Isa, KvShape, KvType, Matrix, MatrixError, Outside, Program, Rope, Rows, SharedBytes,
     attention::{AttentionTask, cache::LayerCache},
+    matrix::MOST_FEW,
     memory::{Region, align},
     ops::Ops,
     pack::{GROUP, GROUPS_PER_TASK},
@@ -118,7 +119,7 @@ struct RowPlace {
 struct Scratch {
     /// Two result blocks of a strip, or of a piece of it.
     results: [usize; 2],
-    /// Values that each has room for: a tile of two groups with all rows.
+    /// Values that each has room for: a tile of two groups with all rows, and strips for few.
     result_values: usize,
     /// Three rows of the widest buffer; the last is for copies of rows that lie outside the arena.
     rows: [usize; 3],
@@ -151,7 +152,7 @@ impl Executor {
             at
         };
         // Activations may have two planes, and so have their products.
-        let result = program.max_tokens.max(program.max_outputs).saturating_mul(2 * TILE_ROWS);
+        let result = program.max_tokens.max(program.max_outputs).max(MOST_FEW).saturating_mul(2 * TILE_ROWS);
         let head_dim = shape.map_or(0, |kv| kv.head_dim);
         let query_rows = Queries::tile_tokens(facts.max_group).saturating_mul(facts.max_group);
         let layout = Scratch {

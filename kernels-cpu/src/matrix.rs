@@ -101,11 +101,17 @@ enum Storage {
 /// Tiles of a strip, at most.
 const STRIP: usize = 4;
 
+/// Tiles of a strip for few tokens: enough that the time between strips does not count, in which nothing is read.
+const FEW_STRIP: usize = 16;
+
+/// Tiles of a strip for few tokens, times those tokens, at most.
+pub(crate) const MOST_FEW: usize = FEW * FEW_STRIP;
+
 /// Bytes of packed weights of a strip, at most, but for one tile.
 const STRIP_BYTES: usize = 320 << 10;
 
-/// Tokens for which strips do not pay.
-const FEW: usize = 8;
+/// Tokens so few that weights are read from memory all the time.
+const FEW: usize = 4;
 
 /// Activations that a matrix multiplies: the first row, and bytes from one row to the next.
 #[derive(Clone, Copy, Debug)]
@@ -324,12 +330,13 @@ impl Matrix {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// Tiles that are best multiplied with `tokens` activation rows in one call of [`multiply`](Self::multiply): more than one
-    /// where the kernel takes many groups, so that what it reads and prepares of the activations serves them all. Their weights
-    /// stay in the second-level cache.
+    /// Tiles that are best multiplied with `tokens` activation rows in one call of [`multiply`](Self::multiply). For few tokens,
+    /// those of a long stretch of memory; for many, what stays in the second-level cache, if the kernel takes many groups, so
+    /// that what it reads and prepares of the activations serves them all.
     pub(crate) fn strip(&self, tokens: usize) -> usize {
-        match self.layout() {
-            Some(layout) if self.takes_strips() && tokens > FEW => self.longest_strip(layout),
+        match (&self.storage, self.layout()) {
+            (Storage::Packed { .. }, Some(_)) if tokens <= FEW => FEW_STRIP,
+            (_, Some(layout)) if tokens > FEW && self.takes_strips() => self.longest_strip(layout),
             _ => 1,
         }
     }
@@ -420,7 +427,7 @@ impl Matrix {
         let (first, count) = (groups.start * GROUP, self.rows.min(groups.end * GROUP) - groups.start * GROUP);
         let (group, groups) = (groups.start, groups.len());
         let (cols, panel) = (self.cols, scratch.panel);
-        let args = |group: *const u8, stride: usize, fetched: *const u8| Tile {
+        let args = |group: *const u8, stride: usize, fetched: Option<*const u8>| Tile {
             group,
             stride,
             groups,
@@ -442,7 +449,7 @@ impl Matrix {
                     let rest = scratch.deferred.add(groups * stride);
                     pack_groups(packer, bytes, group..group + groups, scratch.deferred, rest);
                     let next = bytes.as_ptr().wrapping_add((group + groups) * packer.group_bytes());
-                    kernel(&args(scratch.deferred, stride, next));
+                    kernel(&args(scratch.deferred, stride, Some(next)));
                 }
             }
             Storage::Packed { region, layout, kernel } => {
@@ -450,8 +457,7 @@ impl Matrix {
                 // SAFETY: the region holds all groups of the matrix, and `new` has found the processor to have the kernel's
                 // features; the rest is the caller's promise.
                 unsafe {
-                    let group = region.as_ptr().add(group * stride);
-                    kernel(&args(group, stride, group));
+                    kernel(&args(region.as_ptr().add(group * stride), stride, None));
                 }
             }
             Storage::Rows { format, .. } | Storage::Outside { format, .. } => {
@@ -488,7 +494,7 @@ impl Matrix {
                 // features; the rest is the caller's promise.
                 unsafe {
                     let group = packed.as_ptr().cast();
-                    kernel(&args(group, Layout::Plain(4).group_bytes(cols), group));
+                    kernel(&args(group, Layout::Plain(4).group_bytes(cols), None));
                 }
             }
         }

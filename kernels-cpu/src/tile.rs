@@ -37,14 +37,10 @@ pub(crate) struct Tile {
     pub(crate) out_stride: usize,
     /// Scratch of `PANEL_BYTES`; 64-byte aligned.
     pub(crate) panel: *mut u8,
-    /// First of as many groups from which memory is fetched into the second-level cache meanwhile, beginning some way in: `group`
-    /// where weights lie in memory, else the matrix's bytes that are packed next. A kernel may name any address behind it.
-    /// Only AVX-512 kernels of integer types look here (see PERFORMANCE.md, "What did not pay").
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        allow(dead_code, reason = "other kernels leave fetching to the processor")
-    )]
-    pub(crate) fetched: *const u8,
+    /// What a kernel may fetch into the second-level cache meanwhile: the beginning of the matrix's bytes that are packed next, if
+    /// weights are packed as they are used. Only AVX-512 kernels of integer types do (see PERFORMANCE.md, "What did not pay").
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels do not fetch for packing"))]
+    pub(crate) fetched: Option<*const u8>,
 }
 
 impl Tile {

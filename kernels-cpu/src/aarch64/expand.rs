@@ -15,9 +15,6 @@ use std::arch::aarch64::*;
 /// Blocks of 32 columns that are expanded at a time.
 pub(super) const PANEL_BLOCKS: usize = 16;
 
-/// Blocks that share their first-level scales.
-const RUN: usize = 8;
-
 /// What the kernels derive from a packed order.
 pub(super) trait Kernel: Packed {
     /// Codes are the value plus `1 << BIAS_BITS`; no bias if `None`.
@@ -118,13 +115,12 @@ unsafe fn weights<F: Kernel>(register: impl Fn(usize) -> uint8x16_t, j: usize) -
     }
 }
 
-/// Gives all steps of quarter `q` of block `b` to `sink`.
+/// Gives all steps of quarter `q` of the block whose codes begin at `codes` to `sink`.
 #[inline(always)]
-pub(super) unsafe fn quarter<F: Kernel, S: Sink>(codes: *const u8, b: usize, q: usize, sink: &mut S) {
+pub(super) unsafe fn quarter<F: Kernel, S: Sink>(codes: *const u8, q: usize, sink: &mut S) {
     // SAFETY: see the head of the file.
     unsafe {
-        let codes = codes.add(b * F::BLOCKS.codes.registers() * 64 + q * 16);
-        let register = |i: usize| vld1q_u8(codes.add(i * 64));
+        let register = |i: usize| vld1q_u8(codes.add(q * 16 + i * 64));
         // Pairs that come from the same registers follow each other.
         macro_rules! pairs {
             ($($j:literal),+) => {{
@@ -215,37 +211,36 @@ unsafe fn half_of_power(e: uint32x4_t) -> float32x4_t {
     }
 }
 
-/// Scales and minima of block `b`.
+/// Scales and minima of block `index` of the superblock whose scales begin at `scales`.
 #[inline(always)]
-pub(super) unsafe fn row_scales<F: Kernel>(scales: *const u8, b: usize) -> RowScales {
+pub(super) unsafe fn row_scales<F: Kernel>(scales: *const u8, index: usize) -> RowScales {
     // SAFETY: see the head of the file.
     unsafe {
         let zero = [vdupq_n_f32(0.0); 4];
         let bytes = |at: *const u8| vld1q_u8(at);
-        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
         let (scale, min) = match F::BLOCKS.scales {
-            Scales::Half => ([halves(scales.add(b * 32)), zero], [zero; 2]),
-            Scales::HalfWithMin => ([halves(scales.add(b * 64)), zero], [halves(scales.add(b * 64 + 32)), zero]),
+            Scales::Half => ([halves(scales), zero], [zero; 2]),
+            Scales::HalfWithMin => ([halves(scales), zero], [halves(scales.add(32)), zero]),
             Scales::Exponent => {
-                let e = wide(bytes(scales.add(b * 16)));
+                let e = wide(bytes(scales));
                 ([each!(vdupq_n_f32(0.0); 4, q => half_of_power(e[q])), zero], [zero; 2])
             }
             Scales::Runs32 => {
-                let at = long.add(32 + b % RUN * GROUP);
-                ([times(halves(long), signed(bytes(at))), zero], [zero; 2])
+                let at = scales.add(32 + index * GROUP);
+                ([times(halves(scales), signed(bytes(at))), zero], [zero; 2])
             }
             Scales::Runs16 => {
-                let (d, at) = (halves(long), long.add(32 + b % RUN * 2 * GROUP));
+                let (d, at) = (halves(scales), scales.add(32 + index * 2 * GROUP));
                 ([times(d, signed(bytes(at))), times(d, signed(bytes(at.add(GROUP))))], [zero; 2])
             }
             Scales::Runs32WithMin => {
-                let (d, dmin) = (halves(long), negative(halves(long.add(32))));
-                let at = long.add(64 + b % RUN * 2 * GROUP);
+                let (d, dmin) = (halves(scales), negative(halves(scales.add(32))));
+                let at = scales.add(64 + index * 2 * GROUP);
                 ([times(d, unsigned(bytes(at))), zero], [times(dmin, unsigned(bytes(at.add(GROUP)))), zero])
             }
             Scales::Runs16WithMin => {
-                let (d, dmin) = (halves(long), negative(halves(long.add(32))));
-                let at = long.add(64 + b % RUN * 2 * GROUP);
+                let (d, dmin) = (halves(scales), negative(halves(scales.add(32))));
+                let at = scales.add(64 + index * 2 * GROUP);
                 let (first, last) = (bytes(at), bytes(at.add(GROUP)));
                 let low = |both| times(d, unsigned(vandq_u8(both, vdupq_n_u8(15))));
                 let high = |both| times(dmin, unsigned(vshrq_n_u8::<4>(both)));

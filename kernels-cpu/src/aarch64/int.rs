@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{integer_types, types},
+    pack::{Place, integer_types, types},
     tile::{Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -77,8 +77,7 @@ unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
         let rows = each!(Row::of(tile, 0); T, t => Row::of(tile, t));
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
-            let codes = tile.group.add(g * tile.stride);
-            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
+            let group = tile.group.add(g * tile.stride);
             let mut acc = [[vdupq_n_f32(0.0); 4]; T];
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let count = PANEL_BLOCKS.min(blocks - first);
@@ -95,10 +94,11 @@ unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
                         x[t] = [vld1q_s8(at), vld1q_s8(at.add(16))];
                         bias[t] = [sums[t].bias::<F>(s, 0), if F::HALVES { sums[t].bias::<F>(s, 1) } else { 0 }];
                     }
-                    let row_scales = row_scales::<F>(scales, b);
+                    let Place { codes, scales, index } = F::BLOCKS.place(group, b);
+                    let row_scales = row_scales::<F>(scales, index);
                     unrolled!(q in [0, 1, 2, 3] {
                         let mut products = Products::<L, F, T>::new(x, bias);
-                        quarter::<F, _>(codes, b, q, &mut products);
+                        quarter::<F, _>(codes, q, &mut products);
                         let dots = products.end();
                         for t in 0..T {
                             let (d, [low, high]) = (*rows[t].scales.add(b), dots[t]);
@@ -138,12 +138,11 @@ unsafe fn paneled<L: Level, F: Kernel>(tile: &Tile) {
     unsafe {
         let blocks = tile.cols / 32;
         for g in 0..tile.groups {
-            let codes = tile.group.add(g * tile.stride);
-            let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
+            let group = tile.group.add(g * tile.stride);
             for first in (0..blocks).step_by(PANEL_BLOCKS) {
                 let count = PANEL_BLOCKS.min(blocks - first);
                 for b in 0..count {
-                    expand::<L, F>(codes, scales, first + b, tile.panel.add(b * F::PANEL_BLOCK));
+                    expand::<L, F>(F::BLOCKS.place(group, first + b), tile.panel.add(b * F::PANEL_BLOCK));
                 }
                 let mut t = 0;
                 // Four at a time, if there are registers for their sums.
@@ -163,15 +162,15 @@ unsafe fn paneled<L: Level, F: Kernel>(tile: &Tile) {
     }
 }
 
-/// Writes block `b` of one group as a panel block.
+/// Writes a block of one group as a panel block.
 #[inline(always)]
-unsafe fn expand<L: Level, F: Kernel>(codes: *const u8, scales: *const u8, b: usize, to: *mut u8) {
+unsafe fn expand<L: Level, F: Kernel>(Place { codes, scales, index }: Place, to: *mut u8) {
     // SAFETY: see the head of the file.
     unsafe {
         unrolled!(q in [0, 1, 2, 3] {
-            quarter::<F, _>(codes, b, q, &mut Panel::<L>::new(to, q));
+            quarter::<F, _>(codes, q, &mut Panel::<L>::new(to, q));
         });
-        let row_scales = row_scales::<F>(scales, b);
+        let row_scales = row_scales::<F>(scales, index);
         for half in 0..F::PER_BLOCK {
             for q in 0..4 {
                 vst1q_f32(to.add((8 + half) * 64 + q * 16).cast(), row_scales.scale[half][q]);

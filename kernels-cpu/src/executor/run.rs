@@ -286,8 +286,8 @@ impl Step<'_> {
         Strip { tiles, first, count }
     }
 
-    /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch. One row always fits: strips of
-    /// more than a tile are for more than a few rows, and there is scratch for a tile with all of them.
+    /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch. Few rows always fit, and all rows
+    /// of a tile.
     fn chunks(&self, strip: &Strip, x: Act, rows: Rows) -> impl Iterator<Item = Range<usize>> {
         let (rows, planes) = (self.row_count(rows), planes(x));
         let chunk = self.layout.result_values / (planes * strip.width());

@@ -11,6 +11,9 @@ use super::{
 use crate::formats::{iq4_nl, mxfp4};
 use rustai_abi::DType;
 
+/// Blocks of 32 columns that may share first-level scales.
+pub(crate) const SUPERBLOCK: usize = 8;
+
 /// How the codes of a block of 32 columns and 16 rows lie in 64-byte registers.
 ///
 /// Register by register, bytes `4r .. 4r + 4` belong to row `r`. *Step* `j` means columns `4j .. 4j + 4`, so a step of all
@@ -157,7 +160,7 @@ impl Layout {
     pub(crate) const fn used_bytes(self, cols: usize) -> usize {
         match self {
             Self::Plain(size) => cols * size * GROUP,
-            Self::Blocks(blocks) => blocks.code_bytes(cols) + blocks.scales.bytes(cols),
+            Self::Blocks(blocks) => cols / 32 / blocks.scales.blocks() * blocks.bytes(),
         }
     }
 }
@@ -178,10 +181,29 @@ impl Blocks {
         panic!("no such row")
     }
 
-    /// Bytes of a group's codes, where its scales begin.
-    pub(crate) const fn code_bytes(&self, cols: usize) -> usize {
-        cols / 32 * self.codes.registers() * 64
+    /// Bytes of a superblock of sixteen rows: its scales, then the codes of its blocks.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.scales.bytes() + self.scales.blocks() * self.codes.bytes()
     }
+
+    /// Where block `b` of a group lies that begins at `group`.
+    #[inline(always)]
+    pub(crate) const fn place(&self, group: *const u8, b: usize) -> Place {
+        let index = b % self.scales.blocks();
+        let scales = group.wrapping_add(b / self.scales.blocks() * self.bytes());
+        Place { codes: scales.wrapping_add(self.scales.bytes() + index * self.codes.bytes()), scales, index }
+    }
+}
+
+/// Where a block of sixteen rows lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Its codes.
+    pub(crate) codes: *const u8,
+    /// The scales of its superblock.
+    pub(crate) scales: *const u8,
+    /// Which block of the superblock it is.
+    pub(crate) index: usize,
 }
 
 impl Codes {
@@ -195,6 +217,11 @@ impl Codes {
             Self::Six => 6,
             Self::Eight => 8,
         }
+    }
+
+    /// Bytes of a block of sixteen rows.
+    pub(crate) const fn bytes(self) -> usize {
+        self.registers() * 64
     }
 
     /// The largest code.
@@ -211,21 +238,25 @@ impl Codes {
 }
 
 impl Scales {
-    /// Bytes for a group of `cols` columns.
-    pub(crate) const fn bytes(self, cols: usize) -> usize {
+    /// Bytes of a superblock of sixteen rows.
+    pub(crate) const fn bytes(self) -> usize {
         match self {
-            Self::Half => cols / 32 * 32,
-            Self::HalfWithMin => cols / 32 * 64,
-            Self::Exponent => cols / 32 * 16,
-            Self::Runs32 => cols / 256 * (32 + 8 * 16),
-            Self::Runs16 => cols / 256 * (32 + 16 * 16),
-            Self::Runs32WithMin => cols / 256 * (64 + 8 * 32),
-            Self::Runs16WithMin => cols / 256 * (64 + 16 * 16),
+            Self::Half => 32,
+            Self::HalfWithMin => 64,
+            Self::Exponent => 16,
+            Self::Runs32 => 32 + 8 * 16,
+            Self::Runs16 => 32 + 16 * 16,
+            Self::Runs32WithMin => 64 + 8 * 32,
+            Self::Runs16WithMin => 64 + 16 * 16,
         }
     }
 
-    /// Where the bytes of sixteen rows lie, behind the beginning of what belongs to 256 columns, for whole number `i` of
-    /// [`Blocks::whole_of`].
+    /// Blocks of a superblock: those that share first-level scales, or a block alone.
+    pub(crate) const fn blocks(self) -> usize {
+        if self.two_level() { SUPERBLOCK } else { 1 }
+    }
+
+    /// Where the bytes of sixteen rows lie in a superblock, for whole number `i` of [`Blocks::whole_of`].
     pub(super) const fn place(self, i: usize) -> usize {
         match self {
             Self::Half | Self::HalfWithMin | Self::Exponent => 0,

@@ -2,8 +2,9 @@
 //!
 //! Sixteen rows form a *group*. Within a group the rows are interleaved in pieces of four columns, so that one 64-byte
 //! register brings the same four columns of all sixteen rows: exactly what one `vpdpbusd` on a 512-bit register consumes,
-//! two on 256-bit registers, four `sdot` on 128-bit ones, and no horizontal sum is ever needed. Codes come first, block
-//! after block; scales follow in a plane of their own, so loads of codes stay 64-byte aligned. [`layout`] has the details.
+//! two on 256-bit registers, four `sdot` on 128-bit ones, and no horizontal sum is ever needed. Superblocks follow
+//! each other, scales first and then codes, so a kernel reads memory in one stream, which processors fetch ahead by themselves
+//! (PERFORMANCE.md). [`layout`] has the details.
 //!
 //! Packing rearranges bits and changes none of the numbers, so a row can be read back exactly ([`unpack_row`]). A group
 //! takes as many bytes as its rows do in the file, but for types whose 6-bit scales are widened to bytes (Q4_K: 148 bytes
@@ -13,8 +14,10 @@ mod column;
 mod layout;
 mod words;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use layout::SUPERBLOCK;
 pub use layout::{Blocks, Codes, Layout, Scales, Values};
-pub(crate) use layout::{Packed, integer_types, types};
+pub(crate) use layout::{Packed, Place, integer_types, types};
 pub use words::{Whole, Words};
 
 use crate::{
@@ -159,13 +162,10 @@ unsafe fn pack_blocks_with_avx2<P: Packed>(rows: &[u8], out: &mut [u8]) {
 #[inline(always)]
 fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
     let Blocks { codes, scales, .. } = P::BLOCKS;
-    let (len, bytes) = (P::DTYPE.block_len(), P::DTYPE.block_bytes());
+    let bytes = P::DTYPE.block_bytes();
     let row_bytes = rows.len() / GROUP;
-    let blocks = row_bytes / bytes;
-    let (code_plane, scale_plane) = out.split_at_mut(P::BLOCKS.code_bytes(blocks * len));
-    let places =
-        code_plane.chunks_exact_mut(P::BLOCKS.code_bytes(len)).zip(scale_plane.chunks_exact_mut(scales.bytes(len)));
-    for (b, (code_place, scale_place)) in places.enumerate() {
+    for (b, out) in out.chunks_exact_mut(P::BLOCKS.bytes()).take(row_bytes / bytes).enumerate() {
+        let (scale_place, code_place) = out.split_at_mut(scales.bytes());
         fetch(rows.as_ptr().wrapping_add(rows.len() + b * GROUP * bytes), GROUP * bytes);
         let mut whole = [[Four::splat(0); 4]; 4];
         for (four, rows) in rows.chunks_exact(4 * row_bytes).enumerate() {
@@ -175,7 +175,7 @@ fn pack_blocks<P: Packed>(rows: &[u8], out: &mut [u8]) {
             macro_rules! put_words {
                 ($($k:literal)+) => {
                     $(
-                        let registers = &mut code_place[$k * codes.registers() * 64..][..codes.registers() * 64];
+                        let registers = &mut code_place[$k * codes.bytes()..][..codes.bytes()];
                         let words = (P::BLOCKS.words_of_four)(blocks, $k);
                         for (register, words) in registers.as_chunks_mut::<64>().0.iter_mut().zip(words) {
                             register[four * 16..][..16].copy_from_slice(&words.to_le_bytes());
@@ -233,29 +233,25 @@ fn unpack_code(order: Codes, packed: &[u8; ROW_CODES], col: usize) -> u8 {
     }
 }
 
-/// Scale and addend of row `r` for column `col`, with the same operations as the type's `dequantize`.
+/// Scale and addend of row `r` for column `col` of a superblock, with the same operations as the type's `dequantize`.
 fn scale_of(scales: Scales, r: usize, col: usize, packed: &[u8]) -> (f32, f32) {
     let half = |at: usize| f16::from_le_bytes([packed[at + r * 2], packed[at + r * 2 + 1]]).to_f32();
     let byte = |at: usize| packed[at + r];
-    let (block, long) = (col / 32, col / 256);
     match scales {
-        Scales::Half => (half(block * 32), 0.0),
-        Scales::HalfWithMin => (half(block * 64), half(block * 64 + 32)),
-        Scales::Exponent => (mxfp4::half_scale(byte(block * 16)), 0.0),
+        Scales::Half => (half(0), 0.0),
+        Scales::HalfWithMin => (half(0), half(32)),
+        Scales::Exponent => (mxfp4::half_scale(byte(0)), 0.0),
         Scales::Runs32 | Scales::Runs16 => {
-            let run = if scales == Scales::Runs32 { col % 256 / 32 } else { col % 256 / 16 };
-            let at = long * scales.bytes(256);
-            (half(at) * f32::from(byte(at + scales.place(run)) as i8), 0.0)
+            let run = if scales == Scales::Runs32 { col / 32 } else { col / 16 };
+            (half(0) * f32::from(byte(scales.place(run)) as i8), 0.0)
         }
         Scales::Runs32WithMin => {
-            let (at, run) = (long * scales.bytes(256), col % 256 / 32);
-            let [scale, min] = [run, 8 + run].map(|i| f32::from(byte(at + scales.place(i))));
-            (half(at) * scale, -(half(at + 32) * min))
+            let [scale, min] = [col / 32, 8 + col / 32].map(|i| f32::from(byte(scales.place(i))));
+            (half(0) * scale, -(half(32) * min))
         }
         Scales::Runs16WithMin => {
-            let at = long * scales.bytes(256);
-            let both = byte(at + scales.place(col % 256 / 16));
-            (half(at) * f32::from(both & 0x0f), -(half(at + 32) * f32::from(both >> 4)))
+            let both = byte(scales.place(col / 16));
+            (half(0) * f32::from(both & 0x0f), -(half(32) * f32::from(both >> 4)))
         }
     }
 }
@@ -271,16 +267,19 @@ pub(crate) fn unpack_row(dtype: DType, layout: Layout, group: &[u8], r: usize, o
             }
         }
         Layout::Blocks(blocks) => {
-            let (codes, scales) = group.split_at(blocks.code_bytes(out.len()));
-            let blocks_of_codes = codes.chunks_exact(blocks.codes.registers() * 64);
-            for (b, (out, codes)) in out.as_chunks_mut().0.iter_mut().zip(blocks_of_codes).enumerate() {
-                unpack_block(&blocks, codes, scales, (r, b * 32), out);
+            let superblocks = group.chunks_exact(blocks.bytes());
+            for (out, superblock) in out.chunks_exact_mut(32 * blocks.scales.blocks()).zip(superblocks) {
+                let (scales, codes) = superblock.split_at(blocks.scales.bytes());
+                let blocks_of_codes = codes.chunks_exact(blocks.codes.bytes());
+                for (b, (out, codes)) in out.as_chunks_mut().0.iter_mut().zip(blocks_of_codes).enumerate() {
+                    unpack_block(&blocks, codes, scales, (r, b * 32), out);
+                }
             }
         }
     }
 }
 
-/// The 32 values of row `r` from column `col` on.
+/// The 32 values of row `r` from column `col` of a superblock on.
 fn unpack_block(blocks: &Blocks, codes: &[u8], scales: &[u8], (r, col): (usize, usize), out: &mut [f32; 32]) {
     let mut packed = [0; ROW_CODES];
     for (four, register) in packed.as_chunks_mut::<4>().0.iter_mut().zip(codes.as_chunks::<64>().0) {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Scales, Values, integer_types, types},
+    pack::{Codes, GROUP, Place, SUPERBLOCK, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -26,9 +26,6 @@ use std::{arch::x86_64::*, marker::PhantomData, mem::MaybeUninit};
 
 /// Blocks of 32 columns that are expanded at a time.
 const PANEL_BLOCKS: usize = 16;
-
-/// Blocks that share their first-level scales.
-const RUN: usize = 8;
 
 /// Half a group: eight rows.
 const HALF: usize = GROUP / 2;
@@ -185,16 +182,17 @@ unsafe fn weights<F: Kernel>(codes: *const u8, j: usize, h: usize) -> __m256i {
     }
 }
 
-/// First-level scale, and negative of the first-level minimum, for half `h`, of the 256 columns that block `b` begins, if there are two levels.
+/// First-level scale, and negative of the first-level minimum, for half `h`, of the superblock whose scales begin at `scales`, if
+/// there are two levels.
 #[inline(always)]
-unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> [__m256; 2] {
+unsafe fn first_level<F: Kernel>(scales: *const u8, h: usize) -> [__m256; 2] {
     // SAFETY: see the head of the file.
     unsafe {
         let zero = _mm256_setzero_ps();
         if !F::BLOCKS.scales.two_level() {
             return [zero; 2];
         }
-        let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256) + h * 16);
+        let at = scales.add(h * 2 * HALF);
         [load_halves(at), if F::MINS { _mm256_sub_ps(zero, load_halves(at.add(32))) } else { zero }]
     }
 }
@@ -220,33 +218,25 @@ unsafe fn times(d: __m256, whole: __m256i) -> __m256 {
     unsafe { _mm256_mul_ps(d, _mm256_cvtepi32_ps(whole)) }
 }
 
-/// Where the second-level scales of half `h` in the 256 columns of block `b` begin, as bytes, or whole numbers; and which
-/// of their blocks `b` is. (Half a group is eight bytes of whole numbers, or sixteen of f16.)
+/// Scale of half `h` of the rows in a block; without the whole number if each half of the columns has one. (Half a group is eight
+/// bytes of whole numbers, or sixteen of f16.)
 #[inline(always)]
-fn second_level<F: Kernel>(scales: *const u8, b: usize, h: usize) -> (*const u8, usize) {
-    (scales.wrapping_add(b / RUN * F::BLOCKS.scales.bytes(256) + h * HALF), b % RUN)
-}
-
-/// Scale of half `h` of the rows in block `b`; without the whole number if each half of the columns has one.
-#[inline(always)]
-unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], scales: *const u8, b: usize, h: usize) -> __m256 {
-    let (long, i) = second_level::<F>(scales, b, h);
+unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], Place { scales, index, .. }: Place, h: usize) -> __m256 {
     // SAFETY: see the head of the file.
     unsafe {
-        let halves = scales.add(h * 2 * HALF);
+        let whole = scales.add(h * HALF);
         match F::BLOCKS.scales {
-            Scales::Half => load_halves(halves.add(b * 32)),
-            Scales::HalfWithMin => load_halves(halves.add(b * 64)),
+            Scales::Half | Scales::HalfWithMin => load_halves(scales.add(h * 2 * HALF)),
             Scales::Exponent => {
                 // Half of 2^(e - 127): an exponent field of e - 1, or one of two denormals.
-                let e = unsigned(scales.add(b * 16 + h * HALF));
+                let e = unsigned(whole);
                 let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
                 let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
                 let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
                 _mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, small))
             }
-            Scales::Runs32 => _mm256_mul_ps(d, signed(long.add(32 + i * GROUP))),
-            Scales::Runs32WithMin => times(d, unsigned(long.add(64 + i * 2 * GROUP))),
+            Scales::Runs32 => _mm256_mul_ps(d, signed(whole.add(32 + index * GROUP))),
+            Scales::Runs32WithMin => times(d, unsigned(whole.add(64 + index * 2 * GROUP))),
             Scales::Runs16 | Scales::Runs16WithMin => d,
         }
     }
@@ -254,11 +244,10 @@ unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], scales: *const u8, b: usize, h: 
 
 /// The whole number in the scale of half `half` of the columns; twice side by side where a row has two sums of 16 bits.
 #[inline(always)]
-unsafe fn whole<F: Kernel>(scales: *const u8, b: usize, h: usize, half: usize) -> __m256i {
-    let (long, i) = second_level::<F>(scales, b, h);
+unsafe fn whole<F: Kernel>(Place { scales, index, .. }: Place, h: usize, half: usize) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
-        let at = |first: usize| long.add(first + (i * 2 + half) * GROUP);
+        let at = |first: usize| scales.add(first + (index * 2 + half) * GROUP + h * HALF);
         let whole = match F::BLOCKS.scales {
             Scales::Runs16 => _mm256_cvtepi8_epi32(_mm_loadl_epi64(at(32).cast())),
             _ => _mm256_and_si256(unsigned(at(64)), _mm256_set1_epi32(15)),
@@ -269,42 +258,39 @@ unsafe fn whole<F: Kernel>(scales: *const u8, b: usize, h: usize, half: usize) -
 
 /// What is added per unit of activation, for half `half` of the columns if there are two; `dmin` is negative already.
 #[inline(always)]
-unsafe fn min<F: Kernel>([_, dmin]: [__m256; 2], scales: *const u8, b: usize, h: usize, half: usize) -> __m256 {
-    let (long, i) = second_level::<F>(scales, b, h);
+unsafe fn min<F: Kernel>([_, dmin]: [__m256; 2], Place { scales, index, .. }: Place, h: usize, half: usize) -> __m256 {
     // SAFETY: see the head of the file.
     unsafe {
+        let whole = |i: usize| unsigned(scales.add(64 + (index * 2 + i) * GROUP + h * HALF));
         match F::BLOCKS.scales {
-            Scales::HalfWithMin => load_halves(scales.add(h * 2 * HALF + b * 64 + 32)),
-            Scales::Runs32WithMin => times(dmin, unsigned(long.add(64 + (i * 2 + 1) * GROUP))),
-            Scales::Runs16WithMin => {
-                times(dmin, _mm256_srli_epi32::<4>(unsigned(long.add(64 + (i * 2 + half) * GROUP))))
-            }
+            Scales::HalfWithMin => load_halves(scales.add(32 + h * 2 * HALF)),
+            Scales::Runs32WithMin => times(dmin, whole(1)),
+            Scales::Runs16WithMin => times(dmin, _mm256_srli_epi32::<4>(whole(half))),
             Scales::Half | Scales::Exponent | Scales::Runs32 | Scales::Runs16 => _mm256_setzero_ps(),
         }
     }
 }
 
-/// Writes block `b` of one group as a panel block.
+/// Writes a block of one group as a panel block.
 #[inline(always)]
-unsafe fn expand<F: Kernel>(codes: *const u8, level: &[[__m256; 2]; 2], scales: *const u8, b: usize, to: *mut u8) {
+unsafe fn expand<F: Kernel>(level: &[[__m256; 2]; 2], place: Place, to: *mut u8) {
     // SAFETY: see the head of the file.
     unsafe {
-        let codes = codes.add(b * F::BLOCKS.codes.registers() * 64);
         for j in 0..8 {
             for h in 0..2 {
-                _mm256_store_si256(to.add(j * 64 + h * 32).cast(), weights::<F>(codes, j, h));
+                _mm256_store_si256(to.add(j * 64 + h * 32).cast(), weights::<F>(place.codes, j, h));
             }
         }
         for h in 0..2 {
             let register = |i: usize| to.add(i * 64 + h * 32);
-            _mm256_store_ps(register(8).cast(), scale::<F>(level[h], scales, b, h));
+            _mm256_store_ps(register(8).cast(), scale::<F>(level[h], place, h));
             for half in 0..F::PER_BLOCK {
                 if F::HALVES {
-                    _mm256_store_si256(register(9 + half).cast(), whole::<F>(scales, b, h, half));
+                    _mm256_store_si256(register(9 + half).cast(), whole::<F>(place, h, half));
                 }
                 if F::MINS {
                     let at = register(8 + F::SCALES + half);
-                    _mm256_store_ps(at.cast(), min::<F>(level[h], scales, b, h, half));
+                    _mm256_store_ps(at.cast(), min::<F>(level[h], place, h, half));
                 }
             }
         }
@@ -481,12 +467,10 @@ trait Source {
     unsafe fn min(&self, h: usize, half: usize) -> __m256;
 }
 
-/// Block `b` of packed groups, which is expanded as it is used.
+/// A block of packed groups, which is expanded as it is used.
 struct Packing<F, const H: usize> {
-    codes: [*const u8; H],
-    scales: [*const u8; H],
+    places: [Place; H],
     level: [[__m256; 2]; H],
-    b: usize,
     format: PhantomData<F>,
 }
 
@@ -494,25 +478,25 @@ impl<F: Kernel, const H: usize> Source for Packing<F, H> {
     #[inline(always)]
     unsafe fn weights(&self, j: usize, h: usize) -> __m256i {
         // SAFETY: see the head of the file.
-        unsafe { weights::<F>(self.codes[h].add(self.b * F::BLOCKS.codes.registers() * 64), j, h % 2) }
+        unsafe { weights::<F>(self.places[h].codes, j, h % 2) }
     }
 
     #[inline(always)]
     unsafe fn scale(&self, h: usize) -> __m256 {
         // SAFETY: see the head of the file.
-        unsafe { scale::<F>(self.level[h], self.scales[h], self.b, h % 2) }
+        unsafe { scale::<F>(self.level[h], self.places[h], h % 2) }
     }
 
     #[inline(always)]
     unsafe fn whole(&self, h: usize, half: usize) -> __m256i {
         // SAFETY: see the head of the file.
-        unsafe { whole::<F>(self.scales[h], self.b, h % 2, half) }
+        unsafe { whole::<F>(self.places[h], h % 2, half) }
     }
 
     #[inline(always)]
     unsafe fn min(&self, h: usize, half: usize) -> __m256 {
         // SAFETY: see the head of the file.
-        unsafe { min::<F>(self.level[h], self.scales[h], self.b, h % 2, half) }
+        unsafe { min::<F>(self.level[h], self.places[h], h % 2, half) }
     }
 }
 
@@ -664,15 +648,9 @@ unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: 
         let blocks = tile.cols / 32;
         // Groups are read side by side: after each comes the one of the same place in the next tile.
         let after = H / 2 * tile.stride;
-        let mut codes = [tile.group; H];
-        let mut scales = [tile.group; H];
-        for h in 0..H {
-            codes[h] = tile.group.add(h / 2 * tile.stride);
-            scales[h] = codes[h].add(F::BLOCKS.code_bytes(tile.cols));
-        }
         let mut acc = [[_mm256_setzero_ps(); H]; T];
         let mut sums = [Sums::NONE; T];
-        for run in (0..blocks).step_by(RUN) {
+        for run in (0..blocks).step_by(SUPERBLOCK) {
             if run % PANEL_BLOCKS == 0 {
                 for t in 0..T {
                     Sums::prepare::<F>(&mut sums[t], rows[t], run, PANEL_BLOCKS.min(blocks - run));
@@ -680,13 +658,19 @@ unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: 
             }
             let mut level = [[_mm256_setzero_ps(); 2]; H];
             for h in 0..H {
-                level[h] = first_level::<F>(scales[h], run, h % 2);
+                let group = tile.group.add(h / 2 * tile.stride);
+                level[h] = first_level::<F>(F::BLOCKS.place(group, run).scales, h % 2);
             }
-            for b in run..blocks.min(run + RUN) {
+            for b in run..blocks.min(run + SUPERBLOCK) {
                 for g in 0..H / 2 {
-                    fetch_ahead::<F>(codes[2 * g], codes[2 * g].wrapping_add(after), blocks, b);
+                    let group = tile.group.add(g * tile.stride);
+                    fetch_ahead::<F>(group, group.wrapping_add(after), blocks, b);
                 }
-                let source = Packing::<F, H> { codes, scales, level, b, format: PhantomData };
+                let mut places = [F::BLOCKS.place(tile.group, b); H];
+                for h in 2..H {
+                    places[h] = F::BLOCKS.place(tile.group.add(h / 2 * tile.stride), b);
+                }
+                let source = Packing::<F, H> { places, level, format: PhantomData };
                 block::<F, T, H>(&mut acc, &rows, &sums, (b, b % PANEL_BLOCKS), &source);
             }
         }
@@ -710,14 +694,14 @@ unsafe fn paneled<F: Kernel, const H: usize>(tile: &Tile) {
         for first in (0..blocks).step_by(PANEL_BLOCKS) {
             let count = PANEL_BLOCKS.min(blocks - first);
             for g in 0..H / 2 {
-                let codes = tile.group.add(g * tile.stride);
-                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-                for run in (0..count).step_by(RUN) {
-                    let level = [first_level::<F>(scales, first + run, 0), first_level::<F>(scales, first + run, 1)];
-                    for b in run..count.min(run + RUN) {
-                        fetch_ahead::<F>(codes, codes.wrapping_add(after), blocks, first + b);
+                let group = tile.group.add(g * tile.stride);
+                for run in (0..count).step_by(SUPERBLOCK) {
+                    let Place { scales, .. } = F::BLOCKS.place(group, first + run);
+                    let level = [first_level::<F>(scales, 0), first_level::<F>(scales, 1)];
+                    for b in run..count.min(run + SUPERBLOCK) {
+                        fetch_ahead::<F>(group, group.wrapping_add(after), blocks, first + b);
                         let to = tile.panel.add((g * PANEL_BLOCKS + b) * F::PANEL_BLOCK);
-                        expand::<F>(codes, &level, scales, first + b, to);
+                        expand::<F>(&level, F::BLOCKS.place(group, first + b), to);
                     }
                 }
             }

@@ -13,11 +13,11 @@
 
 use super::{
     dot::{Dot, PAIR, Pairs, Vnni, largest},
-    fetch::fetch_ahead,
+    fetch::{fetch_ahead, in_order},
 };
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Scales, Values, integer_types, types},
+    pack::{Codes, GROUP, Place, SUPERBLOCK, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -29,8 +29,8 @@ const MOST: usize = 16;
 /// Blocks of 32 columns that one [`Sums`] stands for.
 const CHUNK: usize = 16;
 
-/// Blocks that share their first-level scales.
-const RUN: usize = 8;
+/// Tokens for which weights are not fetched ahead: see [`fetch`](super::fetch).
+const UNFETCHED: usize = 2;
 
 /// What the kernels derive from a packed order and the way its bytes are multiplied.
 trait Kernel: Dot {
@@ -95,20 +95,17 @@ unsafe fn blend(low: __m512i, high: __m512i, mask: __m512i) -> __m512i {
 
 /// Step `j` of the low nibbles and high nibbles of four registers, other bits undefined above bit 3.
 #[inline(always)]
-unsafe fn nibble(codes: *const u8, j: usize) -> __m512i {
+unsafe fn nibble(packed: &[__m512i], j: usize) -> __m512i {
     // SAFETY: see the head of the file.
-    unsafe {
-        let packed = load(codes.add(j % 4 * 64));
-        if j < 4 { packed } else { _mm512_srli_epi16::<4>(packed) }
-    }
+    unsafe { if j < 4 { packed[j] } else { _mm512_srli_epi16::<4>(packed[j - 4]) } }
 }
 
 /// Bits `2s` and `2s + 1` of register `i`, step `j = 4i + s`, moved to bits 4 and 5 (`up`) or 0 and 1; other bits undefined.
 #[inline(always)]
-unsafe fn crumb(codes: *const u8, j: usize, up: bool) -> __m512i {
+unsafe fn crumb(packed: &[__m512i], j: usize, up: bool) -> __m512i {
     // SAFETY: see the head of the file.
     unsafe {
-        let packed = load(codes.add(j / 4 * 64));
+        let packed = packed[j / 4];
         match (j % 4, up) {
             (0, false) | (2, true) => packed,
             (0, true) => _mm512_slli_epi16::<4>(packed),
@@ -122,10 +119,9 @@ unsafe fn crumb(codes: *const u8, j: usize, up: bool) -> __m512i {
 
 /// Bit `j` of a register, moved to bit `TO`; other bits undefined.
 #[inline(always)]
-unsafe fn bit<const TO: usize>(codes: *const u8, j: usize) -> __m512i {
+unsafe fn bit<const TO: usize>(packed: __m512i, j: usize) -> __m512i {
     // SAFETY: see the head of the file.
     unsafe {
-        let packed = load(codes);
         match (j, TO) {
             (0, 4) => _mm512_slli_epi16::<4>(packed),
             (1, 4) => _mm512_slli_epi16::<3>(packed),
@@ -147,24 +143,32 @@ unsafe fn weights<F: Kernel>(codes: *const u8) -> [__m512i; 8] {
     // SAFETY: see the head of the file.
     unsafe {
         // No closures here and below: the compiler is free not to inline them, and keeps registers in memory then.
+        let mut packed = [_mm512_setzero_si512(); 8];
+        for i in 0..F::BLOCKS.codes.registers() {
+            packed[i] = load(codes.add(i * 64));
+            if matches!(F::BLOCKS.codes, Codes::Three | Codes::Five | Codes::Six) {
+                // Every step needs one of the last registers.
+                in_order();
+            }
+        }
         let mut w = [_mm512_setzero_si512(); 8];
         for j in 0..8 {
             w[j] = match F::BLOCKS.codes {
-                Codes::Two => _mm512_and_si512(crumb(codes, j, false), _mm512_set1_epi8(3)),
+                Codes::Two => _mm512_and_si512(crumb(&packed, j, false), _mm512_set1_epi8(3)),
                 Codes::Three => {
-                    let third = _mm512_and_si512(bit::<2>(codes.add(128), j), _mm512_set1_epi8(4));
-                    blend(crumb(codes, j, false), third, _mm512_set1_epi8(3))
+                    let third = _mm512_and_si512(bit::<2>(packed[2], j), _mm512_set1_epi8(4));
+                    blend(crumb(&packed, j, false), third, _mm512_set1_epi8(3))
                 }
-                Codes::Four => _mm512_and_si512(nibble(codes, j), _mm512_set1_epi8(15)),
+                Codes::Four => _mm512_and_si512(nibble(&packed, j), _mm512_set1_epi8(15)),
                 Codes::Five => {
-                    let fifth = _mm512_and_si512(bit::<4>(codes.add(256), j), _mm512_set1_epi8(16));
-                    blend(nibble(codes, j), fifth, _mm512_set1_epi8(15))
+                    let fifth = _mm512_and_si512(bit::<4>(packed[4], j), _mm512_set1_epi8(16));
+                    blend(nibble(&packed, j), fifth, _mm512_set1_epi8(15))
                 }
                 Codes::Six => {
-                    let high = _mm512_and_si512(crumb(codes.add(256), j, true), _mm512_set1_epi8(0x30));
-                    blend(nibble(codes, j), high, _mm512_set1_epi8(15))
+                    let high = _mm512_and_si512(crumb(&packed[4..], j, true), _mm512_set1_epi8(0x30));
+                    blend(nibble(&packed, j), high, _mm512_set1_epi8(15))
                 }
-                Codes::Eight => load(codes.add(j * 64)),
+                Codes::Eight => packed[j],
             };
             w[j] = match F::BLOCKS.values {
                 Values::Offset(_) => w[j],
@@ -186,18 +190,17 @@ unsafe fn bytes<F: Kernel>(w: __m512i) -> __m512i {
     unsafe { if F::SIGNED { w } else { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) } }
 }
 
-/// First-level scale, and negative of the first-level minimum, of the 256 columns that block `b` begins, if there are two
+/// First-level scale, and negative of the first-level minimum, of the superblock whose scales begin at `scales`, if there are two
 /// levels.
 #[inline(always)]
-unsafe fn first_level<F: Kernel>(scales: *const u8, b: usize) -> [__m512; 2] {
+unsafe fn first_level<F: Kernel>(scales: *const u8) -> [__m512; 2] {
     // SAFETY: see the head of the file.
     unsafe {
         let zero = _mm512_setzero_ps();
         if !F::BLOCKS.scales.two_level() {
             return [zero; 2];
         }
-        let at = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
-        [load_halves(at), if F::MINS { _mm512_sub_ps(zero, load_halves(at.add(32))) } else { zero }]
+        [load_halves(scales), if F::MINS { _mm512_sub_ps(zero, load_halves(scales.add(32))) } else { zero }]
     }
 }
 
@@ -222,33 +225,31 @@ unsafe fn times(d: __m512, whole: __m512i) -> __m512 {
     unsafe { _mm512_mul_ps(d, _mm512_cvtepi32_ps(whole)) }
 }
 
-/// Scales and minima of block `b`; `dmin` is negative already.
+/// Scales and minima of block `index` of the superblock whose scales begin at `scales`; `dmin` is negative already.
 #[inline(always)]
-unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, b: usize) -> RowScales {
+unsafe fn row_scales<F: Kernel>([d, dmin]: [__m512; 2], scales: *const u8, index: usize) -> RowScales {
     // SAFETY: see the head of the file.
     unsafe {
         let none = [_mm512_setzero_ps(); 2];
-        let long = scales.add(b / RUN * F::BLOCKS.scales.bytes(256));
-        let b = if F::BLOCKS.scales.two_level() { b % RUN } else { b };
         let (scale, min) = match F::BLOCKS.scales {
-            Scales::Half => ([load_halves(scales.add(b * 32)); 2], none),
-            Scales::HalfWithMin => ([load_halves(scales.add(b * 64)); 2], [load_halves(scales.add(b * 64 + 32)); 2]),
+            Scales::Half => ([load_halves(scales); 2], none),
+            Scales::HalfWithMin => ([load_halves(scales); 2], [load_halves(scales.add(32)); 2]),
             Scales::Exponent => {
                 // Half of 2^(e - 127); `vscalefps` makes denormals where they are due.
-                let power = _mm512_sub_epi32(unsigned(scales.add(b * 16)), _mm512_set1_epi32(128));
+                let power = _mm512_sub_epi32(unsigned(scales), _mm512_set1_epi32(128));
                 ([_mm512_scalef_ps(_mm512_set1_ps(1.0), _mm512_cvtepi32_ps(power)); 2], none)
             }
-            Scales::Runs32 => ([_mm512_mul_ps(d, signed(long.add(32 + b * GROUP))); 2], none),
+            Scales::Runs32 => ([_mm512_mul_ps(d, signed(scales.add(32 + index * GROUP))); 2], none),
             Scales::Runs16 => {
-                let at = long.add(32 + b * 2 * GROUP);
+                let at = scales.add(32 + index * 2 * GROUP);
                 ([_mm512_mul_ps(d, signed(at)), _mm512_mul_ps(d, signed(at.add(GROUP)))], none)
             }
             Scales::Runs32WithMin => {
-                let at = long.add(64 + b * 2 * GROUP);
+                let at = scales.add(64 + index * 2 * GROUP);
                 ([times(d, unsigned(at)); 2], [times(dmin, unsigned(at.add(GROUP))); 2])
             }
             Scales::Runs16WithMin => {
-                let at = long.add(64 + b * 2 * GROUP);
+                let at = scales.add(64 + index * 2 * GROUP);
                 let (first, last) = (unsigned(at), unsigned(at.add(GROUP)));
                 let mask = _mm512_set1_epi32(15);
                 (
@@ -374,9 +375,14 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
                 }
             }
             for g in 0..tile.groups {
-                let codes = tile.group.add(g * tile.stride);
-                let scales = codes.add(F::BLOCKS.code_bytes(tile.cols));
-                let fetched = tile.fetched.wrapping_add(g * tile.stride);
+                let group = tile.group.add(g * tile.stride);
+                let fetched = match tile.fetched {
+                    // The last tokens find weights in the second-level cache.
+                    _ if token > 0 => None,
+                    Some(fetched) => Some(fetched.wrapping_add(g * tile.stride)),
+                    None if FEW > 0 && FEW <= UNFETCHED => None,
+                    None => Some(group),
+                };
                 let out = tile.out(token, g);
                 if start == 0 {
                     for t in 0..count {
@@ -387,15 +393,16 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
                 for t in 0..FEW {
                     few[t] = _mm512_load_ps(out.add(t * tile.out_stride));
                 }
-                for run in (start..end).step_by(RUN) {
-                    let level = first_level::<F>(scales, run);
+                for run in (start..end).step_by(SUPERBLOCK) {
+                    let level = first_level::<F>(F::BLOCKS.place(group, run).scales);
                     let sums = Sums(tile.panel).next::<F>((run - start) / CHUNK * count);
-                    for b in run..end.min(run + RUN) {
-                        if token == 0 {
-                            fetch_ahead::<F>(fetched, fetched.wrapping_add(tile.stride), blocks, b);
+                    for b in run..end.min(run + SUPERBLOCK) {
+                        if let Some(from) = fetched {
+                            fetch_ahead::<F>(from, from.wrapping_add(tile.stride), blocks, b);
                         }
-                        let w = weights::<F>(codes.add(b * F::BLOCKS.codes.registers() * 64));
-                        let row_scales = row_scales::<F>(level, scales, b);
+                        let Place { codes, scales, index } = F::BLOCKS.place(group, b);
+                        let row_scales = row_scales::<F>(level, scales, index);
+                        let w = weights::<F>(codes);
                         let x = tile.x.add(token * tile.x_stride + b * 32);
                         let s = (b - start) % CHUNK;
                         for t in 0..FEW {

@@ -1,12 +1,13 @@
 //! Fetching weights ahead of their use.
 //!
-//! A group of rows is one stretch of memory: codes first, scales after them. Kernels read both side by side, two streams that
-//! break off where the group ends. With rows of 2,048 columns that is every 18 KB, before the processor's own prefetchers
-//! have caught up, so each block fetches the codes and scales of one that comes later, in the next group where this one ends.
+//! A matrix is one stream of memory. Where few instructions take a line, processors keep ahead of it by themselves, if loads come
+//! in the order of memory; then instructions that fetch only take the place of loads (PERFORMANCE.md, "Decode"). Where a line
+//! serves several tokens, or two groups of rows are read side by side and the streams jump from tile to tile, they are needed.
 
 use crate::{fetch::fetch, pack::Packed};
+use std::sync::atomic::{Ordering, compiler_fence};
 
-/// Bytes of codes between what is read and what is fetched: enough for the latency of memory.
+/// Bytes between what is read and what is fetched: enough for the latency of memory.
 const AHEAD: usize = 12 << 10;
 
 /// Fetches, into the second-level cache, what a kernel needs some time after block `b` of the `blocks` blocks of the group at
@@ -15,12 +16,17 @@ const AHEAD: usize = 12 << 10;
 /// Fetching into the first-level cache was slower (PERFORMANCE.md).
 #[inline(always)]
 pub(super) fn fetch_ahead<F: Packed>(mut group: *const u8, next: *const u8, blocks: usize, b: usize) {
-    let (codes, scales) = const { (F::BLOCKS.codes.registers() * 64, F::BLOCKS.scales.bytes(256) / 8) };
-    let mut b = b + (AHEAD / codes).min(blocks);
+    let bytes = const { F::BLOCKS.bytes() / F::BLOCKS.scales.blocks() };
+    let mut b = b + (AHEAD / bytes).min(blocks);
     if b >= blocks {
         b -= blocks;
         group = next;
     }
-    fetch(group.wrapping_add(b * codes), codes);
-    fetch(group.wrapping_add(blocks * codes + b * scales), 1);
+    fetch(group.wrapping_add(b * bytes), bytes);
+}
+
+/// Keeps loads before it and after it in this order, which the compiler would change.
+#[inline(always)]
+pub(super) fn in_order() {
+    compiler_fence(Ordering::SeqCst);
 }
