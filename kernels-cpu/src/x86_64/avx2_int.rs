@@ -467,36 +467,47 @@ trait Source {
     unsafe fn min(&self, h: usize, half: usize) -> __m256;
 }
 
-/// A block of packed groups, which is expanded as it is used.
+/// Block `b` of packed groups, which is expanded as it is used.
 struct Packing<F, const H: usize> {
-    places: [Place; H],
+    /// The first group, and bytes from one group to the next.
+    group: *const u8,
+    stride: usize,
     level: [[__m256; 2]; H],
+    b: usize,
     format: PhantomData<F>,
+}
+
+impl<F: Kernel, const H: usize> Packing<F, H> {
+    /// Where the block of the group that half `h` belongs to lies.
+    #[inline(always)]
+    fn place(&self, h: usize) -> Place {
+        F::BLOCKS.place(self.group.wrapping_add(h / 2 * self.stride), self.b)
+    }
 }
 
 impl<F: Kernel, const H: usize> Source for Packing<F, H> {
     #[inline(always)]
     unsafe fn weights(&self, j: usize, h: usize) -> __m256i {
         // SAFETY: see the head of the file.
-        unsafe { weights::<F>(self.places[h].codes, j, h % 2) }
+        unsafe { weights::<F>(self.place(h).codes, j, h % 2) }
     }
 
     #[inline(always)]
     unsafe fn scale(&self, h: usize) -> __m256 {
         // SAFETY: see the head of the file.
-        unsafe { scale::<F>(self.level[h], self.places[h], h % 2) }
+        unsafe { scale::<F>(self.level[h], self.place(h), h % 2) }
     }
 
     #[inline(always)]
     unsafe fn whole(&self, h: usize, half: usize) -> __m256i {
         // SAFETY: see the head of the file.
-        unsafe { whole::<F>(self.places[h], h % 2, half) }
+        unsafe { whole::<F>(self.place(h), h % 2, half) }
     }
 
     #[inline(always)]
     unsafe fn min(&self, h: usize, half: usize) -> __m256 {
         // SAFETY: see the head of the file.
-        unsafe { min::<F>(self.level[h], self.places[h], h % 2, half) }
+        unsafe { min::<F>(self.level[h], self.place(h), h % 2, half) }
     }
 }
 
@@ -666,11 +677,7 @@ unsafe fn direct<F: Kernel, const T: usize, const H: usize>(tile: &Tile, token: 
                     let group = tile.group.add(g * tile.stride);
                     fetch_ahead::<F>(group, group.wrapping_add(after), blocks, b);
                 }
-                let mut places = [F::BLOCKS.place(tile.group, b); H];
-                for h in 2..H {
-                    places[h] = F::BLOCKS.place(tile.group.add(h / 2 * tile.stride), b);
-                }
-                let source = Packing::<F, H> { places, level, format: PhantomData };
+                let source = Packing::<F, H> { group: tile.group, stride: tile.stride, level, b, format: PhantomData };
                 block::<F, T, H>(&mut acc, &rows, &sums, (b, b % PANEL_BLOCKS), &source);
             }
         }
