@@ -151,7 +151,7 @@ impl Executor {
             bytes = bytes.saturating_add(align(values.saturating_mul(4)));
             at
         };
-        // Activations may have two planes, and so have their products.
+        // Activations may have two planes, and so have their products. Strips for few tokens have up to `MOST_FEW` tiles, times tokens.
         let result = program.max_tokens.max(program.max_outputs).max(MOST_FEW).saturating_mul(2 * TILE_ROWS);
         let head_dim = shape.map_or(0, |kv| kv.head_dim);
         let query_rows = Queries::tile_tokens(facts.max_group).saturating_mul(facts.max_group);

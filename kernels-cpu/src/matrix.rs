@@ -98,7 +98,7 @@ enum Storage {
     Packed { region: Region, layout: Layout, kernel: TileKernel },
 }
 
-/// Tiles of a strip, at most.
+/// Tiles of a strip for many tokens, at most.
 const STRIP: usize = 4;
 
 /// Tiles of a strip for few tokens: enough that the time between strips does not count, in which nothing is read.
@@ -107,10 +107,10 @@ const FEW_STRIP: usize = 16;
 /// Tiles of a strip for few tokens, times those tokens, at most.
 pub(crate) const MOST_FEW: usize = FEW * FEW_STRIP;
 
-/// Bytes of packed weights of a strip, at most, but for one tile.
+/// Bytes of packed weights of a strip for many tokens, at most, but for one tile.
 const STRIP_BYTES: usize = 320 << 10;
 
-/// Tokens so few that weights are read from memory all the time.
+/// Tokens up to which a product waits for memory rather than for the cores, so that long strips pay.
 const FEW: usize = 4;
 
 /// Activations that a matrix multiplies: the first row, and bytes from one row to the next.
@@ -336,7 +336,7 @@ impl Matrix {
     pub(crate) fn strip(&self, tokens: usize) -> usize {
         match (&self.storage, self.layout()) {
             (Storage::Packed { .. }, Some(_)) if tokens <= FEW => FEW_STRIP,
-            (_, Some(layout)) if tokens > FEW && self.takes_strips() => self.longest_strip(layout),
+            (_, Some(layout)) if tokens > FEW && self.takes_any_groups() => self.longest_strip(layout),
             _ => 1,
         }
     }
@@ -349,7 +349,7 @@ impl Matrix {
     pub(crate) fn deferred_bytes(&self) -> usize {
         match &self.storage {
             Storage::Deferred { packer, .. } => {
-                let tiles = if self.takes_strips() { self.longest_strip(packer.layout()) } else { 1 };
+                let tiles = if self.takes_any_groups() { self.longest_strip(packer.layout()) } else { 1 };
                 tiles * (TILE_ROWS / GROUP) * packer.stride() + packer.group_bytes()
             }
             _ => 0,
@@ -374,7 +374,7 @@ impl Matrix {
     }
 
     /// Whether the kernel multiplies any number of groups at a time; others take two.
-    fn takes_strips(&self) -> bool {
+    fn takes_any_groups(&self) -> bool {
         self.layout().is_some_and(Layout::is_integer) && matches!(self.isa, Isa::Avx512 | Isa::Avx512Bw)
     }
 
@@ -385,7 +385,13 @@ impl Matrix {
     /// The matrix has the groups, `x` holds rows of `cols` values in the form that [`wants`](Self::wants) says, and `out` and
     /// `scratch` are valid and this thread's alone.
     pub(crate) unsafe fn multiply(&self, groups: Range<usize>, x: ActRows, out: *mut f32, scratch: TileScratch) {
-        let most = if self.takes_strips() { groups.len() } else { TILE_ROWS / GROUP };
+        let most = match (&self.storage, self.layout()) {
+            (Storage::Deferred { .. }, Some(layout)) if self.takes_any_groups() => {
+                self.longest_strip(layout) * (TILE_ROWS / GROUP)
+            }
+            _ if self.takes_any_groups() => groups.len(),
+            _ => TILE_ROWS / GROUP,
+        };
         for first in groups.clone().step_by(most) {
             let tile = first..groups.end.min(first + most);
             // SAFETY: promised by the caller; the tile has its own columns of `out`.
@@ -422,7 +428,7 @@ impl Matrix {
     /// One tile of [`multiply`](Self::multiply), with `out_stride` values from one row of `out` to the next.
     ///
     /// # Safety
-    /// As there; two groups at most unless the matrix [`takes_strips`](Self::takes_strips).
+    /// As there; two groups at most unless the matrix [`takes_any_groups`](Self::takes_any_groups).
     unsafe fn tile(&self, groups: Range<usize>, x: ActRows, out: *mut f32, out_stride: usize, scratch: TileScratch) {
         let (first, count) = (groups.start * GROUP, self.rows.min(groups.end * GROUP) - groups.start * GROUP);
         let (group, groups) = (groups.start, groups.len());
@@ -443,6 +449,10 @@ impl Matrix {
         match &self.storage {
             Storage::Deferred { bytes, packer, kernel } => {
                 let stride = packer.stride();
+                assert!(
+                    groups * stride + packer.group_bytes() <= self.deferred_bytes(),
+                    "{groups} groups are too many"
+                );
                 // SAFETY: the caller gives `deferred_bytes` of scratch, which hold what is packed and then what packing takes;
                 // the rest as below.
                 unsafe {

@@ -37,8 +37,9 @@ pub(crate) struct Tile {
     pub(crate) out_stride: usize,
     /// Scratch of `PANEL_BYTES`; 64-byte aligned.
     pub(crate) panel: *mut u8,
-    /// What a kernel may fetch into the second-level cache meanwhile: the beginning of the matrix's bytes that are packed next, if
-    /// weights are packed as they are used. Only AVX-512 kernels of integer types do (see PERFORMANCE.md, "What did not pay").
+    /// The matrix's bytes that are packed next, if weights are packed as they are used; a kernel may fetch them into the second-level
+    /// cache meanwhile, from some way in, instead of weights to come. Only AVX-512 kernels of integer types do (see PERFORMANCE.md,
+    /// "What did not pay").
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels do not fetch for packing"))]
     pub(crate) fetched: Option<*const u8>,
 }

@@ -318,7 +318,8 @@ fn results_do_not_depend_on_how_a_matrix_is_cut() {
     let mut random = Random(11);
     for isa in isas() {
         for dtype in types() {
-            for (rows, cols, tokens, planes) in [(600, 256, 21, 2), (40, 17_408, 10, 1)] {
+            // More rows than a strip for few tokens has; more columns than one that prepares many tokens' sums at once.
+            for (rows, cols, tokens, planes) in [(1100, 256, 21, 2), (40, 17_408, 10, 1)] {
                 let weights = blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.1);
                 let x = random.values(tokens * cols);
                 let make = || Matrix::new(isa, dtype, rows, cols, weights.clone().into()).unwrap();
@@ -329,9 +330,11 @@ fn results_do_not_depend_on_how_a_matrix_is_cut() {
                 };
                 let alone = product(1, 0..tokens);
                 assert_eq!(product(5, 0..tokens), alone, "{isa:?} {dtype} {rows} x {cols}");
-                for range in [0..1, 3..5, 6..tokens] {
+                for range in [0..1, 0..3, 3..5, 1..5, 0..5, 6..tokens] {
                     let part = &alone[range.start * rows..range.end * rows];
-                    assert_eq!(product(1, range), part, "{isa:?} {dtype} {rows} x {cols}");
+                    for threads in [1, 2] {
+                        assert_eq!(product(threads, range.clone()), part, "{isa:?} {dtype} {rows} x {cols} {range:?}");
+                    }
                 }
             }
         }
@@ -414,6 +417,41 @@ fn gated_projections_add_and_multiply() {
         reference::swiglu(&gate, &up, &mut expected);
         for (got, expected) in got.iter().zip(&expected) {
             assert!((got - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{isa:?}: {got} for {expected}");
+        }
+    }
+}
+
+/// What is packed already takes longer strips than what is not, and so do narrower types.
+#[test]
+fn a_gated_product_may_be_of_two_types_of_which_one_is_packed() {
+    let mut random = Random(23);
+    for isa in isas() {
+        for (types, rows, cols) in [([DType::Q4_K, DType::Q4_K], 1100, 512), ([DType::Q4_K, DType::Q8_0], 600, 4096)] {
+            let weights = types.map(|dtype| blocks(&mut random, dtype, rows * cols / dtype.block_len(), 0.02));
+            for tokens in [1, 4, 12] {
+                let x = random.values(tokens * cols);
+                type Make = fn(Isa, DType, usize, usize, SharedBytes) -> Result<Matrix, MatrixError>;
+                let product = |threads, make: [Make; 2]| {
+                    let [gate, up] = [0, 1]
+                        .map(|i| Arc::new(make[i](isa, types[i], rows, cols, weights[i].clone().into()).unwrap()));
+                    let wants = gate.wants();
+                    let values = Bench { isa, threads, tokens, planes: 1 }.run(&x, cols, rows, |x, quantized, out| {
+                        let act = if wants == ActKind::Q8 { Act::Q8(quantized) } else { Act::F32(x) };
+                        vec![Call::Quantize { x, out: quantized }, Call::GatedMatMul { x: act, gate, up, out }]
+                    });
+                    values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let (packed, deferred): (Make, Make) = (Matrix::new, Matrix::deferred);
+                let expected = product(1, [packed; 2]);
+                for threads in [1, 2] {
+                    for make in [[packed, deferred], [deferred, packed], [deferred; 2]] {
+                        assert!(
+                            product(threads, make) == expected,
+                            "{isa:?} {types:?} {tokens} tokens, {threads} threads"
+                        );
+                    }
+                }
+            }
         }
     }
 }

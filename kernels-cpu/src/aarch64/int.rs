@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{Place, integer_types, types},
+    pack::{BlockPlace, integer_types, types},
     tile::{Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -94,7 +94,7 @@ unsafe fn direct<L: Level, F: Kernel, const T: usize>(tile: &Tile) {
                         x[t] = [vld1q_s8(at), vld1q_s8(at.add(16))];
                         bias[t] = [sums[t].bias::<F>(s, 0), if F::HALVES { sums[t].bias::<F>(s, 1) } else { 0 }];
                     }
-                    let Place { codes, scales, index } = F::BLOCKS.place(group, b);
+                    let BlockPlace { codes, scales, index } = F::BLOCKS.place(group, b);
                     let row_scales = row_scales::<F>(scales, index);
                     unrolled!(q in [0, 1, 2, 3] {
                         let mut products = Products::<L, F, T>::new(x, bias);
@@ -164,7 +164,7 @@ unsafe fn paneled<L: Level, F: Kernel>(tile: &Tile) {
 
 /// Writes a block of one group as a panel block.
 #[inline(always)]
-unsafe fn expand<L: Level, F: Kernel>(Place { codes, scales, index }: Place, to: *mut u8) {
+unsafe fn expand<L: Level, F: Kernel>(BlockPlace { codes, scales, index }: BlockPlace, to: *mut u8) {
     // SAFETY: see the head of the file.
     unsafe {
         unrolled!(q in [0, 1, 2, 3] {

@@ -176,7 +176,8 @@ impl Step<'_> {
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     let (gated, linear) = (self.result(scratch, 0), self.result(scratch, 1));
-                    let strip = self.strip(gate, out.rows, task, tasks.len());
+                    let most = tasks.len().min(up.strip(self.row_count(out.rows)));
+                    let strip = self.strip(gate, out.rows, task, most);
                     for rows in self.chunks(&strip, *x, out.rows) {
                         self.tile(gate, &strip, *x, rows.clone(), gated, scratch);
                         self.tile(up, &strip, *x, rows.clone(), linear, scratch);
@@ -286,8 +287,8 @@ impl Step<'_> {
         Strip { tiles, first, count }
     }
 
-    /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch. Few rows always fit, and all rows
-    /// of a tile.
+    /// The rows of `x` in as many pieces as it takes for a strip's results to fit their scratch, which holds all rows of a tile, all
+    /// of a strip for few rows, and therefore some of any other strip.
     fn chunks(&self, strip: &Strip, x: Act, rows: Rows) -> impl Iterator<Item = Range<usize>> {
         let (rows, planes) = (self.row_count(rows), planes(x));
         let chunk = self.layout.result_values / (planes * strip.width());

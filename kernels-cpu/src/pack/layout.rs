@@ -188,16 +188,16 @@ impl Blocks {
 
     /// Where block `b` of a group lies that begins at `group`.
     #[inline(always)]
-    pub(crate) const fn place(&self, group: *const u8, b: usize) -> Place {
+    pub(crate) const fn place(&self, group: *const u8, b: usize) -> BlockPlace {
         let index = b % self.scales.blocks();
         let scales = group.wrapping_add(b / self.scales.blocks() * self.bytes());
-        Place { codes: scales.wrapping_add(self.scales.bytes() + index * self.codes.bytes()), scales, index }
+        BlockPlace { codes: scales.wrapping_add(self.scales.bytes() + index * self.codes.bytes()), scales, index }
     }
 }
 
 /// Where a block of sixteen rows lies.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct BlockPlace {
     /// Its codes.
     pub(crate) codes: *const u8,
     /// The scales of its superblock.

@@ -16,8 +16,8 @@ mod words;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use layout::SUPERBLOCK;
+pub(crate) use layout::{BlockPlace, Packed, integer_types, types};
 pub use layout::{Blocks, Codes, Layout, Scales, Values};
-pub(crate) use layout::{Packed, Place, integer_types, types};
 pub use words::{Whole, Words};
 
 use crate::{

@@ -18,14 +18,14 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Place, SUPERBLOCK, Scales, Values, integer_types, types},
+    pack::{BlockPlace, Codes, GROUP, SUPERBLOCK, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
 use std::{arch::x86_64::*, marker::PhantomData, mem::MaybeUninit};
 
 /// Blocks of 32 columns that are expanded at a time.
-const PANEL_BLOCKS: usize = 16;
+const PANEL_BLOCKS: usize = 2 * SUPERBLOCK;
 
 /// Half a group: eight rows.
 const HALF: usize = GROUP / 2;
@@ -221,7 +221,7 @@ unsafe fn times(d: __m256, whole: __m256i) -> __m256 {
 /// Scale of half `h` of the rows in a block; without the whole number if each half of the columns has one. (Half a group is eight
 /// bytes of whole numbers, or sixteen of f16.)
 #[inline(always)]
-unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], Place { scales, index, .. }: Place, h: usize) -> __m256 {
+unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], BlockPlace { scales, index, .. }: BlockPlace, h: usize) -> __m256 {
     // SAFETY: see the head of the file.
     unsafe {
         let whole = scales.add(h * HALF);
@@ -244,7 +244,7 @@ unsafe fn scale<F: Kernel>([d, _]: [__m256; 2], Place { scales, index, .. }: Pla
 
 /// The whole number in the scale of half `half` of the columns; twice side by side where a row has two sums of 16 bits.
 #[inline(always)]
-unsafe fn whole<F: Kernel>(Place { scales, index, .. }: Place, h: usize, half: usize) -> __m256i {
+unsafe fn whole<F: Kernel>(BlockPlace { scales, index, .. }: BlockPlace, h: usize, half: usize) -> __m256i {
     // SAFETY: see the head of the file.
     unsafe {
         let at = |first: usize| scales.add(first + (index * 2 + half) * GROUP + h * HALF);
@@ -258,7 +258,12 @@ unsafe fn whole<F: Kernel>(Place { scales, index, .. }: Place, h: usize, half: u
 
 /// What is added per unit of activation, for half `half` of the columns if there are two; `dmin` is negative already.
 #[inline(always)]
-unsafe fn min<F: Kernel>([_, dmin]: [__m256; 2], Place { scales, index, .. }: Place, h: usize, half: usize) -> __m256 {
+unsafe fn min<F: Kernel>(
+    [_, dmin]: [__m256; 2],
+    BlockPlace { scales, index, .. }: BlockPlace,
+    h: usize,
+    half: usize,
+) -> __m256 {
     // SAFETY: see the head of the file.
     unsafe {
         let whole = |i: usize| unsigned(scales.add(64 + (index * 2 + i) * GROUP + h * HALF));
@@ -273,7 +278,7 @@ unsafe fn min<F: Kernel>([_, dmin]: [__m256; 2], Place { scales, index, .. }: Pl
 
 /// Writes a block of one group as a panel block.
 #[inline(always)]
-unsafe fn expand<F: Kernel>(level: &[[__m256; 2]; 2], place: Place, to: *mut u8) {
+unsafe fn expand<F: Kernel>(level: &[[__m256; 2]; 2], place: BlockPlace, to: *mut u8) {
     // SAFETY: see the head of the file.
     unsafe {
         for j in 0..8 {
@@ -480,7 +485,7 @@ struct Packing<F, const H: usize> {
 impl<F: Kernel, const H: usize> Packing<F, H> {
     /// Where the block of the group that half `h` belongs to lies.
     #[inline(always)]
-    fn place(&self, h: usize) -> Place {
+    fn place(&self, h: usize) -> BlockPlace {
         F::BLOCKS.place(self.group.wrapping_add(h / 2 * self.stride), self.b)
     }
 }
@@ -703,7 +708,7 @@ unsafe fn paneled<F: Kernel, const H: usize>(tile: &Tile) {
             for g in 0..H / 2 {
                 let group = tile.group.add(g * tile.stride);
                 for run in (0..count).step_by(SUPERBLOCK) {
-                    let Place { scales, .. } = F::BLOCKS.place(group, first + run);
+                    let BlockPlace { scales, .. } = F::BLOCKS.place(group, first + run);
                     let level = [first_level::<F>(scales, 0), first_level::<F>(scales, 1)];
                     for b in run..count.min(run + SUPERBLOCK) {
                         fetch_ahead::<F>(group, group.wrapping_add(after), blocks, first + b);

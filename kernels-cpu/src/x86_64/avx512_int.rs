@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     act::Row,
-    pack::{Codes, GROUP, Place, SUPERBLOCK, Scales, Values, integer_types, types},
+    pack::{BlockPlace, Codes, GROUP, SUPERBLOCK, Scales, Values, integer_types, types},
     tile::{PANEL_BYTES, Tile, TileKernel},
 };
 use rustai_abi::DType;
@@ -27,10 +27,17 @@ use std::arch::x86_64::*;
 const MOST: usize = 16;
 
 /// Blocks of 32 columns that one [`Sums`] stands for.
-const CHUNK: usize = 16;
+const CHUNK: usize = 2 * SUPERBLOCK;
 
-/// Tokens for which weights are not fetched ahead: see [`fetch`](super::fetch).
-const UNFETCHED: usize = 2;
+/// Columns up to which weights are not fetched ahead for so many rows of activations (see [`fetch`](super::fetch)): what is read again
+/// for each group has to leave room in the first-level cache. Measured (PERFORMANCE.md).
+const fn unfetched(rows: usize) -> usize {
+    match rows {
+        1 => 16 << 10,
+        2 => 4 << 10,
+        _ => 0,
+    }
+}
 
 /// What the kernels derive from a packed order and the way its bytes are multiplied.
 trait Kernel: Dot {
@@ -365,8 +372,10 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
         let blocks = tile.cols / 32;
         // The last tokens fetch what they have already.
         let later = if token + count < tile.tokens { count * tile.x_stride } else { 0 };
-        for start in (0..blocks).step_by(F::SPAN) {
-            let end = blocks.min(start + F::SPAN);
+        // Few tokens have room for whole rows, so that groups are read one after the other.
+        let span = const { if FEW > 0 { PANEL_BYTES / (FEW * F::SUMS) * CHUNK } else { F::SPAN } };
+        for start in (0..blocks).step_by(span) {
+            let end = blocks.min(start + span);
             let mut sums = Sums(tile.panel);
             for first in (start..end).step_by(CHUNK) {
                 for t in 0..count {
@@ -377,10 +386,10 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
             for g in 0..tile.groups {
                 let group = tile.group.add(g * tile.stride);
                 let fetched = match tile.fetched {
-                    // The last tokens find weights in the second-level cache.
+                    // Later tokens find weights in the second-level cache.
                     _ if token > 0 => None,
                     Some(fetched) => Some(fetched.wrapping_add(g * tile.stride)),
-                    None if FEW > 0 && FEW <= UNFETCHED => None,
+                    None if tile.cols <= unfetched(FEW) => None,
                     None => Some(group),
                 };
                 let out = tile.out(token, g);
@@ -400,7 +409,7 @@ unsafe fn pass<F: Kernel, const FEW: usize>(tile: &Tile, token: usize, count: us
                         if let Some(from) = fetched {
                             fetch_ahead::<F>(from, from.wrapping_add(tile.stride), blocks, b);
                         }
-                        let Place { codes, scales, index } = F::BLOCKS.place(group, b);
+                        let BlockPlace { codes, scales, index } = F::BLOCKS.place(group, b);
                         let row_scales = row_scales::<F>(level, scales, index);
                         let w = weights::<F>(codes);
                         let x = tile.x.add(token * tile.x_stride + b * 32);

@@ -25,7 +25,7 @@ pub(super) fn fetch_ahead<F: Packed>(mut group: *const u8, next: *const u8, bloc
     fetch(group.wrapping_add(b * bytes), bytes);
 }
 
-/// Keeps loads before it and after it in this order, which the compiler would change.
+/// Keeps loads before it before those after it, which today's compiler would mix; only speed depends on it.
 #[inline(always)]
 pub(super) fn in_order() {
     compiler_fence(Ordering::SeqCst);
