@@ -1,7 +1,7 @@
 //! Fetching weights ahead of their use.
 //!
 //! A matrix is one stream of memory. Where few instructions take a line, processors keep ahead of it by themselves, if loads come
-//! in the order of memory; then instructions that fetch only take the place of loads (PERFORMANCE.md, "Decode"). Where a line
+//! in the order of memory; then instructions that fetch only take the place of loads (PERFORMANCE.md, "One stream"). Where a line
 //! serves several tokens, or two groups of rows are read side by side and the streams jump from tile to tile, they are needed.
 
 use crate::{fetch::fetch, pack::Packed};
