@@ -176,8 +176,7 @@ impl Step<'_> {
                 }
                 Call::GatedMatMul { x, gate, up, out } => {
                     let (gated, linear) = (self.result(scratch, 0), self.result(scratch, 1));
-                    let most = tasks.len().min(up.strip(self.row_count(out.rows)));
-                    let strip = self.strip(gate, out.rows, task, most);
+                    let strip = self.strip(gate, out.rows, task, tasks.len());
                     for rows in self.chunks(&strip, *x, out.rows) {
                         self.tile(gate, &strip, *x, rows.clone(), gated, scratch);
                         self.tile(up, &strip, *x, rows.clone(), linear, scratch);
