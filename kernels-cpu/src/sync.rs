@@ -1,18 +1,53 @@
 //! What [`team`](crate::team) is built on. `tests/team.rs` compiles the team a second time with a model checker's in its place.
 
+use std::ptr;
 pub(crate) use std::{
     hint::spin_loop,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicPtr, AtomicUsize},
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, fence},
     },
-    thread::{Builder, JoinHandle, park, yield_now},
+    thread::{Builder, JoinHandle},
 };
 
-/// Rounds of spinning before a waiting worker yields to others (they may need its core).
-pub(crate) const SPINS_BEFORE_YIELD: u32 = 4_000;
-/// Rounds of spinning between steps before a worker sleeps.
-pub(crate) const SPINS_BEFORE_SLEEP: u32 = 20_000;
+/// Rounds of spinning before a thread sleeps where others took the team's cores lately.
+pub(crate) const LEAST_ROUNDS: u32 = 100;
+/// The same where nobody did: some 80 us, more than threads of a product are apart.
+pub(crate) const MOST_ROUNDS: u32 = 4_000;
+
+/// A number that threads can sleep on (`futex(2)`).
+pub(crate) struct Futex {
+    pub(crate) value: AtomicU32,
+}
+
+impl Futex {
+    pub(crate) fn new(value: u32) -> Self {
+        Self { value: AtomicU32::new(value) }
+    }
+
+    /// Sleeps if the number is `old`, until it is woken or for no reason earlier.
+    pub(crate) fn wait(&self, old: u32) {
+        let forever = ptr::null::<libc::timespec>();
+        // SAFETY: the address is that of a living number, which the system compares; any outcome is fine, since callers look again.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                self.value.as_ptr(),
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                old,
+                forever,
+            )
+        };
+    }
+
+    /// Wakes all who sleep.
+    pub(crate) fn wake_all(&self) {
+        // SAFETY: the address names the sleepers and is not accessed.
+        unsafe {
+            libc::syscall(libc::SYS_futex, self.value.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX)
+        };
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -2,40 +2,102 @@
 //!
 //! Decode has some three hundred kernel calls per token, each a few microseconds long, so a fork and join through a
 //! thread pool for each call would cost more than the call. Here the workers enter the closure once per step; inside
-//! it they meet at a spinning [`Lockstep::barrier`] and share work through [`Lockstep::next`], neither of which takes a
-//! lock or allocates. Between steps they spin briefly, then sleep.
+//! it they meet at a [`Lockstep::barrier`] and share work through [`Lockstep::next`], neither of which takes a
+//! lock or allocates.
+//!
+//! Who waits spins for a while, since mostly the others come soon, then sleeps. That frees its core for a thread of the team whose own
+//! core another program has taken. Then that thread will have to wait for this one, and so on in turn, so after such a sleep
+//! threads spin less for some time (PERFORMANCE.md, "Beside other programs").
 
 use crate::sync::{
-    Arc, AtomicBool, AtomicPtr, AtomicUsize, Builder, JoinHandle, SPINS_BEFORE_SLEEP, SPINS_BEFORE_YIELD, park,
-    spin_loop, yield_now,
+    Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Builder, Futex, JoinHandle, LEAST_ROUNDS, MOST_ROUNDS, fence,
+    spin_loop,
 };
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::Ordering::*,
+    sync::atomic::{self, Ordering::*},
 };
 
 /// A kernel panicked in one thread of the team; the team cannot be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Poisoned;
 
+/// A worker spins so many times longer between steps than at the barrier before it sleeps.
+const BETWEEN_STEPS: u32 = 5;
+
 #[repr(align(128))]
 #[derive(Default)]
 struct Padded<T>(T);
 
+/// A number that threads wait for to change.
+struct Signal {
+    number: Futex,
+    /// Threads that sleep until it changes, or are about to.
+    sleepers: AtomicU32,
+}
+
+impl Signal {
+    fn new() -> Padded<Self> {
+        Padded(Self { number: Futex::new(0), sleepers: AtomicU32::new(0) })
+    }
+
+    fn get(&self) -> u32 {
+        self.number.value.load(Acquire)
+    }
+
+    /// Adds to the number, and wakes who sleeps. Writes made before by this thread are visible to those who see the change.
+    fn add(&self, number: u32) {
+        self.number.value.fetch_add(number, AcqRel);
+        // With the fence in `wait`: either a thread that goes to sleep sees the change, or this thread sees it.
+        fence(SeqCst);
+        if self.sleepers.load(Relaxed) > 0 {
+            self.number.wake_all();
+        }
+    }
+
+    /// Waits while the number is `old` and there is `hope` that it changes: spins for some rounds, then sleeps; whether it slept.
+    fn wait(&self, old: u32, rounds: u32, hope: impl Fn() -> bool) -> bool {
+        for _ in 0..rounds {
+            if self.get() != old || !hope() {
+                return false;
+            }
+            spin_loop();
+        }
+        self.sleepers.fetch_add(1, Relaxed);
+        fence(SeqCst);
+        while self.get() == old && hope() {
+            self.number.wait(old);
+        }
+        self.sleepers.fetch_sub(1, Relaxed);
+        true
+    }
+}
+
 /// What the threads of a team share.
 struct Shared {
     threads: usize,
-    /// Counts steps; odd and even tell nothing, a change does.
-    epoch: Padded<AtomicUsize>,
+    /// Counts steps.
+    epoch: Padded<Signal>,
     /// The step's closure, valid while `running` is above zero.
     job: AtomicPtr<Job<'static>>,
     /// Workers that have not finished the step.
-    running: Padded<AtomicUsize>,
+    running: Padded<Signal>,
     arrived: Padded<AtomicUsize>,
-    phase: Padded<AtomicUsize>,
+    /// Counts meetings at the barrier, and panics.
+    phase: Padded<Signal>,
+    /// Rounds of spinning at the barrier before a thread sleeps. Nothing but time depends on it, so the model checker need not know.
+    rounds: Padded<atomic::AtomicU32>,
     poisoned: AtomicBool,
     stop: AtomicBool,
+}
+
+impl Shared {
+    /// Frees the others from waiting for a thread that panicked.
+    fn poison(&self) {
+        self.poisoned.store(true, Release);
+        self.phase.0.add(1);
+    }
 }
 
 struct Job<'a> {
@@ -54,18 +116,20 @@ impl Lockstep<'_> {
         if shared.threads == 1 {
             return;
         }
-        let phase = shared.phase.0.load(Relaxed);
+        let phase = shared.phase.0.get();
         if shared.arrived.0.fetch_add(1, AcqRel) + 1 == shared.threads {
             shared.arrived.0.store(0, Relaxed);
-            shared.phase.0.store(phase.wrapping_add(1), Release);
+            shared.phase.0.add(1);
             return;
         }
-        let mut spins = 0;
-        while shared.phase.0.load(Acquire) == phase {
-            // PANIC: only after another thread's panic; unwinding here frees this thread from a meeting that never comes.
-            assert!(!shared.poisoned.load(Relaxed), "another thread of the team panicked");
-            spin(&mut spins);
+        let rounds = shared.rounds.0.load(Relaxed);
+        let slept = shared.phase.0.wait(phase, rounds, || !shared.poisoned.load(Relaxed));
+        let next = if slept { rounds / 2 } else { rounds + rounds / 16 }.clamp(LEAST_ROUNDS, MOST_ROUNDS);
+        if next != rounds {
+            shared.rounds.0.store(next, Relaxed);
         }
+        // PANIC: only after another thread's panic; unwinding here frees this thread from a meeting that never comes.
+        assert!(!shared.poisoned.load(Relaxed), "another thread of the team panicked");
     }
 
     /// The next unclaimed indices of `counter` below `end`, if there are any.
@@ -86,15 +150,6 @@ impl Lockstep<'_> {
     }
 }
 
-fn spin(spins: &mut u32) {
-    *spins += 1;
-    if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
-        yield_now();
-    } else {
-        spin_loop();
-    }
-}
-
 /// The workers. Dropping the team ends them.
 pub(crate) struct Team {
     shared: Arc<Shared>,
@@ -106,11 +161,12 @@ impl Team {
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             threads: threads.max(1),
-            epoch: Padded::default(),
+            epoch: Signal::new(),
             job: AtomicPtr::default(),
-            running: Padded::default(),
+            running: Signal::new(),
             arrived: Padded::default(),
-            phase: Padded::default(),
+            phase: Signal::new(),
+            rounds: Padded(MOST_ROUNDS.into()),
             poisoned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -134,20 +190,19 @@ impl Team {
             return Err(Poisoned);
         }
         let mut job = Job { run };
-        shared.running.0.store(shared.threads - 1, Relaxed);
+        shared.running.0.add(shared.threads as u32 - 1);
         shared.job.store((&raw mut job).cast(), Release);
-        shared.epoch.0.fetch_add(1, Release);
-        for worker in &self.workers {
-            worker.thread().unpark();
-        }
+        shared.epoch.0.add(1);
         let ours = catch_unwind(AssertUnwindSafe(|| run(0, &Lockstep { shared })));
         if ours.is_err() {
-            shared.poisoned.store(true, Release);
+            shared.poison();
         }
         // `job` lives on this stack: leave only when no worker can still use it.
-        let mut spins = 0;
-        while shared.running.0.load(Acquire) > 0 {
-            spin(&mut spins);
+        loop {
+            match shared.running.0.get() {
+                0 => break,
+                running => shared.running.0.wait(running, shared.rounds.0.load(Relaxed), || true),
+            };
         }
         if shared.poisoned.load(Acquire) { Err(Poisoned) } else { Ok(()) }
     }
@@ -156,8 +211,8 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Release);
+        self.shared.epoch.0.add(1);
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             // A worker that panicked has already poisoned the team; there is nothing left to report.
             let _ = worker.join();
         }
@@ -167,23 +222,10 @@ impl Drop for Team {
 fn work(index: usize, shared: &Shared) {
     let mut seen = 0;
     loop {
-        let mut spins = 0;
-        loop {
-            if shared.stop.load(Acquire) {
-                return;
-            }
-            let epoch = shared.epoch.0.load(Acquire);
-            if epoch != seen {
-                seen = epoch;
-                break;
-            }
-            spins += 1;
-            if spins < SPINS_BEFORE_SLEEP {
-                spin_loop();
-            } else {
-                // `run` unparks after it has published the epoch, so no wake-up is lost.
-                park();
-            }
+        shared.epoch.0.wait(seen, BETWEEN_STEPS * shared.rounds.0.load(Relaxed), || true);
+        seen = shared.epoch.0.get();
+        if shared.stop.load(Acquire) {
+            return;
         }
         let result = catch_unwind(AssertUnwindSafe(|| {
             // SAFETY: `Team::run` published the job before the epoch that we just acquired, and keeps it alive until
@@ -192,8 +234,8 @@ fn work(index: usize, shared: &Shared) {
             (job.run)(index, &Lockstep { shared });
         }));
         if result.is_err() {
-            shared.poisoned.store(true, Release);
+            shared.poison();
         }
-        shared.running.0.fetch_sub(1, Release);
+        shared.running.0.add(u32::MAX);
     }
 }

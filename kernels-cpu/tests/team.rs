@@ -8,21 +8,47 @@
 mod team;
 
 mod sync {
+    use loom::sync::{Condvar, Mutex, atomic::Ordering::Relaxed};
     pub(crate) use loom::{
         hint::spin_loop,
-        sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize},
-        thread::{Builder, JoinHandle, park, yield_now},
+        sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, fence},
+        thread::{Builder, JoinHandle},
     };
     pub(crate) use std::sync::Arc;
 
-    pub(crate) const SPINS_BEFORE_YIELD: u32 = 2;
-    pub(crate) const SPINS_BEFORE_SLEEP: u32 = 1;
+    pub(crate) const LEAST_ROUNDS: u32 = 1;
+    pub(crate) const MOST_ROUNDS: u32 = 1;
+
+    /// What the system promises of a futex: looking at the number and falling asleep are one, before or after a wake-up.
+    pub(crate) struct Futex {
+        pub(crate) value: AtomicU32,
+        sleep: Mutex<()>,
+        woken: Condvar,
+    }
+
+    impl Futex {
+        pub(crate) fn new(value: u32) -> Self {
+            Self { value: AtomicU32::new(value), sleep: Mutex::new(()), woken: Condvar::new() }
+        }
+
+        pub(crate) fn wait(&self, old: u32) {
+            let sleep = self.sleep.lock().unwrap();
+            if self.value.load(Relaxed) == old {
+                drop(self.woken.wait(sleep).unwrap());
+            }
+        }
+
+        pub(crate) fn wake_all(&self) {
+            drop(self.sleep.lock().unwrap());
+            self.woken.notify_all();
+        }
+    }
 }
 
 use loom::cell::UnsafeCell;
 use std::sync::atomic::Ordering::Relaxed;
 use sync::AtomicUsize;
-use team::Team;
+use team::{Poisoned, Team};
 
 /// A place that one thread at a time may use; the checker fails a test where two could.
 struct Place(UnsafeCell<u32>);
@@ -100,5 +126,18 @@ fn each_task_is_done_once() {
         .unwrap();
         assert!(tasks.iter().all(|task| task.get() == 1));
         assert_eq!(counter.load(Relaxed), 5);
+    });
+}
+
+/// Who waits at the barrier, awake or asleep, is freed by the panic of a thread that will not come.
+#[test]
+fn a_panic_frees_those_who_wait() {
+    explore(3, || {
+        let mut team = Team::new(2).unwrap();
+        let result = team.run(&|thread, lockstep| {
+            assert_eq!(thread, 0, "planted");
+            lockstep.barrier();
+        });
+        assert_eq!(result, Err(Poisoned));
     });
 }
