@@ -21,11 +21,20 @@ pub enum QuantizeError {
     /// The result cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// A file beside the model cannot be read or written.
+    /// A file beside the model cannot be read.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    /// The result would replace the model that it is made from.
-    #[error("{} is the input itself, which is read while the result is written; name another output", path.display())]
+    /// The file that is to hold the result cannot be made.
+    #[error(
+        "{} cannot be written: {source}; check the path, its permissions and the space on the disk, or name another output",
+        path.display()
+    )]
+    Output { path: PathBuf, source: std::io::Error },
+    /// The result would replace something that is no regular file.
+    #[error("{} is {kind}, not a regular file, and stays as it is; name another output", path.display())]
+    NotReplaceable { path: PathBuf, kind: &'static str },
+    /// The result would replace what it is made from.
+    #[error("{} is the input itself, which the result would replace; name another output", path.display())]
     SameFile { path: PathBuf },
     /// A tensor is quantized already.
     #[error(

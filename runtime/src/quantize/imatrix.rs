@@ -4,10 +4,10 @@
 //! `NAME.counts` (rows that were summed); the older `.dat` files are read too. So files interchange with `llama-imatrix` and
 //! `llama-quantize` in both directions.
 
-use super::{QuantizeError, job::write_whole};
+use super::{Output, QuantizeError};
 use crate::gguf::{GgufError, GgufFile, GgufWriter, TensorInfo, Value, WriteError};
 use rustai_abi::DType;
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
@@ -153,11 +153,18 @@ impl Imatrix {
     /// Writes a GGUF file; it is whole or as it was before.
     ///
     /// # Errors
-    /// [`QuantizeError::Io`] if the file cannot be written.
+    /// As [`Output::create`] and [`write_output`](Self::write_output).
     pub fn write(&self, path: &Path) -> Result<(), QuantizeError> {
-        let io = |source| QuantizeError::Io { path: path.to_owned(), source };
+        self.write_output(Output::create(path, &[])?)
+    }
+
+    /// Writes a GGUF file to a place that was taken before.
+    ///
+    /// # Errors
+    /// [`QuantizeError::Output`] if the file cannot be written.
+    pub fn write_output(&self, output: Output) -> Result<(), QuantizeError> {
         let bytes = self.to_bytes()?;
-        write_whole(path, io, |sink| std::io::Write::write_all(sink, &bytes).map_err(io))
+        output.fill(|sink| sink.write_all(&bytes).map_err(|error| WriteError::Io(error).into()))
     }
 
     /// The GGUF file.

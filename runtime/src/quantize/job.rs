@@ -4,7 +4,7 @@
 //! megabytes, whatever the size of the model.
 
 use super::{
-    Imatrix, QuantizeError,
+    Imatrix, Output, QuantizeError,
     mix::{self, Choice, Facts, Mix, Wishes},
 };
 use crate::{
@@ -14,15 +14,7 @@ use crate::{
 use rayon::prelude::*;
 use rustai_abi::DType;
 use rustai_kernels_cpu::formats::{self, Format};
-use std::{
-    collections::HashMap,
-    fs,
-    io::{self, Write},
-    num::NonZero,
-    ops::ControlFlow,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, io::Write, num::NonZero, ops::ControlFlow, path::Path, sync::Arc};
 
 /// Values that one task quantizes: enough to be worth a task.
 const TASK_VALUES: usize = 1 << 16;
@@ -151,16 +143,17 @@ impl<'a> Job<'a> {
     /// Does the work and puts the result at `path`, which then is either whole or as it was before.
     ///
     /// # Errors
-    /// As [`write`](Self::write); [`QuantizeError::SameFile`], [`QuantizeError::Io`].
+    /// As [`write`](Self::write) and [`Output::create`], whose check is made before the work.
     pub fn write_file(&self, path: &Path, progress: &mut OnProgress<'_>) -> Result<(), QuantizeError> {
-        let io = |source| QuantizeError::Io { path: path.to_owned(), source };
-        if let Some(input) = self.file.path()
-            && let (Ok(input), Ok(output)) = (fs::canonicalize(input), fs::canonicalize(path))
-            && input == output
-        {
-            return Err(QuantizeError::SameFile { path: path.to_owned() });
-        }
-        write_whole(path, io, |sink| self.write(sink, progress))
+        self.write_output(Output::create(path, self.file.path().as_slice())?, progress)
+    }
+
+    /// Does the work and puts the result in its place.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`QuantizeError::Output`].
+    pub fn write_output(&self, output: Output, progress: &mut OnProgress<'_>) -> Result<(), QuantizeError> {
+        output.fill(|sink| self.write(sink, progress))
     }
 
     /// Does the work, on `threads` threads, and writes the file to `sink` as it comes.
@@ -345,25 +338,52 @@ fn entries(file: &GgufFile, options: &Options) -> Vec<(String, Value)> {
     entries
 }
 
-/// Writes a file so that it is whole or as it was before: beside its place first, then renamed.
-pub(super) fn write_whole<E>(
-    path: &Path,
-    io: impl Fn(io::Error) -> E,
-    write: impl FnOnce(&mut io::BufWriter<&fs::File>) -> Result<(), E>,
-) -> Result<(), E> {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().ok_or_else(|| io(io::ErrorKind::IsADirectory.into()))?;
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(name);
-    prefix.push(".partial-");
-    // The usual permissions of new files; the system takes away what the user's mask says.
-    let usual = fs::Permissions::from_mode(0o666);
-    let file = tempfile::Builder::new().prefix(&prefix).permissions(usual).tempfile_in(folder).map_err(&io)?;
-    let mut sink = io::BufWriter::with_capacity(1 << 20, file.as_file());
-    write(&mut sink)?;
-    sink.flush().map_err(&io)?;
-    drop(sink);
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::Entry;
+    use std::{fs, path::PathBuf};
+
+    const MATRIX: &str = "blk.0.attn_q.weight";
+
+    /// A file with one matrix of this type, whose second row has these values at its start.
+    fn file(dtype: DType, values: &[f32]) -> GgufFile {
+        let mut row = vec![0.5f32; 256];
+        row[..values.len()].copy_from_slice(values);
+        let mut data = Vec::new();
+        for row in [&[1.0; 256][..], &row] {
+            let mut out = vec![0; dtype.bytes_for(256).unwrap()];
+            (format_of(dtype).unwrap().quantize.unwrap())(row, None, &mut out);
+            data.extend(out);
+        }
+        let mut writer = GgufWriter::new();
+        writer.set("general.architecture", "llama").tensor(MATRIX, dtype, &[256, 2]).unwrap();
+        GgufFile::from_bytes(writer.to_bytes([data]).unwrap()).unwrap()
+    }
+
+    fn made(file: &GgufFile, options: &Options) -> Result<Vec<u8>, QuantizeError> {
+        let mut bytes = Vec::new();
+        Job::plan(file, options)?.write(&mut bytes, &mut |_| ControlFlow::Continue(()))?;
+        Ok(bytes)
+    }
+
+    /// What a program that reads the file sees in its matrix.
+    fn values(file: &GgufFile) -> Vec<f32> {
+        let tensor = file.tensor(MATRIX).unwrap();
+        let mut values = vec![0.0; 512];
+        (format_of(tensor.dtype).unwrap().dequantize)(&file.data(tensor), &mut values);
+        values
+    }
+
+    #[test]
+    fn the_output_is_tried_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(DType::F32, &[]);
+        let job = Job::plan(&file, &Options::to(Mix::Q4_0)).unwrap();
+        let places: [PathBuf; 2] = [folder.path().into(), folder.path().join("none/out")];
+        for place in places {
+            job.write_file(&place, &mut |_| panic!("work was done for {}", place.display())).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }

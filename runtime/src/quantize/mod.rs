@@ -20,9 +20,11 @@ mod gather;
 mod imatrix;
 mod job;
 mod mix;
+mod output;
 
 pub use error::QuantizeError;
 pub use gather::{GatherProgress, gather};
 pub use imatrix::{Entry, Imatrix};
 pub use job::{Job, Options, Planned, Progress, writable};
 pub use mix::{Choice, Facts, Mix, Wishes, choose};
+pub use output::Output;

@@ -1,6 +1,6 @@
 //! `imatrix`: gathers an importance matrix on a text. See [`rustai::quantize::gather`].
 
-use super::{model, session};
+use super::{model, quantize::output, session};
 use crate::{
     args::ImatrixArgs,
     compute,
@@ -36,6 +36,7 @@ pub fn run(args: &ImatrixArgs) -> Result<(), Failure> {
     let mut tokens = tokenizer.encode_prompt(&text, Specials::Text)?;
     tokens.truncate(args.chunks.unwrap_or(usize::MAX).saturating_mul(args.ctx));
     let guard = Guard::new();
+    let output = output(&args.output, &[&path, &args.file])?;
     let bar = Progress::steps("gathering");
     let started = Instant::now();
     let mut perplexity = f64::NAN;
@@ -52,7 +53,7 @@ pub fn run(args: &ImatrixArgs) -> Result<(), Failure> {
         error => session::explain(error).within(path.display()),
     })?;
     imatrix.datasets = vec![args.file.display().to_string()];
-    imatrix.write(&args.output).map_err(|error| Failure::from(error).or_help("give another path with -o"))?;
+    imatrix.write_output(output)?;
     let report = Report {
         output: args.output.display().to_string(),
         matrices: imatrix.len(),

@@ -8,7 +8,10 @@ use crate::{
     interrupt::Guard,
     ui::{self, Printer, Progress, Table},
 };
-use rustai::quantize::{Imatrix, Job, Mix, Options, Planned, QuantizeError, Wishes};
+use rustai::{
+    gguf::GgufError,
+    quantize::{Imatrix, Job, Mix, Options, Output, Planned, QuantizeError, Wishes},
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path, sync::Arc, time::Instant};
 
@@ -61,7 +64,15 @@ pub fn run(args: &QuantizeArgs, global: GlobalArgs) -> Result<(), Failure> {
     let path = model::find(&args.input)?;
     let file = model::open(&path)?;
     let options = options(args)?;
-    let explain = |error| explain(error).within(path.display());
+    let explain = |error| explain(error, &path);
+    let output = match args.dry_run {
+        true => None,
+        false => {
+            let mut inputs = vec![path.as_path()];
+            inputs.extend(args.imatrix.as_deref());
+            Some(output(&args.output, &inputs)?)
+        }
+    };
     let job = Job::plan(&file, &options).map_err(explain)?;
     tell_unknown(&options, job.tensors());
     let fallbacks = fallbacks(job.tensors());
@@ -72,9 +83,8 @@ pub fn run(args: &QuantizeArgs, global: GlobalArgs) -> Result<(), Failure> {
         ));
     }
     let started = Instant::now();
-    if !args.dry_run {
-        write(&job, &args.output, global.verbose > 0)
-            .map_err(|failure| failure.map_or(Failure::Interrupted, explain))?;
+    if let Some(output) = output {
+        write(&job, output, global.verbose > 0).map_err(|failure| failure.map_or(Failure::Interrupted, explain))?;
     }
     let bits = |bytes: u64| bytes as f64 * 8.0 / job.parameters().max(1) as f64;
     let report = Report {
@@ -96,10 +106,8 @@ pub fn run(args: &QuantizeArgs, global: GlobalArgs) -> Result<(), Failure> {
 }
 
 fn options(args: &QuantizeArgs) -> Result<Options, Failure> {
-    let imatrix = args
-        .imatrix
-        .as_ref()
-        .map(|path| Imatrix::read(path).map(Arc::new).map_err(|error| explain(error).within(path.display())));
+    let imatrix =
+        args.imatrix.as_ref().map(|path| Imatrix::read(path).map(Arc::new).map_err(|error| explain(error, path)));
     let unknown = || Failure::usage(format!("{} is no type", args.mix)).help("`rustai help quantize` lists them");
     Ok(Options {
         mix: Mix::parse(&args.mix).ok_or_else(unknown)?,
@@ -115,11 +123,11 @@ fn options(args: &QuantizeArgs) -> Result<Options, Failure> {
 }
 
 /// Writes the file with a progress bar; `None` as the error means Ctrl-C.
-fn write(job: &Job<'_>, output: &Path, verbose: bool) -> Result<(), Option<QuantizeError>> {
+fn write(job: &Job<'_>, output: Output, verbose: bool) -> Result<(), Option<QuantizeError>> {
     let guard = Guard::new();
     let bar = Progress::bytes("quantizing");
     let mut last = Instant::now();
-    let result = job.write_file(output, &mut |state| {
+    let result = job.write_output(output, &mut |state| {
         bar.set(state.done, Some(state.total));
         if verbose && state.finished {
             let Planned { name, dims, from, to, bytes_before, bytes_after, .. } = state.tensor;
@@ -133,15 +141,28 @@ fn write(job: &Job<'_>, output: &Path, verbose: bool) -> Result<(), Option<Quant
     result.map_err(|error| Some(error).filter(|error| !matches!(error, QuantizeError::Cancelled)))
 }
 
-/// Adds a remedy where the library's message has none.
-fn explain(error: QuantizeError) -> Failure {
-    let remedy = match &error {
-        QuantizeError::Io { .. } | QuantizeError::Write(_) => {
-            "check the path, its permissions and the space on the disk"
-        }
-        _ => "`rustai inspect` shows what a file holds",
-    };
-    Failure::from(error).or_help(remedy)
+/// Takes the place for a result, which is none of `inputs`.
+pub fn output(path: &Path, inputs: &[&Path]) -> Result<Output, Failure> {
+    if path == Path::new("-") {
+        return Err(Failure::usage("the result is a file; it cannot go to standard output")
+            .help("name a file; one that is called - is ./-"));
+    }
+    Output::create(path, inputs).map_err(|error| match error {
+        QuantizeError::SameFile { .. } => Failure::from(error).into_usage(),
+        error => error.into(),
+    })
+}
+
+/// Tells what went wrong with the file at `path`, unless the message names another one, or no file is to blame. Adds a
+/// remedy where the library's message has none.
+fn explain(error: QuantizeError, path: &Path) -> Failure {
+    match error {
+        QuantizeError::Gguf(GgufError::Io { .. } | GgufError::NotAFile { .. })
+        | QuantizeError::Output { .. }
+        | QuantizeError::Threads { .. } => error.into(),
+        QuantizeError::Io { .. } => Failure::from(error).or_help("check the path and its permissions"),
+        error => Failure::from(error).or_help("`rustai inspect` shows what a file holds").within(path.display()),
+    }
 }
 
 /// Tells if the importance matrix leaves out matrices that it should know.

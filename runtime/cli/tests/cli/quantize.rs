@@ -1,13 +1,17 @@
 //! `quantize` and `imatrix`.
 
 use super::program::{Rustai, Tiny};
-use rustai::{DType, gguf::GgufFile};
+use rustai::{DType, gguf::GgufFile, quantize::Imatrix};
 use rustai_tests::{TinyLlama, fixtures};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    process::{Pid, Signal, kill_process},
+};
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::{FileTypeExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -82,7 +86,7 @@ fn a_dry_run_tells_all_and_writes_nothing() {
 fn what_must_not_be_done_is_refused() {
     let tiny = tiny();
     let out = beside(&tiny, "out.gguf");
-    quantize(&tiny.model, &tiny.model, "").arg("Q4_0").refuses(1, &["is the input itself", "another output"]);
+    quantize(&tiny.model, &tiny.model, "").arg("Q4_0").refuses(2, &["is the input itself", "another output"]);
     quantize(&tiny.model, &beside(&tiny, "no/such/folder.gguf"), "").arg("Q4_0").refuses(1, &["folder.gguf"]);
     let unknown = quantize(&tiny.model, &out, "").arg("Q7_K").run();
     assert_eq!(unknown.code, Some(2));
@@ -136,19 +140,101 @@ fn importance_is_gathered_and_used() {
     short.refuses(1, &["a chunk takes 64"]);
 }
 
-#[test]
-fn ctrl_c_leaves_nothing_behind() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out.gguf");
-    // Seconds of work on one thread.
-    let mut command = Rustai::line("quantize --allow-requantize -t 1").arg(fixtures::smollm2()).arg(&out).command();
-    let mut child = command.arg("IQ4_XS").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+/// Waits until the program has its output open, which has no name yet, or a hidden one where a file system knows no others.
+fn wait_for_output(child: &Child, folder: &Path) {
+    let files = format!("/proc/{}/fd", child.id());
+    let is_output = |path: PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        path.starts_with(folder) && (name.ends_with(" (deleted)") || name.contains(".partial-"))
+    };
     let started = Instant::now();
-    while names(folder.path()).is_empty() && started.elapsed() < Duration::from_secs(60) {
+    while started.elapsed() < Duration::from_secs(60) {
+        // Files are closed while they are listed.
+        let mut open = fs::read_dir(&files).into_iter().flatten().flatten().flat_map(|file| fs::read_link(file.path()));
+        if open.any(is_output) {
+            return;
+        }
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(names(folder.path())[0].starts_with(".out.gguf.partial-"), "{:?}", names(folder.path()));
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(names(folder.path()), [""; 0]);
+    panic!("no output was opened in {}", folder.display());
+}
+
+#[test]
+fn an_end_by_a_signal_leaves_nothing_behind() {
+    for (signals, code) in [
+        (&[Signal::INT][..], Some(130)),
+        (&[Signal::INT, Signal::INT], Some(130)),
+        (&[Signal::TERM], None),
+        (&[Signal::KILL], None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out.gguf");
+        // Seconds of work on one thread.
+        let mut command = Rustai::line("quantize --allow-requantize -t 1").arg(fixtures::smollm2()).arg(&out).command();
+        let mut child = command.arg("IQ4_XS").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for_output(&child, folder.path());
+        thread::sleep(Duration::from_millis(50));
+        signals.iter().for_each(|signal| kill_process(Pid::from_child(&child), *signal).unwrap());
+        assert_eq!(child.wait().unwrap().code(), code, "{signals:?}");
+        assert_eq!(names(folder.path()), [""; 0], "{signals:?}");
+    }
+}
+
+#[test]
+fn only_regular_files_are_replaced_and_no_input_is() {
+    let tiny = tiny();
+    let at = |name: &str| beside(&tiny, name);
+    let (model, text) = (fs::read(&tiny.model).unwrap(), "The sea was calm and the night was long. ".repeat(40));
+    tiny.file("text.txt", &text);
+    let gather = |out: &Path| tiny.run("imatrix --ctx 64 --chunks 1").arg("-f").arg(at("text.txt")).arg("-o").arg(out);
+    gather(&at("imatrix.gguf")).ok();
+    mkfifoat(CWD, at("pipe"), Mode::from_raw_mode(0o600)).unwrap();
+    symlink("pipe", at("link to pipe")).unwrap();
+    symlink(&tiny.model, at("link to model")).unwrap();
+    for out in ["pipe", "link to pipe"] {
+        quantize(&tiny.model, &at(out), "").arg("Q4_0").refuses(1, &[out, "is a pipe", "another output"]);
+        gather(&at(out)).refuses(1, &[out, "is a pipe", "another output"]);
+    }
+    assert!(fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    let same = ["is the input itself", "another output"];
+    quantize(&tiny.model, &at("link to model"), "").arg("Q4_0").refuses(2, &same);
+    let with = Rustai::line("quantize --imatrix").arg(at("imatrix.gguf")).arg(&tiny.model).arg(at("imatrix.gguf"));
+    with.arg("Q4_0").refuses(2, &same);
+    for out in [&tiny.model, &at("link to model"), &at("text.txt")] {
+        gather(out).refuses(2, &same);
+    }
+    for run in [quantize(&tiny.model, Path::new("-"), "").arg("Q4_0"), gather(Path::new("-"))] {
+        run.refuses(2, &["standard output", "name a file"]);
+    }
+    assert!(fs::read(&tiny.model).unwrap() == model && fs::read_to_string(at("text.txt")).unwrap() == text);
+    Imatrix::read(&at("imatrix.gguf")).unwrap();
+
+    tiny.file("old.gguf", "old");
+    fs::set_permissions(at("old.gguf"), Permissions::from_mode(0o600)).unwrap();
+    symlink("old.gguf", at("link to old")).unwrap();
+    quantize(&tiny.model, &at("link to old"), "").arg("Q4_0").ok();
+    assert_eq!(dtype(&at("old.gguf"), "blk.0.attn_q.weight"), DType::Q4_0);
+    assert_eq!(fs::metadata(at("old.gguf")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(fs::symlink_metadata(at("link to old")).unwrap().is_symlink());
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_told_first_and_alone() {
+    let tiny = tiny();
+    let (text, out) = (tiny.file("text.txt", "short"), beside(&tiny, "none/out.gguf"));
+    // The text is too short, which would be told later.
+    let gather = tiny.run("imatrix --ctx 64").arg("-f").arg(&text).arg("-o").arg(&out);
+    for run in [gather, quantize(&tiny.model, &out, "").arg("Q4_0")] {
+        let ended = run.run();
+        let told = format!("error: {} cannot be written: No such file or directory", out.display());
+        assert!(ended.code == Some(1) && ended.err.starts_with(&told), "{}", ended.err);
+        assert!(!ended.err.contains(".partial-"), "{}", ended.err);
+    }
+    let folder = beside(&tiny, "");
+    quantize(&tiny.model, &folder, "").arg("Q4_0").refuses(1, &["is a folder"]);
+    let none = beside(&tiny, "none.gguf");
+    let ended = quantize(&none, &out, "").arg("Q4_0").run();
+    assert!(ended.err.starts_with("error: there is no model at") && !ended.err.contains("name none"), "{}", ended.err);
+    let ended = Rustai::line("quantize --imatrix").arg(&none).arg(&tiny.model).arg(&out).arg("Q4_0").run();
+    assert!(ended.err.starts_with("error: cannot read "), "the file is named once: {}", ended.err);
 }
