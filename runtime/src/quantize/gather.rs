@@ -36,7 +36,8 @@ struct Sums {
 
 /// Runs `tokens` through the model in chunks of `chunk`, each on an empty cache and with `bos` in the place of its first
 /// token if the model wants one, and gathers the importance of all matrices but the output's. Incomplete chunks are left
-/// out. `threads` of 0 is one per core. `progress` is told of each chunk and may end the work.
+/// out. `threads` of 0 is one per core. `progress` is told of each chunk and may end the work: then the result is what the
+/// chunks so far gave, and its [`chunks`](Imatrix::chunks) tells how many they are.
 ///
 /// # Errors
 /// [`QuantizeError::TextTooShort`], [`QuantizeError::Cancelled`]; as of loading the model and running it.
@@ -60,8 +61,8 @@ pub fn gather(
     let outputs: Vec<u32> = (0..chunk as u32).collect();
     let mut sums = HashMap::<String, Sums>::new();
     let mut score = Score::default();
-    let total = tokens.len() / chunk;
-    for (done, text) in tokens.chunks_exact(chunk).enumerate() {
+    let (mut chunks, total) = (0, tokens.len() / chunk);
+    for text in tokens.chunks_exact(chunk) {
         let mut text = text.to_vec();
         if let Some(bos) = bos {
             text[0] = bos;
@@ -82,13 +83,13 @@ pub fn gather(
         })?;
         let rows = logits.chunks_exact(logits.len() / chunk).zip(&text[1..]);
         rows.skip(chunk / 2).for_each(|(row, &next)| score.add_token(row, next as usize));
-        let state = GatherProgress { done: done + 1, total, perplexity: score.perplexity() };
-        if progress(state).is_break() {
-            return Err(QuantizeError::Cancelled.into());
+        chunks += 1;
+        if progress(GatherProgress { done: chunks, total, perplexity: score.perplexity() }).is_break() {
+            break;
         }
     }
     let mut imatrix = Imatrix::default();
-    (imatrix.chunks, imatrix.chunk_tokens) = (total as u32, chunk as u32);
+    (imatrix.chunks, imatrix.chunk_tokens) = (chunks as u32, chunk as u32);
     for (name, Sums { squares, rows }) in sums {
         let squares: Vec<f32> = squares.iter().map(|&sum| sum as f32).collect();
         let entry = Entry::new(&squares, vec![rows as f32]);

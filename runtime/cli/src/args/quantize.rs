@@ -57,7 +57,7 @@ pub struct ImatrixArgs {
     /// The text; `-` is standard input. The more it resembles what the model will be used for, the better.
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
-    /// The file to write.
+    /// The file to write. Ctrl-C has it hold what the chunks so far gave.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Tokens per chunk.

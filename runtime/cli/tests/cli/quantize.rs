@@ -181,6 +181,27 @@ fn an_end_by_a_signal_leaves_nothing_behind() {
 }
 
 #[test]
+fn ctrl_c_keeps_the_importance_of_the_chunks_so_far() {
+    let tiny = tiny();
+    // Thousands of chunks.
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(4000));
+    let out = beside(&tiny, "imatrix.gguf");
+    let run = tiny.run("imatrix --ctx 64 --json -t 1").arg("-f").arg(&text).arg("-o").arg(&out);
+    let child = run.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_output(&child, out.parent().unwrap());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let chunks = report["chunks"].as_u64().unwrap();
+    assert!(report["interrupted"] == true && (1..1000).contains(&chunks), "{report}");
+    assert!(said.contains("imatrix.gguf holds what") && said.contains(&format!("{chunks} of ")), "{said}");
+    let kept = Imatrix::read(&out).unwrap();
+    assert_eq!((kept.len(), u64::from(kept.chunks)), (14, chunks));
+}
+
+#[test]
 fn only_regular_files_are_replaced_and_no_input_is() {
     let tiny = tiny();
     let at = |name: &str| beside(&tiny, name);
