@@ -51,6 +51,12 @@ pub enum QuantizeError {
     /// A weight is NaN or infinite.
     #[error("tensor {tensor} holds {value} in row {row}; convert or fetch the model again")]
     NotFinite { tensor: String, row: usize, value: f32 },
+    /// A weight is beyond what a type can hold.
+    #[error(
+        "tensor {tensor} holds {value:e} in row {row}, and {to} cannot hold that row: it would be read back as {read}; \
+         choose F32{}, whose range is wider", if *.to == DType::BF16 { "" } else { " or BF16" }
+    )]
+    OutOfRange { tensor: String, row: usize, value: f32, to: DType, read: f32 },
     /// The importance matrix of another model.
     #[error(
         "the importance matrix has {found} values for {tensor}, which has {expected} columns; gather it with the model \

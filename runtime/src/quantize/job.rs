@@ -256,6 +256,14 @@ impl Rows<'_> {
             &importance[row / self.rows_per_matrix % matrices * values.len()..][..values.len()]
         });
         to.quantize.expect("a type that is written")(values, importance, out);
+        // A scale or a value that overflowed would make all that the model computes NaN.
+        (to.dequantize)(out, values);
+        if let Some(&read) = values.iter().find(|value| !value.is_finite()) {
+            (from.dequantize)(bytes, values);
+            let largest = values.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let (tensor, value) = (self.planned.name.clone(), largest.unwrap_or_default());
+            return Err(QuantizeError::OutOfRange { tensor, row, value, to: self.planned.to, read });
+        }
         Ok(())
     }
 }
@@ -373,6 +381,33 @@ mod tests {
         let mut values = vec![0.0; 512];
         (format_of(tensor.dtype).unwrap().dequantize)(&file.data(tensor), &mut values);
         values
+    }
+
+    #[test]
+    fn weights_beyond_the_range_of_a_type_are_refused() {
+        // What halves hold as such, or as the scale of a block, ends at 65504; that of MXFP4 ends with the floats.
+        for value in [1.0e7, -3.0e38] {
+            let file = file(DType::F32, &[0.25, value]);
+            for mix in Mix::all() {
+                match made(&file, &Options::to(mix)) {
+                    Ok(bytes) => {
+                        let read = values(&GgufFile::from_bytes(bytes).unwrap());
+                        assert!(read.iter().all(|value| value.is_finite()), "{mix}");
+                        assert!(value == 1.0e7 || matches!(mix, Mix::F32 | Mix::BF16 | Mix::MXFP4), "{mix}");
+                    }
+                    Err(QuantizeError::OutOfRange { tensor, row, value: told, read, .. }) => {
+                        assert_eq!((tensor.as_str(), row, told), (MATRIX, 1, value), "{mix}");
+                        assert!(!read.is_finite() && !matches!(mix, Mix::F32 | Mix::BF16), "{mix}");
+                    }
+                    Err(error) => panic!("{mix}: {error}"),
+                }
+            }
+            let error = made(&file, &Options::to(Mix::Q4_0)).unwrap_err().to_string();
+            assert!(error.contains(MATRIX) && error.contains("choose F32 or BF16"), "{error}");
+        }
+        let error = made(&file(DType::F32, &[f32::MAX]), &Options::to(Mix::BF16)).unwrap_err().to_string();
+        assert!(error.contains("choose F32, whose"), "{error}");
+        made(&file(DType::F32, &[65504.0]), &Options::to(Mix::F16)).unwrap();
     }
 
     #[test]
