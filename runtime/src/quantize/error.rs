@@ -69,6 +69,12 @@ pub enum QuantizeError {
     /// The text has too few tokens.
     #[error("the text has {tokens} tokens, and a chunk takes {chunk}; give a longer text or smaller chunks")]
     TextTooShort { tokens: usize, chunk: usize },
+    /// The model computes NaN or infinities.
+    #[error(
+        "the model computes {what} that are not finite on this text, so that it or its file is damaged; convert or fetch \
+         it again"
+    )]
+    NotFiniteOnText { what: String },
     /// Worker threads could not be started.
     #[error("{threads} threads could not be started: {reason}; ask for fewer")]
     Threads { threads: usize, reason: String },

@@ -69,8 +69,12 @@ pub fn gather(
         }
         let sequence = BatchSequence { len: chunk as u32, start: 0, pages: &pages };
         let batch = Batch { tokens: &text, sequences: &[sequence], outputs: &outputs };
+        let mut not_finite = None;
         let logits = model.step_observed(&batch, &mut |weights, width, rows| {
             let squares = column_squares(width, rows);
+            if not_finite.is_none() && squares.iter().any(|sum| !sum.is_finite()) {
+                not_finite = weights.first().map(|weight| format!("inputs of {weight}"));
+            }
             for weight in weights.iter().filter(|weight| **weight != last) {
                 if !sums.contains_key(*weight) {
                     sums.insert((*weight).to_owned(), Sums { squares: vec![0.0; width], rows: 0 });
@@ -81,6 +85,13 @@ pub fn gather(
                 }
             }
         })?;
+        if not_finite.is_none() && logits.iter().any(|logit| logit.is_nan()) {
+            not_finite = Some("logits".to_owned());
+        }
+        // Further chunks would not heal it, and take hours on a large model.
+        if let Some(what) = not_finite {
+            return Err(QuantizeError::NotFiniteOnText { what }.into());
+        }
         let rows = logits.chunks_exact(logits.len() / chunk).zip(&text[1..]);
         rows.skip(chunk / 2).for_each(|(row, &next)| score.add_token(row, next as usize));
         chunks += 1;
@@ -93,9 +104,8 @@ pub fn gather(
     for (name, Sums { squares, rows }) in sums {
         let squares: Vec<f32> = squares.iter().map(|&sum| sum as f32).collect();
         let entry = Entry::new(&squares, vec![rows as f32]);
-        let entry = entry.ok_or_else(|| QuantizeError::NotAnImatrix {
-            reason: format!("the activations that {name} multiplies are not finite on this text"),
-        })?;
+        // Sums may be finite in doubles only.
+        let entry = entry.ok_or_else(|| QuantizeError::NotFiniteOnText { what: format!("inputs of {name}") })?;
         imatrix.insert(name, entry);
     }
     Ok(imatrix)

@@ -259,3 +259,27 @@ fn an_output_that_cannot_be_written_is_told_first_and_alone() {
     let ended = Rustai::line("quantize --imatrix").arg(&none).arg(&tiny.model).arg(&out).arg("Q4_0").run();
     assert!(ended.err.starts_with("error: cannot read "), "the file is named once: {}", ended.err);
 }
+
+#[test]
+fn a_model_that_computes_nan_gives_no_importance() {
+    let tiny = Tiny::of(&TinyLlama { tied: false, ..TinyLlama::of(DType::F16) });
+    let sound = fs::read(&tiny.model).unwrap();
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(40));
+    for (tensor, what) in [
+        ("blk.1.attn_norm.weight", "inputs of blk.1.attn_"),
+        ("output_norm.weight", "inputs of output.weight"),
+        ("output.weight", "logits"),
+    ] {
+        let file = GgufFile::from_bytes(sound.clone()).unwrap();
+        let weights = file.data(file.tensor(tensor).unwrap()).to_vec();
+        let at = sound.windows(weights.len()).position(|window| *window == weights[..]).unwrap();
+        let mut damaged = sound.clone();
+        // NaN in single and in half precision.
+        damaged[at..at + 4].fill(0xff);
+        let model = tiny.file("nan.gguf", damaged);
+        let out = beside(&tiny, "imatrix.gguf");
+        let run = Rustai::line("imatrix --ctx 64 -f").arg(&text).arg("-o").arg(&out).arg("-m").arg(model);
+        run.refuses(1, &["nan.gguf", what, "not finite on this text", "convert or fetch it again"]);
+        assert!(!out.exists());
+    }
+}
