@@ -69,6 +69,9 @@ pub enum QuantizeError {
     /// The text has too few tokens.
     #[error("the text has {tokens} tokens, and a chunk takes {chunk}; give a longer text or smaller chunks")]
     TextTooShort { tokens: usize, chunk: usize },
+    /// No token of such a chunk is predicted.
+    #[error("a chunk of {chunk} tokens predicts nothing; give chunks of at least 2")]
+    ChunkTooSmall { chunk: usize },
     /// The model computes NaN or infinities.
     #[error(
         "the model computes {what} that are not finite on this text, so that it or its file is damaged; convert or fetch \

@@ -40,7 +40,8 @@ struct Sums {
 /// chunks so far gave, and its [`chunks`](Imatrix::chunks) tells how many they are.
 ///
 /// # Errors
-/// [`QuantizeError::TextTooShort`], [`QuantizeError::Cancelled`]; as of loading the model and running it.
+/// [`QuantizeError::ChunkTooSmall`], [`QuantizeError::TextTooShort`], [`QuantizeError::NotFiniteOnText`]; as of loading the
+/// model and running it.
 pub fn gather(
     file: &GgufFile,
     tokens: &[u32],
@@ -49,7 +50,10 @@ pub fn gather(
     threads: usize,
     progress: &mut dyn FnMut(GatherProgress) -> ControlFlow<()>,
 ) -> Result<Imatrix, Error> {
-    if chunk < 2 || tokens.len() < chunk {
+    if chunk < 2 {
+        return Err(QuantizeError::ChunkTooSmall { chunk }.into());
+    }
+    if tokens.len() < chunk {
         return Err(QuantizeError::TextTooShort { tokens: tokens.len(), chunk }.into());
     }
     let options =

@@ -3,7 +3,7 @@
 use super::ModelArgs;
 use clap::{
     Args,
-    builder::{PossibleValue, PossibleValuesParser},
+    builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser},
 };
 use rustai::{
     DType,
@@ -61,10 +61,10 @@ pub struct ImatrixArgs {
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Tokens per chunk.
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = at_least(2))]
     pub ctx: usize,
     /// Stops after so many chunks; without it, the whole text.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub chunks: Option<usize>,
     /// Threads; 0 means one per core.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
@@ -72,6 +72,10 @@ pub struct ImatrixArgs {
     /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+fn at_least(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..)
 }
 
 fn mixes() -> PossibleValuesParser {

@@ -261,6 +261,14 @@ fn an_output_that_cannot_be_written_is_told_first_and_alone() {
 }
 
 #[test]
+fn chunks_of_no_use_are_a_wrong_command_line() {
+    for flags in ["--ctx 1", "--ctx 0", "--chunks 0"] {
+        let ended = Rustai::line(&format!("imatrix -f text.txt -o out.gguf {flags}")).run();
+        assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{flags}: {}", ended.err);
+    }
+}
+
+#[test]
 fn a_model_that_computes_nan_gives_no_importance() {
     let tiny = Tiny::of(&TinyLlama { tied: false, ..TinyLlama::of(DType::F16) });
     let sound = fs::read(&tiny.model).unwrap();
