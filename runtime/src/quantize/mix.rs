@@ -313,6 +313,7 @@ impl Rules<'_> {
     fn choose(&self, tensor: &TensorInfo, role: Role, value: usize, down: usize) -> DType {
         let own = self.mix.dtype();
         let wish = match role {
+            Role::TokenEmbedding if self.tied => self.wishes.token_embedding.or(self.wishes.output),
             Role::TokenEmbedding => self.wishes.token_embedding,
             Role::Output => self.wishes.output,
             _ => None,
@@ -326,7 +327,7 @@ impl Rules<'_> {
         }
         match role {
             Role::Output => self.output(tensor),
-            Role::TokenEmbedding if self.tied => self.wishes.output.unwrap_or_else(|| self.output(tensor)),
+            Role::TokenEmbedding if self.tied => self.output(tensor),
             _ if self.mix == MXFP4_MOE => match tensor.dims.get(2) {
                 Some(experts) if *experts > 1 => own,
                 _ => DType::Q8_0,
@@ -524,6 +525,23 @@ mod tests {
         let wishes = Wishes { token_embedding: Some(DType::F16), ..wishes };
         let choices = choose(&tensors, &facts(8), Q4_K_M, &wishes, false);
         assert_eq!(types(&tensors, &choices, "token_embd"), [DType::F16]);
+    }
+
+    #[test]
+    fn a_wish_for_the_output_holds_for_a_tied_embedding_in_every_mix() {
+        let wishes = Wishes { output: Some(DType::Q5_1), ..Wishes::default() };
+        let pure = Wishes { pure: true, ..wishes };
+        for (mix, wishes) in [(Q4_0, pure), (F32, wishes), (F16, wishes), (BF16, pure), (MXFP4_MOE, wishes)] {
+            let tied = llama(2, 256, true);
+            let choices = choose(&tied, &facts(2), mix, &wishes, false);
+            assert_eq!(types(&tied, &choices, "token_embd"), [DType::Q5_1], "{mix}");
+            let embedding = Wishes { token_embedding: Some(DType::Q5_0), ..wishes };
+            let choices = choose(&tied, &facts(2), mix, &embedding, false);
+            assert_eq!(types(&tied, &choices, "token_embd"), [DType::Q5_0], "{mix}");
+            let own = llama(2, 256, false);
+            let choices = choose(&own, &facts(2), mix, &wishes, false);
+            assert_ne!(types(&own, &choices, "token_embd"), [DType::Q5_1], "{mix}: it is not the output");
+        }
     }
 
     #[test]
