@@ -59,6 +59,12 @@ pub enum QuantizeError {
     OutOfRange { tensor: String, row: usize, value: f32, to: DType, read: f32 },
     /// The importance matrix of another model.
     #[error(
+        "the importance matrix knows none of the model's tensors, only others such as {known}; gather it with the model that \
+         is to be quantized"
+    )]
+    ForeignImatrix { known: String },
+    /// The importance matrix of a model with other dimensions.
+    #[error(
         "the importance matrix has {found} values for {tensor}, which has {expected} columns; gather it with the model \
          that is to be quantized"
     )]

@@ -113,6 +113,12 @@ impl<'a> Job<'a> {
             header.tensor(&planned.name, planned.to, &planned.dims)?;
             tensors.push(planned);
         }
+        if let Some(imatrix) = &imatrix
+            && !tensors.iter().any(|tensor| imatrix.get(&tensor.name).is_some())
+        {
+            let known = imatrix.entries().next().map_or("nothing", |(name, _)| name).to_owned();
+            return Err(QuantizeError::ForeignImatrix { known });
+        }
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             threads => threads,
@@ -408,6 +414,19 @@ mod tests {
         let error = made(&file(DType::F32, &[f32::MAX]), &Options::to(Mix::BF16)).unwrap_err().to_string();
         assert!(error.contains("choose F32, whose"), "{error}");
         made(&file(DType::F32, &[65504.0]), &Options::to(Mix::F16)).unwrap();
+    }
+
+    #[test]
+    fn an_importance_matrix_of_a_stranger_is_refused() {
+        let file = file(DType::F32, &[]);
+        let with = |name: &str| {
+            let mut imatrix = Imatrix::default();
+            imatrix.insert(name, Entry::new(&[1.0; 256], vec![1.0]).unwrap());
+            made(&file, &Options { imatrix: Some(Arc::new(imatrix)), ..Options::to(Mix::Q4_0) })
+        };
+        with(MATRIX).unwrap();
+        let error = with("h.0.c_attn.weight").unwrap_err();
+        assert!(matches!(&error, QuantizeError::ForeignImatrix { known } if known == "h.0.c_attn.weight"), "{error}");
     }
 
     #[test]
