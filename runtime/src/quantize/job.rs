@@ -293,7 +293,8 @@ fn plan_tensor(tensor: &TensorInfo, choice: Choice, options: &Options) -> Result
         return Ok(planned);
     }
     let is_float = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    if !is_float(tensor.dtype) && !options.allow_requantize {
+    // F32 holds every value of the other types as it is.
+    if !is_float(tensor.dtype) && to != DType::F32 && !options.allow_requantize {
         return Err(QuantizeError::Requantize { tensor: tensor.name.clone(), from: tensor.dtype, to });
     }
     if format_of(tensor.dtype).is_none() {
@@ -414,6 +415,17 @@ mod tests {
         let error = made(&file(DType::F32, &[f32::MAX]), &Options::to(Mix::BF16)).unwrap_err().to_string();
         assert!(error.contains("choose F32, whose"), "{error}");
         made(&file(DType::F32, &[65504.0]), &Options::to(Mix::F16)).unwrap();
+    }
+
+    #[test]
+    fn quantized_tensors_become_f32_without_further_errors() {
+        let file = file(DType::Q8_0, &[0.3, -0.7]);
+        let floats = GgufFile::from_bytes(made(&file, &Options::to(Mix::F32)).unwrap()).unwrap();
+        assert_eq!(values(&floats), values(&file));
+        for mix in [Mix::F16, Mix::BF16, Mix::Q4_0] {
+            let error = made(&file, &Options::to(mix)).unwrap_err();
+            assert!(matches!(error, QuantizeError::Requantize { .. }), "{mix}: {error}");
+        }
     }
 
     #[test]
