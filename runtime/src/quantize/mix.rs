@@ -95,6 +95,11 @@ impl Mix {
         self.row().3
     }
 
+    /// Whether the result is poor without an importance matrix; llama-quantize refuses to make such a file.
+    pub fn needs_importance(self) -> bool {
+        self == Q2_K_S
+    }
+
     fn row(self) -> &'static (Self, &'static str, u32, DType) {
         // PANIC: a unit test proves that each variant has its row.
         TABLE.iter().find(|row| row.0 == self).expect("every mix has a row")

@@ -75,6 +75,7 @@ pub fn run(args: &QuantizeArgs, global: GlobalArgs) -> Result<(), Failure> {
     };
     let job = Job::plan(&file, &options).map_err(explain)?;
     tell_unknown(&options, job.tensors());
+    tell_unwise(&options, job.tensors());
     let fallbacks = fallbacks(job.tensors());
     for Fallback { wanted, used, tensors } in &fallbacks {
         let plural = if *tensors == 1 { "" } else { "s" };
@@ -177,6 +178,19 @@ fn tell_unknown(options: &Options, tensors: &[Planned]) {
     }
     if unknown > 0 {
         ui::warn(format_args!("the importance matrix knows nothing of {unknown} of {all} matrices"));
+    }
+}
+
+/// Tells if the mix is not what its name promises.
+fn tell_unwise(options: &Options, tensors: &[Planned]) {
+    let mix = options.mix;
+    if mix.needs_importance() && options.imatrix.is_none() {
+        ui::warn(format_args!(
+            "{mix} without an importance matrix loses much; gather one with `rustai imatrix` for --imatrix, or choose Q2_K"
+        ));
+    }
+    if mix == Mix::MXFP4_MOE && !tensors.iter().any(|tensor| tensor.to == mix.dtype()) {
+        ui::warn(format_args!("the model has no experts, which alone {mix} makes MXFP4; choose MXFP4 or Q8_0 instead"));
     }
 }
 

@@ -291,3 +291,18 @@ fn a_model_that_computes_nan_gives_no_importance() {
         assert!(!out.exists());
     }
 }
+
+#[test]
+fn mixes_that_are_not_what_they_promise_are_warned_of() {
+    let tiny = tiny();
+    let err = |mix: &str| {
+        let ended = quantize(&tiny.model, &beside(&tiny, "out.gguf"), "--dry-run").arg(mix).run();
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        ended.err
+    };
+    assert!(err("Q2_K_S").contains("warning: Q2_K_S without an importance matrix"));
+    assert!(err("MXFP4_MOE").contains("warning: the model has no experts"));
+    for mix in ["Q2_K", "MXFP4", "Q4_K_M"] {
+        assert_eq!(err(mix), "", "{mix}");
+    }
+}
