@@ -11,7 +11,7 @@ use std::{
 #[expect(missing_docs, reason = "the fields are named in the messages, which say what they are")]
 pub enum HubError {
     /// A path that does not exist.
-    #[error("there is no model at {}; check the path, or name none to use the default model", path.display())]
+    #[error("there is no model at {}; check the path, or name `default` to use the default model", path.display())]
     NoSuchModel { path: PathBuf },
     /// `hf:` with something else than `owner/repo/file` behind it.
     #[error("{spec:?} names no model; write hf:owner/repo/file.gguf or hf:owner/repo@revision/file.gguf")]

@@ -4,7 +4,7 @@ use crate::{failure::Failure, ui::Progress};
 use rustai::{
     DType,
     backend::{BuildError, Executable},
-    gguf::GgufFile,
+    gguf::{GgufError, GgufFile},
     model::{self, LoadError, LoadOptions},
     plan::PlanError,
 };
@@ -20,7 +20,11 @@ pub fn find(spec: &str) -> Result<PathBuf, Failure> {
 
 /// Opens a file and checks its header.
 pub fn open(path: &Path) -> Result<GgufFile, Failure> {
-    GgufFile::open(path).map_err(|error| Failure::from(error).within(path.display()))
+    GgufFile::open(path).map_err(|error| match error {
+        // These name the file themselves.
+        GgufError::Io { .. } | GgufError::NotAFile { .. } => error.into(),
+        error => Failure::from(error).within(path.display()),
+    })
 }
 
 /// Loads the weights, with a progress bar.
