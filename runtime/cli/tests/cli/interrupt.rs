@@ -39,6 +39,23 @@ fn generate_stops_with_130_and_keeps_what_was_said() {
 }
 
 #[test]
+fn bench_kernels_leaves_an_existing_picture_alone_when_it_ends_early() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("roofline.svg");
+    std::fs::write(&picture, "the last picture").unwrap();
+    let mut command = Rustai::line("bench kernels --all -t 1 --svg").arg(&picture).command();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // By then it has looked at the path, and measures the roofs for seconds.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    if output.stdout.is_empty() {
+        assert_eq!(std::fs::read_to_string(&picture).unwrap(), "the last picture");
+    }
+}
+
+#[test]
 fn chat_at_its_prompt_ends_with_sigterm() {
     let mut child = start("chat --temperature 0 -n 4");
     let mut stdin = child.stdin.take().unwrap();

@@ -17,7 +17,11 @@ use measure::{Effort, measure};
 use report::Report;
 use rustai::backend::DeviceChoice;
 use select::{Runner, Selection};
-use std::fs;
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    path::Path,
+};
 
 /// Measures what the flags select.
 pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
@@ -33,7 +37,7 @@ pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
     let selection = select::select(args, &caches, threads, gpu.is_some())?;
     if let Some(path) = &args.svg {
         // A path that cannot be written should not cost a measurement.
-        fs::write(path, "").map_err(|error| {
+        check_writable(path).map_err(|error| {
             Failure::usage(format!("{} cannot be written: {error}", path.display())).help("give another path to --svg")
         })?;
     }
@@ -66,6 +70,18 @@ fn measure_roofs(
     threads: usize,
     caches: &Caches,
     guard: &interrupt::Guard,
+/// Tries to open the file for writing. What is there keeps its content, and what is not there is not left behind: a
+/// measurement may end early, and the picture of the last one is better than an empty file.
+fn check_writable(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map(drop)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 ) -> Result<Vec<Roofs>, Failure> {
     let progress = ui::Progress::steps("measuring the roofs");
     let levels = selection.levels();
@@ -80,4 +96,22 @@ fn measure_roofs(
         }
     }
     Ok(roofs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_tried_without_touching_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = folder.path().join("roofline.svg");
+        check_writable(&picture).unwrap();
+        assert!(!picture.exists(), "an empty file was left");
+        fs::write(&picture, "a picture").unwrap();
+        check_writable(&picture).unwrap();
+        assert_eq!(fs::read_to_string(&picture).unwrap(), "a picture");
+        assert!(check_writable(folder.path()).is_err(), "a folder");
+        assert!(check_writable(&folder.path().join("no/such.svg")).is_err());
+    }
 }
