@@ -3,7 +3,7 @@
 //! The text's tokens (BOS in front if the model asks for it) are cut into chunks. Each chunk is computed on an empty cache,
 //! its first token replaced by BOS if the model asks for one, and the tokens of its second half are scored.
 
-use crate::backend::{Executable, StepError};
+use crate::backend::{Executable, LogitsError, StepError};
 use rustai_abi::{Batch, BatchSequence, PAGE_TOKENS};
 
 /// The sums behind an estimate.
@@ -39,7 +39,7 @@ impl Score {
     /// it are used.
     ///
     /// # Errors
-    /// What `check` returns, or [`StepError`] if the model refuses a step.
+    /// What `check` returns, or [`StepError`] if the model refuses a step or its logits are not numbers.
     pub fn add_chunk<E: From<StepError>>(
         &mut self,
         model: &mut dyn Executable,
@@ -60,6 +60,10 @@ impl Score {
             let logits = model.step(&Batch { tokens, sequences: &[sequence], outputs: &outputs })?;
             for (row, position) in logits.chunks_exact(vocab).zip(scored) {
                 self.add_token(row, chunk[position + 1] as usize);
+                // One NaN in a row makes the likelihood NaN, and the sum with it.
+                if self.sum.is_nan() {
+                    return Err(StepError::from(LogitsError { position }).into());
+                }
             }
         }
         Ok(())
@@ -127,6 +131,27 @@ mod tests {
             assert!((score.sum - 7.0 * right).abs() < 1e-9);
             assert!(score.uncertainty().abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        struct Broken(Successor);
+        impl Executable for Broken {
+            fn step(&mut self, batch: &Batch<'_>) -> Result<&[f32], StepError> {
+                self.0.step(batch)?;
+                self.0.logits.fill(f32::NAN);
+                Ok(&self.0.logits)
+            }
+            fn limits(&self) -> Limits {
+                self.0.limits()
+            }
+            fn describe(&self) -> String {
+                String::new()
+            }
+        }
+        let mut model = Broken(Successor { logits: Vec::new(), seen: 0 });
+        let error = Score::default().add_chunk::<StepError>(&mut model, &[0, 1, 2, 3], 4, || Ok(())).unwrap_err();
+        assert!(matches!(error, StepError::Logits(LogitsError { position: 2 })), "{error}");
     }
 
     #[test]

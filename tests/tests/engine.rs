@@ -3,7 +3,7 @@
 
 use rustai::{
     Engine, EngineError, Error, Event, Finish, Isa, Request, Stream,
-    backend::BuildError,
+    backend::{BuildError, LogitsError},
     engine::EngineBuilder,
     gguf::{GgufError, GgufFile},
     model::LoadError,
@@ -285,6 +285,28 @@ fn log_probabilities_of_an_answer_are_those_that_scoring_finds() {
     }
     assert!(matches!(engine.score(&[]), Err(Error::Engine(EngineError::EmptyPrompt))));
     assert!(engine.score(&[1]).unwrap().is_empty());
+}
+
+/// One row of the embedding is NaN, so that the requests that have its token in their prompts break, and only they.
+#[test]
+fn logits_that_are_no_numbers_end_the_request_and_not_the_engine() {
+    let model = TinyLlama { tied: false, ..TinyLlama::default() };
+    let mut bytes = model.bytes();
+    let (bad, width) = (9, model.width);
+    let data: usize = GgufFile::from_bytes(bytes.clone()).unwrap().tensors().iter().map(|t| t.bytes).sum();
+    let start = bytes.len() - data + bad as usize * width * 4;
+    bytes[start..start + width * 4].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&f32::NAN.to_le_bytes()));
+    let engine = Engine::builder(GgufFile::from_bytes(bytes).unwrap()).threads(2).context(128).build().unwrap();
+
+    let good = engine.stream(request(10, 1).max_tokens(40)).unwrap();
+    let broken = [prompt(4, 2), vec![bad]].concat();
+    for temperature in [0.0, 0.8] {
+        let error = engine.generate(Request::tokens(broken.clone()).temperature(temperature)).unwrap_err();
+        assert!(matches!(error, Error::Engine(EngineError::Logits(LogitsError { position: 4 }))), "{error}");
+    }
+    let error = engine.score(&[broken, prompt(4, 3)].concat()).unwrap_err();
+    assert!(matches!(error, Error::Engine(EngineError::Logits(_))), "{error}");
+    assert_eq!(good.finish().unwrap().tokens.len(), 40);
 }
 
 #[test]

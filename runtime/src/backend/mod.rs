@@ -44,6 +44,20 @@ pub enum StepError {
         /// The inputs that the graph uses.
         known: Vec<String>,
     },
+    /// The step ran, but what it gave is of no use.
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
+}
+
+/// Logits that give no probabilities: all are NaN or minus infinity, or one that matters is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the logits behind position {position} are not numbers, so the model's weights are damaged or overflow in their type; \
+     use another file of the model, or one of another type"
+)]
+pub struct LogitsError {
+    /// Position of the token behind which they are, counted from 0.
+    pub position: usize,
 }
 
 /// Why a graph cannot be made executable.

@@ -1,6 +1,6 @@
 //! What the engine itself refuses, and how a request can fail.
 
-use crate::backend::StepError;
+use crate::backend::{LogitsError, StepError};
 use rustai_kernels_cpu::ExecutorError;
 use rustai_kernels_cuda::DeviceError;
 use std::sync::Arc;
@@ -75,6 +75,9 @@ pub enum EngineError {
     /// The executable refused a step. Only the requests of that step end; the engine goes on.
     #[error("the model refused a step: {0}; this request has ended, others are not affected")]
     Step(#[source] Arc<StepError>),
+    /// The logits of this request are no numbers. Only this request ends; the engine goes on.
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
     /// A bug: something panicked while computing. The engine ends all requests and takes no more.
     #[error("the engine stopped because of an internal error ({message}); build a new engine, and report this")]
     Panicked {
@@ -132,6 +135,7 @@ impl EngineError {
         match error {
             StepError::Cpu(ExecutorError::Panicked) => Self::Panicked { message: error.to_string().into() },
             StepError::Device(DeviceError::Driver { .. }) => Self::Device { message: error.to_string().into() },
+            StepError::Logits(error) => Self::Logits(error),
             error => Self::Step(Arc::new(error)),
         }
     }

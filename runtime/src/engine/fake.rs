@@ -13,6 +13,8 @@ use std::sync::{
 };
 
 pub(super) const VOCAB: usize = 61;
+/// The logits behind this token are NaN.
+pub(super) const BROKEN: u32 = 57;
 /// A kernel panics on a batch that contains this token, and the model is broken.
 pub(super) const BREAKS: u32 = 58;
 /// The model refuses a batch that contains this token.
@@ -157,7 +159,10 @@ impl Executable for FakeModel {
 pub(super) fn logits(tokens: &[u32]) -> Vec<f32> {
     let mix = |hash: u64, value: u32| (hash ^ u64::from(value)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
     let state = tokens.iter().fold(7, |hash, &token| mix(hash, token));
-    let logit = |token| if token >= BREAKS { -1.0 } else { (mix(mix(state, token), 1) >> 40) as f32 };
+    if tokens.last() == Some(&BROKEN) {
+        return vec![f32::NAN; VOCAB];
+    }
+    let logit = |token| if token >= BROKEN { -1.0 } else { (mix(mix(state, token), 1) >> 40) as f32 };
     (0..VOCAB as u32).map(logit).collect()
 }
 

@@ -8,7 +8,7 @@ use super::{
     stop::StopMatcher,
 };
 use crate::{
-    backend::Sampling,
+    backend::{LogitsError, Sampling},
     sampler::{Sampler, SamplerParams},
     text::{Detokenizer, Tokenizer},
 };
@@ -54,6 +54,7 @@ pub(super) struct Output {
     undecided: Vec<(u32, Option<f32>)>,
     /// The token of the answer that ended it.
     last: Option<u32>,
+    failure: Option<LogitsError>,
     text: String,
     finish: Option<Finish>,
 }
@@ -68,13 +69,16 @@ impl Driver for Generation {
         self.clock.admitted = Some(Instant::now());
     }
 
-    fn logits(&mut self, _position: usize, logits: &[f32]) -> Option<u32> {
+    fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32> {
         if self.limit.0 == 0 {
             self.clock.stamp();
             self.output.finish = Some(self.limit.1.clone());
             return None;
         }
-        let token = self.sampler.sample(logits);
+        let Some(token) = self.sampler.sample(logits) else {
+            self.output.failure = Some(LogitsError { position });
+            return None;
+        };
         self.take(token, self.logprobs.then(|| logprob(logits, token)))
     }
 
@@ -89,6 +93,10 @@ impl Driver for Generation {
 
     fn chosen(&mut self, _position: usize, token: u32) -> Option<u32> {
         self.take(token, None)
+    }
+
+    fn failure(&mut self) -> Option<EngineError> {
+        self.output.failure.take().map(EngineError::from)
     }
 
     fn last(&self) -> Option<u32> {

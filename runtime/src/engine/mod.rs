@@ -39,8 +39,8 @@
 //! [`Engine`] is a cheap handle: clone it into every thread. [`Stream::cancel`], a [`CancelHandle`] or dropping the stream
 //! ends a request between two steps. When the last handle of the engine is dropped, the scheduler stops after its
 //! current step, for which the drop waits, and running streams end with [`EngineError::Stopped`]. A step that the model refuses ends the requests
-//! in it with [`EngineError::Step`]; a panic while computing ends all requests with [`EngineError::Panicked`], and
-//! later ones are refused with the same error. No caller is left waiting, and no lock can be poisoned.
+//! in it with [`EngineError::Step`], and logits that are not numbers end their own request with [`EngineError::Logits`]; a panic
+//! while computing ends all requests with [`EngineError::Panicked`], and later ones are refused with the same error. No caller is left waiting, and no lock can be poisoned.
 //!
 //! This module owns the scheduler and the text side of requests. It must never learn what a tensor is or which device
 //! computes; for that it has [`Executable`].
@@ -228,6 +228,7 @@ impl Engine {
             scores: Vec::with_capacity(tokens.len() - 1),
             result,
             ticket: Some(self.inner.queue.enter()?),
+            failure: None,
         };
         let (prompt, positions) = (tokens.to_vec(), tokens.len());
         self.inner.worker.submit(Job {
@@ -482,6 +483,14 @@ impl Driver for Task {
         match self {
             Self::Generation(generation) => generation.last(),
             Self::Scoring(_) | Self::Outputs(_) => None,
+        }
+    }
+
+    fn failure(&mut self) -> Option<EngineError> {
+        match self {
+            Self::Generation(generation) => generation.failure(),
+            Self::Scoring(scoring) => scoring.failure(),
+            Self::Outputs(outputs) => outputs.failure(),
         }
     }
 

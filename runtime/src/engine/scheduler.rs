@@ -53,6 +53,11 @@ pub(super) trait Driver {
         let _ = (position, token);
         None
     }
+    /// Why the sequence cannot go on, if what [`logits`](Self::logits) or [`chosen`](Self::chosen) got was of no use. Asked
+    /// after each step that gave the driver something.
+    fn failure(&mut self) -> Option<EngineError> {
+        None
+    }
     /// The token that the driver took last, but did not go on with.
     fn last(&self) -> Option<u32> {
         None
@@ -442,7 +447,11 @@ impl<D: Driver> Scheduler<D> {
             for (index, row) in rows.by_ref().take(share.outputs).enumerate() {
                 next = hand(&mut sequence.driver, sequence.position - share.outputs + index, row);
             }
-            if sequence.pending() == 0 {
+            if share.outputs > 0
+                && let Some(error) = sequence.driver.failure()
+            {
+                sequence.end = Some(End::Failed(error));
+            } else if sequence.pending() == 0 {
                 sequence.tokens.clear();
                 sequence.fed = 0;
                 match next {

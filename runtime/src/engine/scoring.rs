@@ -6,6 +6,7 @@ use super::{
     queue::Ticket,
     scheduler::{Driver, End},
 };
+use crate::backend::LogitsError;
 use std::sync::{Arc, mpsc};
 
 /// One scoring request's state on the scheduler thread.
@@ -16,6 +17,7 @@ pub(super) struct Scoring {
     pub(super) scores: Vec<f32>,
     pub(super) result: mpsc::Sender<Result<Vec<f32>, EngineError>>,
     pub(super) ticket: Option<Ticket>,
+    pub(super) failure: Option<LogitsError>,
 }
 
 impl Driver for Scoring {
@@ -30,9 +32,17 @@ impl Driver for Scoring {
 
     fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32> {
         if let Some(&token) = self.tokens.get(position + 1) {
-            self.scores.push(logprob(logits, token));
+            let score = logprob(logits, token);
+            if score.is_nan() {
+                self.failure.get_or_insert(LogitsError { position });
+            }
+            self.scores.push(score);
         }
         None
+    }
+
+    fn failure(&mut self) -> Option<EngineError> {
+        self.failure.take().map(EngineError::from)
     }
 
     fn finish(self, end: End) {

@@ -63,14 +63,15 @@ impl Sampler {
         }
     }
 
-    /// Chooses a token (and observes it). `logits` is read only; no allocation after the first call.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let token = self.choose(logits);
+    /// Chooses a token (and observes it); `None` if none is possible: each logit is NaN or minus infinity. `logits` is read
+    /// only; no allocation after the first call.
+    pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+        let token = self.choose(logits)?;
         self.observe(token);
-        token
+        Some(token)
     }
 
-    fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let logits = match &self.penalties {
             None => logits,
             Some(penalties) => {
@@ -106,11 +107,15 @@ impl Sampler {
     }
 }
 
-/// The best token, of equals the one with the lowest id; 0 if all are NaN.
-fn best(logits: &[f32]) -> u32 {
+/// The best token, of equals the one with the lowest id; `None` if none is above minus infinity.
+fn best(logits: &[f32]) -> Option<u32> {
     // A separate pass for the value keeps both loops free of dependencies, so that they vectorize.
     let highest = logits.iter().fold(f32::NEG_INFINITY, |highest, &logit| highest.max(logit));
-    logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32
+    // If all are NaN, that is the value to start from.
+    if highest == f32::NEG_INFINITY {
+        return None;
+    }
+    logits.iter().position(|&logit| logit == highest).map(|token| token as u32)
 }
 
 /// A seed that nobody can guess.
@@ -146,7 +151,7 @@ mod tests {
         let draws = 50_000;
         let mut counts = vec![0u32; logits.len()];
         for _ in 0..draws {
-            counts[sampler.sample(logits) as usize] += 1;
+            counts[sampler.sample(logits).unwrap() as usize] += 1;
         }
         counts.iter().map(|&count| f64::from(count) / f64::from(draws)).collect()
     }
@@ -203,7 +208,7 @@ mod tests {
         for params in [SamplerParams::default(), SamplerParams::plain()] {
             let run = |seed| -> Vec<u32> {
                 let mut sampler = sampler(params.clone(), seed);
-                (0..64).map(|_| sampler.sample(&logits)).collect()
+                (0..64).map(|_| sampler.sample(&logits).unwrap()).collect()
             };
             assert_eq!(run(42), run(42));
             assert_ne!(run(42), run(43));
@@ -213,7 +218,7 @@ mod tests {
     #[test]
     fn a_seed_means_the_same_tokens_in_every_version() {
         let mut sampler = sampler(SamplerParams::plain(), 42);
-        let tokens: Vec<u32> = (0..12).map(|_| sampler.sample(&[0.0; 16])).collect();
+        let tokens: Vec<u32> = (0..12).map(|_| sampler.sample(&[0.0; 16]).unwrap()).collect();
         assert_eq!(tokens, PINNED, "changing this breaks every seed that people noted down");
     }
 
@@ -222,10 +227,10 @@ mod tests {
     #[test]
     fn greedy_takes_the_best_and_the_lowest_of_equals() {
         let mut greedy = sampler(SamplerParams { temperature: 0.0, ..SamplerParams::default() }, 0);
-        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0, 2.0]), 1);
-        assert_eq!(greedy.sample(&[f32::NAN, -1.0, f32::NEG_INFINITY]), 1);
-        assert_eq!(greedy.sample(&[0.0, f32::INFINITY]), 1);
-        assert_eq!(greedy.sample(&[-0.0, 0.0]), 0);
+        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0, 2.0]), Some(1));
+        assert_eq!(greedy.sample(&[f32::NAN, -1.0, f32::NEG_INFINITY]), Some(1));
+        assert_eq!(greedy.sample(&[0.0, f32::INFINITY]), Some(1));
+        assert_eq!(greedy.sample(&[-0.0, 0.0]), Some(0));
         assert!(greedy.is_greedy() && !sampler(SamplerParams::default(), 0).is_greedy());
     }
 
@@ -236,12 +241,12 @@ mod tests {
         assert!(!sampler.is_greedy());
         sampler.observe(2);
         let logits = [1.0, 2.0, 3.0];
-        assert_eq!(sampler.sample(&logits), 1, "2 was in the prompt");
-        assert_eq!(sampler.sample(&logits), 0, "1 was in the answer");
+        assert_eq!(sampler.sample(&logits), Some(1), "2 was in the prompt");
+        assert_eq!(sampler.sample(&logits), Some(0), "1 was in the answer");
     }
 
     #[test]
-    fn broken_logits_never_panic() {
+    fn of_broken_logits_the_usable_are_chosen_and_if_there_are_none_nothing_is() {
         let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0];
         let everything = SamplerParams {
             repetition_penalty: 1.5,
@@ -263,18 +268,18 @@ mod tests {
                 for b in odd {
                     for c in odd {
                         let logits = [a, b, c];
-                        let token = sampler.sample(&logits) as usize;
-                        let usable = |logit: f32| !logit.is_nan() && logit != f32::NEG_INFINITY;
-                        assert!(token < 3, "{logits:?}");
-                        assert!(
-                            usable(logits[token]) || !logits.iter().copied().any(usable),
-                            "{params:?} chose {token} of {logits:?}"
-                        );
+                        let token = sampler.sample(&logits);
+                        let usable = |logit: &f32| !logit.is_nan() && *logit != f32::NEG_INFINITY;
+                        let right = match token {
+                            Some(token) => usable(&logits[token as usize]),
+                            None => !logits.iter().any(usable),
+                        };
+                        assert!(right, "{params:?} chose {token:?} of {logits:?}");
                     }
                 }
             }
-            assert_eq!(sampler.sample(&[f32::NAN; 8]), 0);
-            assert_eq!(sampler.sample(&[]), 0);
+            assert_eq!(sampler.sample(&[f32::NAN; 8]), None);
+            assert_eq!(sampler.sample(&[]), None);
         }
     }
 

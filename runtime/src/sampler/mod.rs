@@ -15,7 +15,7 @@
 //! where nothing was cut or only min-p was used). So a seed gives the same tokens on every machine for the same logits.
 //!
 //! **Odd logits.** NaN counts as minus infinity: such tokens are never chosen. Plus infinity counts as the largest finite
-//! number. If no token is left, the answer is token 0, so that a broken model makes nonsense and not a crash.
+//! number. If no token is left, there is no answer: the model is broken, and whoever asked says so.
 //!
 //! This module never sees text or tensors, and never allocates once its buffers have grown (at the first call).
 

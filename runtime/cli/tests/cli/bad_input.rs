@@ -189,6 +189,23 @@ fn an_unknown_instruction_set_is_refused() {
 }
 
 #[test]
+fn logits_that_are_no_numbers_are_an_error_and_not_an_empty_answer() {
+    let tiny = Tiny::new();
+    let mut bytes = std::fs::read(&tiny.model).unwrap();
+    let last = bytes.len() - 4;
+    // A value of the last norm, which all logits depend on.
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let model = tiny.file("broken.gguf", bytes);
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(9));
+    for command in ["generate --raw hello --json", "generate --raw hello --temperature 0", "perplexity --ctx 32 --json"]
+    {
+        let run = Rustai::line(command).arg("-m").arg(&model);
+        let run = if command.starts_with("perplexity") { run.arg("-f").arg(&text) } else { run };
+        run.refuses(1, &["logits", "not numbers", "help: use another file"]);
+    }
+}
+
+#[test]
 fn a_wrong_log_filter_is_refused() {
     Rustai::line("info").env("RUSTAI_LOG", "a=b=c").refuses(2, &["RUSTAI_LOG", "a=b=c"]);
 }

@@ -234,6 +234,21 @@ fn limits_of_nothing_and_failures_are_told() {
 }
 
 #[test]
+fn logits_that_are_no_numbers_are_a_failure_and_no_token() {
+    let mut script = Script::new(&[], 5);
+    script.choose(byte(b'a'));
+    assert!(script.generation.failure().is_none());
+    let logits = vec![f32::NAN; script.generation.tokenizer.vocab_size()];
+    assert_eq!(script.generation.logits(7, &logits), None);
+    let failure = script.generation.failure().expect("a failure");
+    assert!(matches!(failure, EngineError::Logits(LogitsError { position: 7 })), "{failure}");
+    let (events, end) = script.end(End::Failed(failure));
+    assert_eq!(events, []);
+    let message = end.unwrap_err().to_string();
+    assert!(message.contains("not numbers") && message.contains("; use another file"), "{message}");
+}
+
+#[test]
 fn a_reader_that_is_gone_cancels() {
     let mut script = Script::new(&[], 10);
     script.events.close();

@@ -1,7 +1,8 @@
 //! The policy, on a model whose answers show every mistake in pages and positions. No threads.
 
 use super::*;
-use crate::engine::fake::{BREAKS, FakeModel, REFUSED, VOCAB, expected, greedy, logits};
+use crate::backend::LogitsError;
+use crate::engine::fake::{BROKEN, FakeModel, REFUSED, VOCAB, expected, greedy, logits};
 use rustai_abi::PAGE_TOKENS;
 use std::{
     cell::{Cell, RefCell},
@@ -24,6 +25,7 @@ struct Greedy {
     count: usize,
     rows: Rows,
     drawn: bool,
+    failure: Option<LogitsError>,
 }
 
 impl Driver for Greedy {
@@ -38,6 +40,10 @@ impl Driver for Greedy {
     fn logits(&mut self, position: usize, logits: &[f32]) -> Option<u32> {
         assert_eq!(logits.len(), VOCAB);
         self.seen.positions.borrow_mut().push(position);
+        if logits[0].is_nan() {
+            self.failure = Some(LogitsError { position });
+            return None;
+        }
         if self.rows == Rows::All {
             self.seen.tokens.borrow_mut().push(greedy(logits));
             return None;
@@ -59,6 +65,10 @@ impl Driver for Greedy {
     fn chosen(&mut self, position: usize, token: u32) -> Option<u32> {
         self.seen.positions.borrow_mut().push(position);
         self.take(token)
+    }
+
+    fn failure(&mut self) -> Option<EngineError> {
+        self.failure.take().map(EngineError::from)
     }
 
     fn finish(self, end: End) {
@@ -83,7 +93,7 @@ impl Seen {
 fn submit(scheduler: &mut Scheduler<Greedy>, prompt: &[u32], count: usize, rows: Rows) -> Rc<Seen> {
     let seen = Rc::<Seen>::default();
     let positions = prompt.len() + count.saturating_sub(1);
-    let driver = Greedy { seen: seen.clone(), count, rows, drawn: false };
+    let driver = Greedy { seen: seen.clone(), count, rows, drawn: false, failure: None };
     scheduler.submit(Job { prompt: prompt.to_vec(), session: None, positions, rows, driver });
     seen
 }
@@ -99,7 +109,7 @@ fn run_out(scheduler: &mut Scheduler<Greedy>, model: &mut FakeModel) {
 }
 
 fn prompt(length: usize, salt: u32) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * 7 + salt * 13) % BREAKS).collect()
+    (0..length as u32).map(|i| (i * 7 + salt * 13) % BROKEN).collect()
 }
 
 #[test]
@@ -178,7 +188,7 @@ fn tokens_are_drawn_for_those_who_want_it_beside_those_who_want_logits() {
         model.drew = draws.then(|| drew.clone());
         let mut scheduler = Scheduler::new(model.limits());
         let drawn = Rc::<Seen>::default();
-        let driver = Greedy { seen: drawn.clone(), count: 20, rows: Rows::Last, drawn: true };
+        let driver = Greedy { seen: drawn.clone(), count: 20, rows: Rows::Last, drawn: true, failure: None };
         scheduler.submit(Job { prompt: prompt(5, 1), session: None, positions: 24, rows: Rows::Last, driver });
         let other = submit(&mut scheduler, &prompt(40, 2), 10, Rows::Last);
         let scored = submit(&mut scheduler, &prompt(4, 3), 0, Rows::All);
@@ -274,6 +284,25 @@ fn a_refused_step_ends_only_its_own_sequences() {
     let Some(End::Failed(error)) = &*end else { panic!("{end:?}") };
     assert!(matches!(error, EngineError::Step(_)) && error.to_string().contains("token 59"), "{error}");
     assert_eq!(*good.tokens.borrow(), expected(&[5, 6], 5));
+    assert_eq!(scheduler.pool.free(), 8);
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_only_their_own_sequence() {
+    let mut model = FakeModel::new(8, 4, 8);
+    let mut scheduler = Scheduler::new(model.limits());
+    let good = submit(&mut scheduler, &[5, 6], 9, Rows::Last);
+    let broken = submit(&mut scheduler, &[1, 2, BROKEN], 5, Rows::Last);
+    // A text is scored no further than to where nothing is known of it.
+    let scored = submit(&mut scheduler, &[1, BROKEN, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 0, Rows::All);
+    run_out(&mut scheduler, &mut model);
+    for (seen, at) in [(broken, 2), (scored, 1)] {
+        let end = seen.end.borrow();
+        let Some(End::Failed(EngineError::Logits(LogitsError { position }))) = &*end else { panic!("{end:?}") };
+        assert_eq!(*position, at);
+        assert!(seen.positions.borrow().len() < 8, "{:?}", seen.positions);
+    }
+    assert_eq!(*good.tokens.borrow(), expected(&[5, 6], 9));
     assert_eq!(scheduler.pool.free(), 8);
 }
 
