@@ -13,10 +13,9 @@ pub fn cores() -> usize {
 pub fn threads(asked: usize) -> usize {
     let (threads, too_many) = clamp(asked, cores());
     if too_many {
-        let plural = if threads == 1 { "" } else { "s" };
-        ui::warn(format_args!(
-            "{asked} threads were asked for, but there are {threads} core{plural}; {threads} will run"
-        ));
+        let verb = if threads == 1 { "is" } else { "are" };
+        let cores = ui::counted(threads, "core");
+        ui::warn(format_args!("{asked} threads were asked for, but there {verb} {cores}; {threads} will run"));
     }
     threads
 }

@@ -138,7 +138,8 @@ fn compile(
         weights.iter().filter_map(|weight| weight.matrix.as_ref()).map(|matrix| matrix.kernel_name()).collect();
     kernels.sort_unstable();
     kernels.dedup();
-    let mut description = format!("CPU ({}), {threads} threads, kernels: {}", isa.name(), kernels.join(", "));
+    let plural = if threads == 1 { "" } else { "s" };
+    let mut description = format!("CPU ({}), {threads} thread{plural}, kernels: {}", isa.name(), kernels.join(", "));
     if let Some(kv) = plan.kv {
         description += &format!(", cache: {}", kv.kv_type);
     }

@@ -258,7 +258,9 @@ fn show_items<'a, T: Show + ?Sized + 'a>(
         item.show(f)?;
     }
     if shown < len {
-        write!(f, ", ... {len} {item_type} in all")?;
+        // The types of numbers are names without a plural.
+        let plural = if matches!(item_type, ValueType::Bool | ValueType::String | ValueType::Array) { "s" } else { "" };
+        write!(f, ", ... {len} {item_type}{plural} in all")?;
     }
     f.write_str("]")
 }
@@ -360,6 +362,8 @@ mod tests {
     fn long_values_are_shortened_and_the_alternate_form_is_whole() {
         let long = Value::from((0..100).collect::<Vec<i32>>());
         assert_eq!(long.to_string(), "[0, 1, 2, 3, 4, 5, ... 100 i32 in all]");
+        let words = Value::from(vec!["a"; 7]);
+        assert!(words.to_string().ends_with("\"a\", ... 7 strings in all]"), "{words}");
         assert!(format!("{long:#}").ends_with("98, 99]"));
         assert_eq!(Value::from(vec![0.5f32, 1.0]).to_string(), "[0.5, 1.0]");
         // A cut inside a two-byte character moves to its start.

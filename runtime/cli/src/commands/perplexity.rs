@@ -41,8 +41,12 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     let tokens = tokenizer.encode_prompt(&text, Specials::Text)?;
     let chunks = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if chunks == 0 {
-        return Err(Failure::new(format!("the text has {} tokens, and a chunk takes {}", tokens.len(), args.ctx))
-            .help("give a longer text, a smaller --ctx, or --chunks above 0"));
+        return Err(Failure::new(format!(
+            "the text has {}, and a chunk takes {}",
+            ui::counted(tokens.len(), "token"),
+            args.ctx
+        ))
+        .help("give a longer text, a smaller --ctx, or --chunks above 0"));
     }
     let options = LoadOptions {
         threads: compute::threads(args.threads),
@@ -85,7 +89,11 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         return ui::json(&report);
     }
     out.line(format_args!(
-        "Final estimate: PPL = {:.4} +/- {:.5} ({chunks} chunks of {}, {:.1} tokens/s)",
-        report.perplexity, report.uncertainty, args.ctx, report.tokens_per_second
+        "Final estimate: PPL = {:.4} +/- {:.5} ({} of {}, {:.1} tokens/s)",
+        report.perplexity,
+        report.uncertainty,
+        ui::counted(chunks, "chunk"),
+        args.ctx,
+        report.tokens_per_second
     ))
 }

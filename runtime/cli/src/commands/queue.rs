@@ -72,8 +72,8 @@ fn page(choice: &Choice, snapshot: &Snapshot, before: Option<&Before>) -> String
     };
     let sum = |of: fn(&ClientRow) -> u64| snapshot.clients.iter().map(of).sum::<u64>();
     let mut text = format!(
-        "{choice}: {server}\n{} clients, {} jobs completed, {} in flight, {} registered, {} copied\n\n",
-        snapshot.clients.len(),
+        "{choice}: {server}\n{}, {} jobs completed, {} in flight, {} registered, {} copied\n\n",
+        ui::counted(snapshot.clients.len(), "client"),
         ui::count(sum(|row| row.completed)),
         sum(|row| row.admitted - row.completed.min(row.admitted)),
         ui::bytes(sum(|row| row.bytes)),

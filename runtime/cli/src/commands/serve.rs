@@ -40,7 +40,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let stat = server.stat();
     drop(listener);
     drop(server);
-    ui::note(format_args!("{} jobs answered, {} of payload copied", stat.jobs, ui::bytes(stat.copied)));
+    let jobs = ui::counted(stat.jobs as usize, "job");
+    ui::note(format_args!("{jobs} answered, {} of payload copied", ui::bytes(stat.copied)));
     if guard.raised() {
         Ok(())
     } else {

@@ -66,12 +66,12 @@ pub fn tell_finish(summary: &Summary) {
 pub fn tell_timing(summary: &Summary) {
     let (timing, usage) = (summary.timing, summary.usage);
     ui::note(format_args!(
-        "prompt: {} tokens in {} ({:.1} tokens/s); answer: {} tokens in {} ({:.1} tokens/s); first token after {}; \
+        "prompt: {} in {} ({:.1} tokens/s); answer: {} in {} ({:.1} tokens/s); first token after {}; \
          ended: {}; seed {}",
-        usage.prompt_tokens,
+        ui::counted(usage.prompt_tokens, "token"),
         ui::seconds(timing.prompt),
         summary.prompt_tokens_per_second(),
-        usage.generated,
+        ui::counted(usage.generated, "token"),
         ui::seconds(timing.generation),
         summary.generated_tokens_per_second(),
         ui::seconds(timing.first_token),

@@ -35,6 +35,11 @@ pub fn count(count: u64) -> String {
     }
 }
 
+/// So many things: `1 thread`, `2 threads`.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A time: `843 ms`, `12.3 s`.
 pub fn seconds(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -59,6 +64,7 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(134_515_008), "134.52 M");
         assert_eq!(count(1_235_814_432), "1.24 B");
+        assert_eq!([0, 1, 2].map(|n| counted(n, "thread")), ["0 threads", "1 thread", "2 threads"]);
         assert_eq!(seconds(Duration::from_millis(43)), "43 ms");
         assert_eq!(seconds(Duration::from_millis(1500)), "1.50 s");
     }

@@ -6,7 +6,7 @@ mod progress;
 pub mod style;
 mod table;
 
-pub use format::{bytes, count, plain, seconds};
+pub use format::{bytes, count, counted, plain, seconds};
 pub use output::{Printer, json};
 pub use progress::Progress;
 pub use table::Table;

@@ -104,7 +104,8 @@ fn more_threads_than_cores_are_lowered_with_a_warning() {
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     let cores = std::thread::available_parallelism().unwrap().to_string();
     assert!(ended.err.starts_with("warning: 10000 threads"), "{}", ended.err);
-    assert!(ended.err.contains(&format!("there are {cores} core")), "{}", ended.err);
+    let verb = if cores == "1" { "is" } else { "are" };
+    assert!(ended.err.contains(&format!("there {verb} {cores} core")), "{}", ended.err);
 }
 
 #[test]

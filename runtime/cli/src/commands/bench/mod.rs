@@ -76,7 +76,8 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                 let guard = interrupt::Guard::new();
                 for test in tests {
                     if global.verbose > 0 {
-                        ui::note(format_args!("{}: {} threads, {}", path.display(), options.threads, test.name()));
+                        let threads = ui::counted(options.threads, "thread");
+                        ui::note(format_args!("{}: {threads}, {}", path.display(), test.name()));
                     }
                     let samples = measure(&mut *model, *test, batch, args.repetitions, !args.no_warmup, &guard)?;
                     rows.push(Row::new(setup.clone(), *test, samples));

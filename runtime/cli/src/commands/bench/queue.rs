@@ -219,9 +219,9 @@ fn print(report: &Report) -> Result<(), Failure> {
     let mut printer = Printer::default();
     printer.piece(&table.markdown())?;
     printer.line(format_args!(
-        "\nover the {}, {} cores; payload copied by the server: {}",
+        "\nover the {}, {}; payload copied by the server: {}",
         report.transport,
-        report.cores,
+        ui::counted(report.cores, "core"),
         ui::bytes(report.server_copied_bytes)
     ))
 }

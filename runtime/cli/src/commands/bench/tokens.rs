@@ -4,7 +4,7 @@
 //! are taken within a turn.
 
 use super::measure::{self, Test};
-use crate::{args::BenchQueueArgs, commands::model, compute, failure::Failure, interrupt::Guard};
+use crate::{args::BenchQueueArgs, commands::model, compute, failure::Failure, interrupt::Guard, ui};
 use rustai::{
     Engine,
     backend::Executable,
@@ -160,9 +160,10 @@ impl std::fmt::Display for Tokens {
         let Self { model, threads, step_ns, engine_ns, queue_ns, queue_adds_ns, server_cpu_ns, .. } = self;
         write!(
             f,
-            "a token of {model}, {threads} threads: {:.1} us the model alone, {:.1} us the engine, {:.1} us through the queue, \
+            "a token of {model}, {}: {:.1} us the model alone, {:.1} us the engine, {:.1} us through the queue, \
              which adds {:.1} us = {:.2} % of a step",
             step_ns / 1e3,
+            ui::counted(*threads, "thread"),
             engine_ns / 1e3,
             queue_ns / 1e3,
             queue_adds_ns / 1e3,

@@ -5,6 +5,7 @@ use super::{
     machine::{Level, Roofs},
     report::{Report, Row, figure},
 };
+use crate::ui;
 use std::fmt::Write;
 
 const WIDTH: f64 = 1140.0;
@@ -60,11 +61,11 @@ pub fn draw(report: &Report) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
     );
     let isas = report.roofs.iter().map(|roofs| roofs.isa).collect::<Vec<_>>().join(", ");
-    let plural = if report.n_threads == 1 { "" } else { "s" };
     text(&mut out, PLOT[0], 32.0, "font-size=\"20\" font-weight=\"bold\"", &format!("Roofline of {}", report.cpu_info));
     let subtitle = format!(
-        "{} thread{plural}, {isas} kernels of rustai {}. A dot is a matrix product; the number in it is M, its tokens.",
-        report.n_threads, report.build_version
+        "{}, {isas} kernels of rustai {}. A dot is a matrix product; the number in it is M, its tokens.",
+        ui::counted(report.n_threads, "thread"),
+        report.build_version
     );
     text(&mut out, PLOT[0], 54.0, "fill=\"#555\"", &subtitle);
     grid(&mut out, x, y);

@@ -115,10 +115,9 @@ impl Report {
     /// Prints the roofs, then a table.
     pub fn print(&self) -> Result<(), Failure> {
         let mut out = Printer::default();
-        let plural = if self.n_threads == 1 { "" } else { "s" };
         let machine = match &self.gpu {
             Some(gpu) => gpu.clone(),
-            None => format!("{}, {} thread{plural}", self.cpu_info, self.n_threads),
+            None => format!("{}, {}", self.cpu_info, ui::counted(self.n_threads, "thread")),
         };
         out.line(format_args!("{machine}, rustai {}", self.build_version))?;
         out.line("")?;
