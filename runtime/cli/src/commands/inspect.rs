@@ -9,6 +9,7 @@ use crate::{
 use rustai::{
     Isa,
     gguf::{Array, GgufFile, Value},
+    quantize::Mix,
 };
 use rustai_kernels_cpu::Matrix;
 use serde::Serialize;
@@ -130,17 +131,26 @@ fn items(array: &Array) -> Json {
     }
 }
 
+/// A metadata value in the table. A file's main type is a number, of which the names are added that people know.
+fn shown(key: &str, value: &Value) -> String {
+    let number = if key == "general.file_type" { value.to_string().parse().ok() } else { None };
+    match Mix::all().find(|mix| Some(mix.file_type()) == number) {
+        Some(mix) => format!("{value} ({})", mix.name()),
+        None => value.to_string(),
+    }
+}
+
 fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure> {
     let mut out = Printer::default();
     let heading = style::HEADING;
     out.line(format_args!("{heading}{}{heading:#}", report.file))?;
     out.line(format_args!(
-        "{}{}: {} parameters, {} in {} tensors",
+        "{}{}: {} parameters, {} in {}",
         ui::plain(&report.architecture),
         report.name.as_ref().map(|name| format!(" ({})", ui::plain(name))).unwrap_or_default(),
         ui::count(report.parameters),
         ui::bytes(report.bytes),
-        report.types.iter().map(|row| row.tensors).sum::<usize>(),
+        ui::counted(report.types.iter().map(|row| row.tensors).sum(), "tensor"),
     ))?;
     let mut table = Table::new(&["type", ">tensors", ">size", "kernel"]);
     for row in &report.types {
@@ -155,7 +165,7 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
     out.piece(&table.text())?;
     let mut table = Table::new(&["metadata", ""]);
     for (key, value) in file.metadata().iter() {
-        table.row(vec![ui::plain(key).into_owned(), value.to_string()]);
+        table.row(vec![ui::plain(key).into_owned(), shown(key, value)]);
     }
     out.line("")?;
     out.piece(&table.text())?;
@@ -174,4 +184,16 @@ fn print(report: &Report, file: &GgufFile, tensors: bool) -> Result<(), Failure>
         out.piece(&table.text())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_main_type_of_a_file_is_named() {
+        assert_eq!(shown("general.file_type", &15u32.into()), "15 (Q4_K_M)");
+        assert_eq!(shown("general.file_type", &999u32.into()), "999");
+        assert_eq!(shown("general.quantization_version", &2u32.into()), "2");
+    }
 }
