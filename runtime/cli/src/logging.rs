@@ -1,4 +1,4 @@
-//! Log messages of the library, to standard error; silent unless asked.
+//! Log messages of the library, to standard error: warnings, and more if asked for.
 
 use crate::failure::Failure;
 use std::io::IsTerminal;
@@ -10,7 +10,7 @@ pub const ENVIRONMENT: &str = "RUSTAI_LOG";
 /// Starts logging. The variable wins over `-v`.
 pub fn start(verbose: u8) -> Result<(), Failure> {
     let level = match verbose {
-        0 => "error",
+        0 => "warn",
         1 => "info",
         2 => "debug",
         _ => "trace",

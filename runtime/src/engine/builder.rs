@@ -179,7 +179,8 @@ impl EngineBuilder {
         let template = match ChatTemplate::from_metadata(file.metadata(), &tokenizer) {
             Ok(template) => Ok(template),
             Err(TextError::Template { name, reason }) => {
-                tracing::warn!(name, reason, "the chat template is not usable");
+                // Who asks for a conversation is told so; nobody else misses it.
+                tracing::info!(name, reason, "the chat template is not usable");
                 Err((name, reason))
             }
             Err(error) => return Err(error.into()),

@@ -193,6 +193,27 @@ fn info_tells_what_was_chosen_and_why() {
     assert!(forced.contains("reference: ") && forced.contains("\ndevices "), "{forced}");
 }
 
+/// Warnings are for what was asked for and does not happen.
+#[test]
+fn warnings_are_told_without_being_asked_for_and_ordinary_runs_are_quiet() {
+    let tiny = Tiny::new();
+    let text = tiny.file("text.txt", "The sea was calm and the night was long. ".repeat(9));
+    let perplexity = tiny.run("perplexity --ctx 64").arg("-f").arg(&text);
+    let lines = ["generate --raw hello -n 2", "bench -p 4 -n 1 -r 1", "fit", "inspect", "tokenize x", "graph --plan"];
+    let runs = lines.map(|line| tiny.run(line)).into_iter().chain([perplexity, Rustai::line("info")]);
+    for run in runs {
+        let ended = run.run();
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+    }
+    for line in ["generate --raw hello -n 1 -c 512", "fit -c 512"] {
+        let ended = tiny.run(line).run();
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        assert_eq!(ended.err.matches("longer than the model was made for").count(), 1, "{}", ended.err);
+    }
+    let quiet = tiny.run("generate --raw hello -n 1 -c 512").env("RUSTAI_LOG", "error").run();
+    assert_eq!(quiet.err, "");
+}
+
 #[test]
 fn graph_prints_text_dot_and_svg() {
     let tiny = Tiny::new();
