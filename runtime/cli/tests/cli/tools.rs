@@ -193,6 +193,22 @@ fn info_tells_what_was_chosen_and_why() {
     assert!(forced.contains("reference: ") && forced.contains("\ndevices "), "{forced}");
 }
 
+#[test]
+fn bench_tells_every_configuration_below_its_table() {
+    let tiny = Tiny::new();
+    let model = tiny.file("wide.gguf", TinyLlama { heads: 2, kv_heads: 1, ..TinyLlama::default() }.bytes());
+    let run = |args: &str| Rustai::line(args).arg("--device").arg("cpu").arg("-m").arg(&model).ok();
+    let several = run("bench -p 4 -n 0 -r 1 -t 1 --kv-type f16,q8_0");
+    let footer = several.split_once("\n\n").unwrap().1;
+    assert_eq!(footer.lines().count(), 3, "{several}");
+    for kv_type in ["f16", "q8_0"] {
+        let line = footer.lines().find(|line| line.ends_with(&format!("cache: {kv_type}")));
+        assert!(line.is_some_and(|line| line.contains(", 1 thread, ")), "{footer}");
+    }
+    let one = run("bench -p 4 -n 0 -r 1 -t 1");
+    assert_eq!(one.split_once("\n\n").unwrap().1.lines().count(), 1, "{one}");
+}
+
 /// Warnings are for what was asked for and does not happen.
 #[test]
 fn warnings_are_told_without_being_asked_for_and_ordinary_runs_are_quiet() {

@@ -125,10 +125,7 @@ pub fn print(rows: &[Row], format: BenchFormat) -> Result<(), Failure> {
         BenchFormat::Md => {
             let mut out = Printer::default();
             out.piece(&markdown(rows))?;
-            if let Some(Row { setup, .. }) = rows.first() {
-                out.line(format_args!("\n{}; rustai {}; {}", setup.cpu_info, setup.build_version, setup.backend))?;
-            }
-            Ok(())
+            out.piece(&footer(rows))
         }
         BenchFormat::Csv => Printer::default().piece(&csv(rows)),
     }
@@ -149,6 +146,19 @@ fn markdown(rows: &[Row]) -> String {
         ]);
     }
     table.markdown()
+}
+
+/// The machine, the program, and what computed the rows: a line for each configuration, in the order of the rows.
+fn footer(rows: &[Row]) -> String {
+    let Some(Row { setup: Setup { cpu_info, build_version, .. }, .. }) = rows.first() else { return String::new() };
+    let mut backends: Vec<&str> = Vec::new();
+    for Row { setup, .. } in rows {
+        if !backends.contains(&setup.backend.as_str()) {
+            backends.push(&setup.backend);
+        }
+    }
+    let between = if backends.len() == 1 { "; " } else { "\n" };
+    format!("\n{cpu_info}; rustai {build_version}{between}{}\n", backends.join("\n"))
 }
 
 fn csv(rows: &[Row]) -> String {
@@ -233,6 +243,14 @@ mod tests {
         assert_eq!(row.avg_ts, 384.0);
         assert!((row.stddev_ts - 181.019_335_983_756_18).abs() < 1e-9);
         assert!(markdown(&[row]).contains("| pp512 | 384.00 ± 181.02 |"));
+    }
+
+    #[test]
+    fn the_footer_tells_every_configuration() {
+        let of = |backend: &str| Row { setup: Setup { backend: backend.into(), ..row().setup }, ..row() };
+        assert_eq!(footer(&[of("one"), of("one")]), "\na, b; rustai 0; one\n");
+        assert_eq!(footer(&[of("one"), of("two"), of("one")]), "\na, b; rustai 0\none\ntwo\n");
+        assert_eq!(footer(&[]), "");
     }
 
     #[test]
