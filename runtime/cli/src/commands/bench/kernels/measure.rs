@@ -53,6 +53,14 @@ pub struct Point {
     pub samples: Vec<f64>,
 }
 
+/// What has been measured.
+#[derive(Debug, Default)]
+pub struct Measured {
+    pub points: Vec<Point>,
+    /// Products at a number of tokens that would have taken too long.
+    pub left_out: usize,
+}
+
 /// What does not change from sample to sample.
 struct Facts {
     kernel: String,
@@ -135,14 +143,14 @@ impl Timed for cuda::Product {
     }
 }
 
-/// Measures all cases. After an early end `points` holds what has been sampled, if less often.
+/// Measures all cases. After an early end `found` holds what has been sampled, if less often.
 pub fn measure(
     selection: &Selection,
     gpu: Option<&Gpu>,
     threads: usize,
     effort: Effort,
     guard: &Guard,
-    points: &mut Vec<Point>,
+    found: &mut Measured,
 ) -> Result<(), Failure> {
     let progress = Progress::steps("preparing weights");
     let total = (selection.cases.len() * selection.tokens.len() * effort.samples) as u64;
@@ -169,6 +177,7 @@ pub fn measure(
                 if one * tokens as f64 > TOO_LONG.as_secs_f64() {
                     ui::note(format_args!("{} {} M = {tokens} would take too long", case.runner.name(), case.dtype));
                     done += effort.samples as u64;
+                    found.left_out += 1;
                     continue;
                 }
                 work.push((index, measured.len()));
@@ -199,7 +208,7 @@ pub fn measure(
             Ok(())
         };
         let outcome = (0..effort.samples).try_for_each(|_| round());
-        points.extend(measured.into_iter().filter(|point| !point.samples.is_empty()));
+        found.points.extend(measured.into_iter().filter(|point| !point.samples.is_empty()));
         outcome?;
     }
     progress.clear();
@@ -264,8 +273,9 @@ mod tests {
         let cases = vec![case(DType::Q4_0, Residence::Cache), case(DType::F16, Residence::Memory(50_000))];
         let selection = Selection { runners: vec![Runner::Cpu(Isa::Reference)], cases, tokens: vec![1, 3] };
         let effort = Effort { samples: 2, sample: Duration::ZERO };
-        let mut points = Vec::new();
-        measure(&selection, None, 1, effort, &Guard::new(), &mut points).unwrap();
+        let mut found = Measured::default();
+        measure(&selection, None, 1, effort, &Guard::new(), &mut found).unwrap();
+        let points = found.points;
         assert_eq!(points.iter().map(|point| point.tokens).collect::<Vec<_>>(), [1, 3, 1, 3]);
         assert!(points.iter().all(|point| point.samples.len() == 2 && point.samples.iter().all(|time| *time > 0.0)));
         assert_eq!((points[1].macs, points[3].working_set), (3 * 32 * 256, 4 * 32 * 256 * 2));

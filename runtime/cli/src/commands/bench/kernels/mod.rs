@@ -13,8 +13,8 @@ mod select;
 use crate::{args::KernelsArgs, compute, failure::Failure, interrupt, ui};
 use gpu::Gpu;
 use machine::{Caches, Roofs};
-use measure::{Effort, measure};
-use report::Report;
+use measure::{Effort, Measured, measure};
+use report::{Missing, Report, Run};
 use rustai::backend::DeviceChoice;
 use select::{Runner, Selection};
 use std::{
@@ -45,16 +45,22 @@ pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
     let guard = interrupt::Guard::new();
     let measure_roofs = || measure_roofs(&selection, gpu.as_ref(), threads, &caches, &guard);
     let mut roofs = measure_roofs()?;
-    let mut points = Vec::new();
-    let outcome = measure(&selection, gpu.as_ref(), threads, effort, &guard, &mut points);
+    let mut measured = Measured::default();
+    let outcome = measure(&selection, gpu.as_ref(), threads, effort, &guard, &mut measured);
     if outcome.is_ok() && !args.quick {
         // The machine may have been disturbed the first time.
         let later = measure_roofs()?;
         roofs.iter_mut().zip(&later).for_each(|(roofs, later)| roofs.raise(later));
     }
     // After Ctrl-C, what has been measured is shown all the same.
-    if !points.is_empty() {
-        let report = Report::new(roofs, &points, threads, gpu.as_ref().map(Gpu::name), effort.samples);
+    if !measured.points.is_empty() {
+        let run = Run {
+            threads,
+            gpu: gpu.as_ref().map(Gpu::name),
+            samples: effort.samples,
+            missing: outcome.is_err().then(|| Missing::of(&selection, &measured)),
+        };
+        let report = Report::new(roofs, &measured.points, run);
         if let Some(path) = &args.svg {
             fs::write(path, picture::draw(&report))
                 .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
@@ -64,12 +70,6 @@ pub fn run(args: &KernelsArgs) -> Result<(), Failure> {
     outcome
 }
 
-fn measure_roofs(
-    selection: &Selection,
-    gpu: Option<&Gpu>,
-    threads: usize,
-    caches: &Caches,
-    guard: &interrupt::Guard,
 /// Tries to open the file for writing. What is there keeps its content, and what is not there is not left behind: a
 /// measurement may end early, and the picture of the last one is better than an empty file.
 fn check_writable(path: &Path) -> io::Result<()> {
@@ -82,6 +82,12 @@ fn check_writable(path: &Path) -> io::Result<()> {
     }
 }
 
+fn measure_roofs(
+    selection: &Selection,
+    gpu: Option<&Gpu>,
+    threads: usize,
+    caches: &Caches,
+    guard: &interrupt::Guard,
 ) -> Result<Vec<Roofs>, Failure> {
     let progress = ui::Progress::steps("measuring the roofs");
     let levels = selection.levels();

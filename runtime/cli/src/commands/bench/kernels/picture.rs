@@ -68,6 +68,9 @@ pub fn draw(report: &Report) -> String {
         report.build_version
     );
     text(&mut out, PLOT[0], 54.0, "fill=\"#555\"", &subtitle);
+    if let Some(missing) = &report.missing {
+        text(&mut out, PLOT[0], 70.0, "fill=\"#555\"", &missing.sentence());
+    }
     grid(&mut out, x, y);
     for (index, roofs) in report.roofs.iter().enumerate() {
         draw_roofs(&mut out, roofs, index, x, y);

@@ -2,13 +2,15 @@
 
 use super::{
     machine::{Level, Roofs},
-    measure::Point,
+    measure::{Measured, Point},
+    select::Selection,
 };
 use crate::{
     commands::info,
     failure::Failure,
     ui::{self, Printer, Table},
 };
+use rustai::DType;
 use serde::Serialize;
 use std::cmp::Reverse;
 
@@ -22,8 +24,57 @@ pub struct Report {
     pub gpu: Option<String>,
     /// Samples that were wanted of each point.
     pub samples: usize,
+    /// What an early end left out; `null` if the measurement came to its end.
+    pub missing: Option<Missing>,
     pub roofs: Vec<Roofs>,
     pub points: Vec<Row>,
+}
+
+/// What was measured, and how.
+pub struct Run {
+    pub threads: usize,
+    /// The GPU that multiplied.
+    pub gpu: Option<String>,
+    /// Samples that were wanted of each point.
+    pub samples: usize,
+    /// What an early end left out.
+    pub missing: Option<Missing>,
+}
+
+/// What a measurement that ended early did not reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// Points without a sample, and how many there would have been.
+    pub points: usize,
+    pub of: usize,
+    /// Types of which there is no point at all.
+    pub types: Vec<&'static str>,
+}
+
+impl Missing {
+    /// Compares what was found with what was meant.
+    pub fn of(selection: &Selection, found: &Measured) -> Self {
+        let of = (selection.cases.len() * selection.tokens.len()).saturating_sub(found.left_out);
+        let mut types: Vec<_> = selection.cases.iter().map(|case| case.dtype).collect();
+        types.sort_unstable();
+        types.dedup();
+        types.retain(|dtype| found.points.iter().all(|point| point.case.dtype != *dtype));
+        let types = types.into_iter().map(DType::name).collect();
+        Self { points: of.saturating_sub(found.points.len()), of, types }
+    }
+
+    /// In a sentence.
+    pub fn sentence(&self) -> String {
+        let Self { points, of, types } = self;
+        let all = match types.is_empty() {
+            true => String::new(),
+            false => format!(", all of {} among them", types.join(", ")),
+        };
+        match points {
+            0 => "The measurement ended early: not all samples were taken.".to_owned(),
+            _ => format!("The measurement ended early: {points} of {of} rows are missing{all}."),
+        }
+    }
 }
 
 /// One product at one number of tokens.
@@ -97,7 +148,7 @@ impl Row {
 
 impl Report {
     /// Works out the figures. Points are sorted by matrix, place, type and instruction set.
-    pub fn new(roofs: Vec<Roofs>, points: &[Point], threads: usize, gpu: Option<String>, samples: usize) -> Self {
+    pub fn new(roofs: Vec<Roofs>, points: &[Point], run: Run) -> Self {
         let mut sorted: Vec<&Point> = points.iter().collect();
         sorted.sort_by_key(|point| {
             let case = &point.case;
@@ -109,7 +160,8 @@ impl Report {
         };
         let points = sorted.into_iter().filter_map(row).collect();
         let (build_version, cpu_info) = (env!("CARGO_PKG_VERSION"), info::processor());
-        Self { build_version, cpu_info, n_threads: threads, gpu, samples, roofs, points }
+        let Run { threads, gpu, samples, missing } = run;
+        Self { build_version, cpu_info, n_threads: threads, gpu, samples, missing, roofs, points }
     }
 
     /// Prints the roofs, then a table.
@@ -125,12 +177,22 @@ impl Report {
         out.line("")?;
         out.piece(&self.point_table().text())?;
         out.line("")?;
+        if let Some(missing) = &self.missing {
+            out.line(missing.sentence())?;
+        }
         out.line(format_args!(
-            "Times are medians of {} samples; spread is slowest minus fastest. GB/s counts bytes of weights, G MAC/s counts\n\
+            "Times are medians of {}; spread is slowest minus fastest. GB/s counts bytes of weights, G MAC/s counts\n\
              multiply-adds in 10^9. The roof of a row is the lower of bandwidth times multiply-adds per byte and the arithmetic\n\
              peak; `bound` names which. Both were measured in this run; the best of several rounds counts.",
-            self.samples
+            self.samples_taken()
         ))
+    }
+
+    /// Samples of a point; after an early end some have fewer.
+    fn samples_taken(&self) -> String {
+        let counts = self.points.iter().map(|row| row.samples_ns.len());
+        let (fewest, most) = counts.fold((self.samples, 0), |(low, high), count| (low.min(count), high.max(count)));
+        if fewest < most { format!("{fewest} to {most} samples") } else { ui::counted(most, "sample") }
     }
 
     fn roof_table(&self) -> Table {
@@ -245,7 +307,7 @@ pub(super) mod tests {
         },
         *,
     };
-    use rustai::{DType, Isa};
+    use rustai::Isa;
     use rustai_kernels_cpu::bench::{Residence, Shape};
 
     /// A report with the points of one type.
@@ -270,7 +332,39 @@ pub(super) mod tests {
         let peaks = vec![Arithmetic { name: "integer", instruction: "a & b", macs_per_second: 1e11 }];
         let roofs = vec![Roofs { isa: "reference", reads: vec![read], peaks, copy: None, launches: None }];
         let points = [point(512, &[2e-4, 1e-4, 1.5e-4]), point(1, &[1e-5, 2e-5, 1.2e-5, 1.4e-5]), point(4, &[])];
-        Report::new(roofs, &points, 2, None, 4)
+        Report::new(roofs, &points, Run { threads: 2, gpu: None, samples: 4, missing: None })
+    }
+
+    #[test]
+    fn an_early_end_tells_what_is_missing_and_how_often_the_rest_was_sampled() {
+        assert_eq!(sample().samples_taken(), "3 to 4 samples");
+        let mut even = sample();
+        even.points.truncate(1);
+        assert_eq!(even.samples_taken(), "4 samples");
+
+        let shape = Shape { role: "ffn_down", rows: 64, cols: 256 };
+        let (level, residence) = (Level::Memory, Residence::Memory(1));
+        let case = |dtype| Case { runner: Runner::Cpu(Isa::Reference), dtype, model: "1b", shape, level, residence };
+        let cases = [DType::Q4_0, DType::F16, DType::Q8_0].map(case).to_vec();
+        let selection = Selection { runners: vec![Runner::Cpu(Isa::Reference)], cases, tokens: vec![1, 16] };
+        let point = Point {
+            case: case(DType::Q4_0),
+            tokens: 1,
+            kernel: String::new(),
+            peak: "integer",
+            planes: 1,
+            weight_bytes: 1,
+            working_set: 1,
+            macs: 1,
+            samples: vec![1.0],
+        };
+        let mut found = Measured { points: vec![point], left_out: 1 };
+        let missing = Missing::of(&selection, &found);
+        assert_eq!(missing, Missing { points: 4, of: 5, types: vec!["F16", "Q8_0"] });
+        let told = missing.sentence();
+        assert_eq!(told, "The measurement ended early: 4 of 5 rows are missing, all of F16, Q8_0 among them.");
+        found.points = vec![found.points[0].clone(); 5];
+        assert_eq!(Missing::of(&selection, &found).points, 0);
     }
 
     #[test]
