@@ -64,10 +64,11 @@ impl From<QuantizeError> for Error {
 }
 
 impl Error {
-    /// Adds the path of the model file, unless the error names it already.
+    /// Adds the path of the model file, unless the error names it already or is not about it.
     pub(crate) fn in_model(self, path: &Path) -> Self {
         match self {
             Self::Gguf(GgufError::Io { .. } | GgufError::NotAFile { .. }) | Self::Model { .. } => self,
+            Self::Load(ref error) if error.is_about_the_host() => self,
             source => Self::Model { path: path.to_owned(), source: Box::new(source) },
         }
     }

@@ -103,3 +103,11 @@ pub enum LoadError {
     #[error(transparent)]
     Build(#[from] BuildError),
 }
+
+impl LoadError {
+    /// Whether the file has nothing to do with it: an environment variable is wrong, or the host lacks a device or a thread.
+    pub fn is_about_the_host(&self) -> bool {
+        use BuildError::{Device, DeviceChoice, Isa, Thread};
+        matches!(self, Self::Build(Device(_) | DeviceChoice(_) | Isa(_) | Thread(_)))
+    }
+}

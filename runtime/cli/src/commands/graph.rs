@@ -16,7 +16,7 @@ pub fn run(args: &GraphArgs) -> Result<(), Failure> {
     }
     let path = model::find(&args.model.model)?;
     let file = model::open(&path)?;
-    let explain = |error| model::explain(error).within(path.display());
+    let explain = |error| model::explain_in(&path, error);
     let text = if args.plan {
         let options = LoadOptions { context: args.ctx, ..LoadOptions::default() };
         rustai::model::plan(&file, &options).map_err(explain)?.to_string()

@@ -27,10 +27,16 @@ pub fn open(path: &Path) -> Result<GgufFile, Failure> {
     })
 }
 
-/// Loads the weights, with a progress bar.
-pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable>, Failure> {
+/// Loads the weights, with a progress bar. `path` is where the file lies, for messages.
+pub fn load(path: &Path, file: &GgufFile, options: &LoadOptions) -> Result<Box<dyn Executable>, Failure> {
     let progress = Progress::bytes("loading");
-    model::load(file, options, &mut |state| progress.set(state.done, Some(state.total))).map_err(explain)
+    let loaded = model::load(file, options, &mut |state| progress.set(state.done, Some(state.total)));
+    loaded.map_err(|error| explain_in(path, error))
+}
+
+/// As [`explain`], and names the file if the file has to do with it.
+pub fn explain_in(path: &Path, error: LoadError) -> Failure {
+    if error.is_about_the_host() { explain(error) } else { explain(error).within(path.display()) }
 }
 
 /// Tells why a model cannot be used, with a remedy where the library's message has none.
@@ -41,12 +47,9 @@ pub fn explain(error: LoadError) -> Failure {
         LoadError::Build(BuildError::Plan(PlanError::KvType { .. })) => {
             return Failure::from(error).help("leave --kv-type at f16 for this model");
         }
-        LoadError::Build(
-            BuildError::Device(_)
-            | BuildError::DeviceChoice(_)
-            | BuildError::NoCut { .. }
-            | BuildError::OutOfDeviceMemory { .. },
-        ) => return Failure::from(error).help("give --device cpu, or see `rustai info` and `rustai fit`"),
+        LoadError::Build(BuildError::Device(_) | BuildError::NoCut { .. } | BuildError::OutOfDeviceMemory { .. }) => {
+            return Failure::from(error).help("give --device cpu, or see `rustai info` and `rustai fit`");
+        }
         _ => "convert or download the file again, or use another model; `rustai inspect` shows what it holds",
     };
     Failure::from(error).or_help(remedy)

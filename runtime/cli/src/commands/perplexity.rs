@@ -35,7 +35,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     let text = input::file(&args.file)?;
     let path = model::find(&args.model.model)?;
     let file = model::open(&path)?;
-    rustai::model::check_whole(&file).map_err(|error| model::explain(error).within(path.display()))?;
+    rustai::model::check_whole(&file).map_err(|error| model::explain_in(&path, error))?;
     let tokenizer = Tokenizer::from_metadata(file.metadata())?;
     let bos = tokenizer.prefix();
     let tokens = tokenizer.encode_prompt(&text, Specials::Text)?;
@@ -58,7 +58,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         gpu_layers: args.device.gpu_layers.0,
         ..LoadOptions::default()
     };
-    let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
+    let mut model = model::load(&path, &file, &options)?;
     let guard = Guard::new();
     let mut out = Printer::default();
     let mut score = Score::default();

@@ -186,7 +186,19 @@ fn a_chat_without_a_template_is_refused_at_once() {
 
 #[test]
 fn an_unknown_instruction_set_is_refused() {
-    Rustai::line("info").env("RUSTAI_CPU", "sse9").refuses(1, &["sse9", "avx2"]);
+    for command in ["generate x", "bench -p 1 -n 0", "perplexity --ctx 4 -f Cargo.toml", "fit", "graph --plan"] {
+        let tiny = Tiny::new();
+        tiny.run(command).env("RUSTAI_CPU", "sse9").refuses(1, &["error: RUSTAI_CPU=\"sse9\"", "help: use ", "avx2"]);
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_named_without_the_model_and_with_its_values() {
+    let tiny = Tiny::new();
+    for command in ["generate x", "fit", "bench -p 1 -n 0"] {
+        let run = tiny.run(command).env("RUSTAI_DEVICE", "tpu");
+        run.refuses(1, &["error: RUSTAI_DEVICE: \"tpu\" is no device", "help: give auto, cpu, cuda or cuda:N"]);
+    }
 }
 
 #[test]

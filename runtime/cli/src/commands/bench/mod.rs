@@ -69,7 +69,7 @@ fn measure_all(args: &BenchArgs, global: GlobalArgs, tests: &[Test], rows: &mut 
                 };
                 let file = model::open(&path)?;
                 let started = Instant::now();
-                let mut model = model::load(&file, &options).map_err(|failure| failure.within(path.display()))?;
+                let mut model = model::load(&path, &file, &options)?;
                 let setup = Setup::new(&path, &file, &options, &*model, started.elapsed())?;
                 // Its metadata have served, and are not measured along.
                 drop(file);

@@ -51,7 +51,8 @@ pub fn measure(spec: &str, args: &BenchQueueArgs, folder: &Path, guard: &Guard) 
     let file = model::open(&path)?;
     let threads = compute::threads(args.threads);
     let context = tokens + 2;
-    let mut alone = model::load(&file, &LoadOptions { threads, context, max_sequences: 1, ..LoadOptions::default() })?;
+    let options = LoadOptions { threads, context, max_sequences: 1, ..LoadOptions::default() };
+    let mut alone = model::load(&path, &file, &options)?;
     let engine = Engine::builder(&path).threads(threads).context(context).max_sequences(1).build();
     let engine = engine.map_err(super::super::session::explain)?;
     let broker = Broker::new(BrokerOptions::default())?;
@@ -162,8 +163,8 @@ impl std::fmt::Display for Tokens {
             f,
             "a token of {model}, {}: {:.1} us the model alone, {:.1} us the engine, {:.1} us through the queue, \
              which adds {:.1} us = {:.2} % of a step",
-            step_ns / 1e3,
             ui::counted(*threads, "thread"),
+            step_ns / 1e3,
             engine_ns / 1e3,
             queue_ns / 1e3,
             queue_adds_ns / 1e3,
