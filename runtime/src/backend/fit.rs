@@ -62,6 +62,13 @@ pub struct Part {
     pub free: Option<u64>,
 }
 
+impl Part {
+    /// All bytes that have to be free there, page-locked memory of the host aside.
+    pub fn needed(&self) -> u64 {
+        self.memory.total().saturating_add(self.reserve)
+    }
+}
+
 /// What runs where.
 #[derive(Clone, Debug)]
 pub struct Fit {
@@ -175,7 +182,7 @@ fn on_gpu(graph: &Graph, options: &FitOptions, all: usize, cuda: Cuda) -> Result
         let (first, second) = parts(graph, layers, all)?;
         let part = gpu_part(&second, &options.cpu, layers, &cuda, free)?;
         let Part { memory, reserve, .. } = part;
-        let needed = memory.total().saturating_add(reserve);
+        let needed = part.needed();
         if needed <= free {
             return Ok((first, part));
         }
@@ -216,6 +223,27 @@ fn on_gpu(graph: &Graph, options: &FitOptions, all: usize, cuda: Cuda) -> Result
 }
 
 impl Fit {
+    /// Bytes of the host's memory that have to be free: the CPU's part, and what is page-locked for the GPU's.
+    pub fn host_needed(&self) -> u64 {
+        let own = self.cpu.map_or(0, |part| part.needed());
+        own.saturating_add(self.gpu.as_ref().map_or(0, |(_, part)| part.page_locked))
+    }
+
+    /// Bytes of the host's memory that are free, if the system says.
+    pub fn host_free(&self) -> Option<u64> {
+        self.cpu.map_or_else(memory::available, |part| part.free)
+    }
+
+    /// Whether [`load`](Self::load) will find room; `None` if the system does not say how much there is.
+    pub fn fits(&self) -> Option<bool> {
+        let host = self.host_free().map(|free| self.host_needed() <= free);
+        let device = self.gpu.as_ref().map_or(Some(true), |(_, part)| part.free.map(|free| part.needed() <= free));
+        match (host, device) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (host, device) => Some(host? && device?),
+        }
+    }
+
     /// Loads a model's graph as decided. `context` is the longest sequence; `progress` takes the bytes of weights that are done
     /// and their total.
     ///

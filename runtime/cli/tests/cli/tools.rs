@@ -194,6 +194,26 @@ fn info_tells_what_was_chosen_and_why() {
 }
 
 #[test]
+fn fit_says_whether_there_is_room() {
+    let tiny = Tiny::new();
+    let fits = tiny.run("fit --device cpu --json").json();
+    assert_eq!(fits["fits"], true, "{fits}");
+    assert!(tiny.run("fit --device cpu").ok().ends_with("\nThere is room for it.\n"));
+    // Sizes that no computer has, and that no number of 64 bits holds.
+    for line in ["fit --device cpu -s 1000000000", "fit --device cpu -c 18446744073709551615"] {
+        let report = tiny.run(line).arg("--json").json();
+        let part = &report["parts"][0];
+        assert_eq!(report["fits"], false, "{report}");
+        let bytes = |name: &str| part[name].as_u64().unwrap();
+        assert!(bytes("needed_bytes") > bytes("free_bytes"), "{report}");
+        assert!(bytes("needed_bytes") >= bytes("cache_bytes"), "{report}");
+        assert_eq!(report["host_needed_bytes"], part["needed_bytes"]);
+        let text = tiny.run(line).ok();
+        assert!(text.contains("\nIt does not fit: the host needs "), "{text}");
+    }
+}
+
+#[test]
 fn bench_tells_every_configuration_below_its_table() {
     let tiny = Tiny::new();
     let model = tiny.file("wide.gguf", TinyLlama { heads: 2, kv_heads: 1, ..TinyLlama::default() }.bytes());
