@@ -6,7 +6,10 @@ use crate::{
     failure::Failure,
     ui::{self, Printer, Table},
 };
-use rustai::{Isa, backend::cuda};
+use rustai::{
+    Isa,
+    backend::{DeviceChoice, cuda},
+};
 use rustai_kernels_cpu::placement::{HugePages, NodePolicy, Placement};
 use serde::Serialize;
 use std::fs;
@@ -16,7 +19,8 @@ struct Report {
     version: &'static str,
     processor: String,
     features: Vec<&'static str>,
-    isa: &'static str,
+    /// The kernels chosen; `null` if the environment asks for some that cannot be had.
+    isa: Option<&'static str>,
     isa_reason: String,
     instruction_sets: Vec<IsaReport>,
     cores: usize,
@@ -26,6 +30,8 @@ struct Report {
     huge_pages_used: bool,
     memory_nodes: Vec<usize>,
     memory_policy: &'static str,
+    /// Where models run unless a flag says otherwise; `null` if the environment names no device.
+    device_choice: Option<String>,
     devices: Vec<DeviceReport>,
     devices_missing: Option<String>,
     cache: Option<String>,
@@ -84,9 +90,11 @@ impl DeviceReport {
     }
 }
 
-/// Prints it.
+/// Prints it. What is wrong in the environment is an error, but only after all else has been told: it is what people look
+/// for here.
 pub fn run(args: &InfoArgs) -> Result<(), Failure> {
-    let selection = Isa::select()?;
+    let selection = Isa::select();
+    let device = DeviceChoice::Auto.or_environment();
     let instruction_sets = Isa::ALL.map(|isa| {
         let missing = isa.missing_feature();
         IsaReport { name: isa.name(), available: missing.is_none(), missing }
@@ -100,8 +108,11 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         processor: processor(),
         features: features(),
-        isa: selection.isa.name(),
-        isa_reason: selection.reason,
+        isa: selection.as_ref().ok().map(|selection| selection.isa.name()),
+        isa_reason: match &selection {
+            Ok(selection) => selection.reason.clone(),
+            Err(error) => error.to_string(),
+        },
         instruction_sets: instruction_sets.into(),
         cores: compute::cores(),
         memory_bytes: meminfo("MemTotal"),
@@ -110,12 +121,28 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         huge_pages_used: placement.gives_huge_pages(),
         memory_nodes: placement.nodes.clone(),
         memory_policy: policy(placement.policy).0,
+        device_choice: device.as_ref().ok().map(DeviceChoice::to_string),
         devices,
         devices_missing,
         cache: cache(),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     };
-    if args.json { ui::json(&report) } else { print(&report, placement) }
+    if args.json {
+        ui::json(&report)?
+    } else {
+        print(&report, placement)?
+    }
+    selection?;
+    device.map(drop).map_err(|error| Failure::from(error).within("RUSTAI_DEVICE"))
+}
+
+/// Where models run, in one line.
+fn device_choice(choice: Option<&str>) -> String {
+    match choice {
+        Some("auto") => "auto: a GPU if there is one that serves, else the CPU".to_owned(),
+        Some(choice) => format!("{choice}: RUSTAI_DEVICE says so"),
+        None => "nowhere: RUSTAI_DEVICE names no device".to_owned(),
+    }
 }
 
 /// A policy as JSON names it, and what it means.
@@ -163,13 +190,14 @@ fn print(report: &Report, placement: &Placement) -> Result<(), Failure> {
         ("version", format!("rustai {}, {}", report.version, report.system)),
         ("processor", report.processor.clone()),
         ("features", report.features.join(" ")),
-        ("kernels", format!("{}: {}", report.isa, report.isa_reason)),
+        ("kernels", format!("{}: {}", report.isa.unwrap_or("none"), report.isa_reason)),
         ("instruction sets", others.collect::<Vec<_>>().join(", ")),
         ("cores", format!("{} (threads by default)", report.cores)),
         ("memory", format!("{}, {} available", size(report.memory_bytes), size(report.memory_available_bytes))),
         ("huge pages", huge_pages(placement)),
         ("memory nodes", nodes(placement)),
         ("devices", devices),
+        ("models run on", device_choice(report.device_choice.as_deref())),
         ("cache folder", report.cache.clone().unwrap_or_else(|| "none".to_owned())),
     ] {
         table.row(vec![name.to_owned(), value]);

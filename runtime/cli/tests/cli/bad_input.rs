@@ -202,6 +202,25 @@ fn a_wrong_variable_is_named_without_the_model_and_with_its_values() {
 }
 
 #[test]
+fn info_tells_all_it_can_although_a_variable_is_wrong() {
+    for (name, value, row) in [
+        ("RUSTAI_CPU", "sse9", ["kernels ", " none: RUSTAI_CPU=\"sse9\""]),
+        ("RUSTAI_DEVICE", "tpu", ["models run on ", " nowhere: RUSTAI_DEVICE"]),
+    ] {
+        let ended = Rustai::line("info").env(name, value).run();
+        assert_eq!(ended.code, Some(1), "{}", ended.err);
+        let told = ended.out.lines().any(|line| line.starts_with(row[0]) && line.contains(row[1]));
+        assert!(told && ended.out.contains("\nmemory "), "{}", ended.out);
+        assert!(ended.err.starts_with(&format!("error: {name}")) && ended.err.contains(value), "{}", ended.err);
+        assert!(ended.err.contains("\nhelp: "), "{}", ended.err);
+        let json = Rustai::line("info --json").env(name, value).run();
+        let report: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+        let field = if name == "RUSTAI_CPU" { "isa" } else { "device_choice" };
+        assert!(json.code == Some(1) && report[field].is_null() && report["cores"].is_u64(), "{}", json.out);
+    }
+}
+
+#[test]
 fn logits_that_are_no_numbers_are_an_error_and_not_an_empty_answer() {
     let tiny = Tiny::new();
     let mut bytes = std::fs::read(&tiny.model).unwrap();
