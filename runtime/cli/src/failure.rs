@@ -8,7 +8,7 @@
 //! | 130  | interrupted with Ctrl-C |
 
 use crate::ui::{self, style};
-use std::{error::Error, fmt::Write as _, io, process::ExitCode};
+use std::{error::Error, ffi::OsString, fmt::Write as _, io, process::ExitCode};
 
 /// Exit code for a wrong command line; clap uses the same.
 const USAGE: u8 = 2;
@@ -120,11 +120,41 @@ pub fn chain(error: &dyn Error) -> String {
 impl<E: Error> From<E> for Failure {
     fn from(error: E) -> Self {
         let message = chain(&error);
-        match message.rsplit_once("; ") {
+        match cut(&message, &given()) {
             Some((wrong, remedy)) => Self::new(wrong).help(remedy),
             None => Self::new(message),
         }
     }
+}
+
+const SEPARATOR: &str = "; ";
+
+/// Cuts a message at the last separator that is none of a text that the user gave, such as a path.
+fn cut<'a>(message: &'a str, given: &[String]) -> Option<(&'a str, &'a str)> {
+    let quoted = |at: usize| {
+        let mut places = given.iter().flat_map(|text| message.match_indices(text.as_str()));
+        places.any(|(start, text)| (start..start + text.len()).contains(&at))
+    };
+    let (at, _) = message.rmatch_indices(SEPARATOR).find(|(at, _)| !quoted(*at))?;
+    Some((&message[..at], &message[at + SEPARATOR.len()..]))
+}
+
+/// What the user gave that has a separator in it: parts of arguments, of variables that name folders, and of the working
+/// folder. Parts, because messages may tell a path in another form than it was given in.
+fn given() -> Vec<String> {
+    let named = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name == "HOME" || ["RUSTAI_", "XDG_", "HF_"].iter().any(|start| name.starts_with(start))
+    };
+    let variables = std::env::vars_os().filter(|(name, _)| named(name)).map(|(_, value)| value);
+    let folder = std::env::current_dir().ok().map(OsString::from);
+    let texts = std::env::args_os().skip(1).chain(variables).chain(folder);
+    texts.flat_map(|text| parts(&text.to_string_lossy())).collect()
+}
+
+/// The parts of a path, or of an argument such as `--model=PATH`, that have a separator in them.
+fn parts(text: &str) -> Vec<String> {
+    text.split(['/', '=']).filter(|part| part.contains(SEPARATOR)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -153,6 +183,19 @@ mod tests {
             let error = Outer(io::Error::other("it is on fire"), quoted);
             assert_eq!(chain(&error), "cannot read x: it is on fire");
         }
+    }
+
+    #[test]
+    fn a_message_is_cut_before_its_remedy_and_not_inside_a_path() {
+        let given = parts("--model=/srv/a; b/c; d.gguf");
+        assert_eq!(given, ["a; b", "c; d.gguf"]);
+        let message = "cannot read /srv/a; b/c; d.gguf: it is on fire";
+        assert_eq!(cut(message, &given), None);
+        let told = format!("{message}; put it out");
+        assert_eq!(cut(&told, &given), Some((message, "put it out")));
+        let told = format!("{message}; move a; b away");
+        assert_eq!(cut(&told, &given), Some((message, "move a; b away")));
+        assert_eq!(cut("one; two; three", &[]), Some(("one; two", "three")));
     }
 
     #[test]

@@ -221,6 +221,14 @@ fn info_tells_all_it_can_although_a_variable_is_wrong() {
 }
 
 #[test]
+fn a_path_with_a_semicolon_is_not_torn_apart() {
+    let ended = Rustai::line("submit nop --queue").arg("socket:/no; such/q.sock").run();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.starts_with("error: the queue at /no; such/q.sock cannot be opened: "), "{}", ended.err);
+    assert!(ended.err.contains("\nhelp: start `rustai serve --queue socket:/no; such/q.sock`"), "{}", ended.err);
+}
+
+#[test]
 fn logits_that_are_no_numbers_are_an_error_and_not_an_empty_answer() {
     let tiny = Tiny::new();
     let mut bytes = std::fs::read(&tiny.model).unwrap();
