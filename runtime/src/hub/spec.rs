@@ -28,7 +28,9 @@ impl FromStr for ModelSpec {
     /// `default`, `hf:owner/repo[@revision]/file` or a path. A file called `default` is `./default`.
     fn from_str(text: &str) -> Result<Self, HubError> {
         match (text, text.strip_prefix("hf:")) {
-            ("default" | "", _) => Ok(Self::Default),
+            ("default", _) => Ok(Self::Default),
+            // An empty name is a variable that was not set, and not a wish for the default model.
+            ("", _) => Err(HubError::BadHuggingFaceSpec { spec: String::new() }),
             (_, Some(rest)) => hugging_face(rest).ok_or_else(|| HubError::BadHuggingFaceSpec { spec: text.to_owned() }),
             _ => Ok(Self::Path(text.into())),
         }
@@ -62,7 +64,6 @@ mod tests {
 
     #[test]
     fn names_are_told_apart() {
-        assert_eq!("".parse::<ModelSpec>().unwrap(), ModelSpec::Default);
         assert_eq!("default".parse::<ModelSpec>().unwrap(), ModelSpec::Default);
         assert_eq!("a/b.gguf".parse::<ModelSpec>().unwrap(), ModelSpec::Path("a/b.gguf".into()));
         let hf = |repo: &str, revision: Option<&str>, file: &str| ModelSpec::HuggingFace {
@@ -75,8 +76,10 @@ mod tests {
     }
 
     #[test]
-    fn what_would_leave_the_cache_or_the_address_is_refused() {
-        for spec in ["hf:", "hf:o/r", "hf:o/r/", "hf:o//f", "hf:../r/f", "hf:o/r/../../f", "hf:o/r/a?b", "hf:o/r@/f"] {
+    fn what_names_nothing_or_would_leave_the_cache_or_the_address_is_refused() {
+        for spec in
+            ["", "hf:", "hf:o/r", "hf:o/r/", "hf:o//f", "hf:../r/f", "hf:o/r/../../f", "hf:o/r/a?b", "hf:o/r@/f"]
+        {
             assert!(matches!(spec.parse::<ModelSpec>(), Err(HubError::BadHuggingFaceSpec { .. })), "{spec}");
         }
     }

@@ -16,6 +16,10 @@ pub fn run(args: &PullArgs) -> Result<(), Failure> {
 
 /// Where a model's file lies, after fetching it if need be, with a progress bar.
 pub fn fetch(spec: &str) -> Result<PathBuf, Failure> {
+    if spec.is_empty() {
+        return Err(Failure::usage("the name of the model is empty")
+            .help("give a path, hf:owner/repo/file.gguf or `default`; a variable on the command line may not be set"));
+    }
     let spec: ModelSpec = spec.parse().map_err(|error| Failure::from(error).into_usage())?;
     // A path needs no cache folder, so it works where there is none.
     let hub = match spec {

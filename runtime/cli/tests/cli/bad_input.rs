@@ -221,6 +221,13 @@ fn info_tells_all_it_can_although_a_variable_is_wrong() {
 }
 
 #[test]
+fn an_empty_model_name_is_refused_and_not_the_default_model() {
+    for args in [&["inspect", ""][..], &["pull", ""], &["generate", "x", "-m", ""], &["fit", "--model="]] {
+        Rustai::new(args).refuses(2, &["the name of the model is empty", "variable"]);
+    }
+}
+
+#[test]
 fn a_path_with_a_semicolon_is_not_torn_apart() {
     let ended = Rustai::line("submit nop --queue").arg("socket:/no; such/q.sock").run();
     assert_eq!(ended.code, Some(1));
