@@ -25,11 +25,11 @@ impl Progress {
         } else {
             ProgressDrawTarget::hidden()
         };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
+        // `set_prefix` would draw a bar of nothing, which looks full.
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_prefix(what.to_owned());
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(what.to_owned());
         Self { bar }
     }
 
