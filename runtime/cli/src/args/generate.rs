@@ -134,7 +134,8 @@ mod tests {
     /// The help texts name the library's defaults; this notices if they change.
     #[test]
     fn help_names_the_defaults_of_the_library() {
-        let mut command = SamplerArgs::augment_args(clap::Command::new("test"));
+        // Not wrapped, so that no value is cut from its flag.
+        let mut command = SamplerArgs::augment_args(clap::Command::new("test").term_width(0));
         let help = command.render_long_help().to_string();
         let given = SamplerArgs::from_arg_matches(&command.get_matches_from(["test"])).unwrap().params();
         assert_eq!(given, SamplerParams::default());

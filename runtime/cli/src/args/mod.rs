@@ -37,11 +37,23 @@ pub struct Cli {
     pub global: GlobalArgs,
 }
 
+/// Lines are short enough for terminals of 80 columns.
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.
-Environment: RUSTAI_CPU (reference, avx2, avx-vnni, avx512bw, avx512, neon, neon-dotprod, neon-i8mm),
-RUSTAI_DEVICE (auto, cpu, cuda or cuda:N), RUSTAI_CUDA_KERNELS (folder of compiled kernels),
-RUSTAI_CACHE (folder for models and kernels), RUSTAI_TRANSPORT (device, socket or socket:PATH), RUSTAI_LOG (log filter), NO_COLOR.";
+
+Environment:
+  RUSTAI_CPU           kernels: reference, avx2, avx-vnni, avx512bw, avx512,
+                       neon, neon-dotprod, neon-i8mm
+  RUSTAI_DEVICE        where models run: auto, cpu, cuda or cuda:N
+  RUSTAI_CUDA_KERNELS  folder of compiled kernels
+  RUSTAI_CACHE         folder for models and kernels, else XDG_CACHE_HOME/rustai
+  RUSTAI_PIP           the pip client that fetches the default model
+  RUSTAI_TRANSPORT     device, device:PATH, socket or socket:PATH
+  RUSTAI_LOG           log filter such as info or rustai::plan=debug
+  HF_TOKEN             token for closed Hugging Face repositories
+  HF_ENDPOINT          address of a mirror of the Hugging Face hub
+  XDG_STATE_HOME       folder of chat's history
+  NO_COLOR             no colours";
 
 /// Flags of every subcommand.
 #[derive(Clone, Copy, Debug, Args)]

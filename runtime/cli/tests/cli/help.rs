@@ -31,6 +31,29 @@ fn help_names_every_command_and_every_command_has_help() {
 }
 
 #[test]
+fn help_names_every_variable_that_the_readme_does() {
+    let help = Rustai::line("--help").ok();
+    let readme = include_str!("../../../../README.md");
+    let table = readme.split("| Variable | Meaning |").nth(1).expect("the table").split("\n\n").next().unwrap();
+    let names: Vec<&str> =
+        table.lines().filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`')).collect();
+    let names: Vec<&str> =
+        names.into_iter().filter(|name| name.starts_with(|c: char| c.is_ascii_uppercase())).collect();
+    assert!(names.len() > 9, "{names:?}");
+    for name in names {
+        assert!(help.contains(&format!("  {name} ")), "{name} is not in the help");
+    }
+    assert!(help.contains("device:PATH"), "{help}");
+}
+
+#[test]
+fn help_is_wrapped_at_the_width_of_the_terminal() {
+    let help = Rustai::line("generate --help").env("COLUMNS", "60").ok();
+    let longest = help.lines().map(|line| line.chars().count()).max();
+    assert!(longest.is_some_and(|longest| longest <= 60), "{help}");
+}
+
+#[test]
 fn the_version_is_the_crates() {
     assert_eq!(Rustai::line("--version").ok(), format!("rustai {}\n", env!("CARGO_PKG_VERSION")));
 }
