@@ -263,9 +263,10 @@ fn quantized(file: &GgufFile, mix: Mix, imatrix: Option<Arc<Imatrix>>) -> GgufFi
     made
 }
 
-/// Perplexity of the first two chunks of wikitext-2.
+/// Perplexity of the first two chunks of wikitext-2 with the file's weights as they are: in `f32`, so that activations are too. With
+/// those of 8 bits it depends on the instruction set by as much as what Q8_0 may lose (0.2 %).
 fn short_perplexity(file: &GgufFile, tokens: &[u32]) -> f64 {
-    let mut model = load(file, Isa::best(), 2);
+    let mut model = load(&quantized(file, Mix::F32, None), Isa::best(), 2);
     let mut score = Score::default();
     for chunk in tokens.chunks_exact(512).take(2) {
         score.add_chunk::<StepError>(&mut *model, chunk, 512, || Ok(())).expect("a sound batch");
@@ -288,12 +289,12 @@ fn quantized_models_predict_nearly_as_well_as_what_they_were_made_from() {
     // The weights were Q4_1 before they were halves, so a grid of other steps loses more than it would of a model in
     // full precision, with llama-quantize as much as here (Q5_K_M: 1.08 times over 8 chunks with either).
     for (mix, importance, ceiling) in [
-        (Mix::Q8_0, false, 1.002),
-        (Mix::Q6_K, false, 1.005),
-        (Mix::Q5_K_M, true, 1.01),
-        (Mix::Q4_K_M, false, 1.07),
-        (Mix::Q4_K_M, true, 1.02),
-        (Mix::Q3_K_M, true, 1.08),
+        (Mix::Q8_0, false, 1.0015),
+        (Mix::Q6_K, false, 1.003),
+        (Mix::Q5_K_M, true, 1.005),
+        (Mix::Q4_K_M, false, 1.06),
+        (Mix::Q4_K_M, true, 1.01),
+        (Mix::Q3_K_M, true, 1.07),
     ] {
         let made = quantized(&floats, mix, importance.then(|| imatrix.clone()));
         let ratio = short_perplexity(&made, &tokens) / before;
