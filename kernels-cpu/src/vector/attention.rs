@@ -6,12 +6,12 @@
 //! A value is multiplied only for rows that see its position, since one that is not finite would spoil the others even
 //! with a weight of 0.
 //!
-//! SAFETY of the whole file: functions are called through [`attention`] and [`append`] only, whose callers promise what
+//! SAFETY of the whole file: functions are called through [`attention`] (which calls [`add_page`]) and [`append`] only, whose callers promise what
 //! [`AttentionTask`] and [`LayerCache`] say.
 
 mod tiles;
 
-pub(crate) use tiles::{Element, F16, Q8};
+pub(crate) use tiles::{Element, F16, F32, Page, Q8};
 
 use crate::{
     attention::{
@@ -22,10 +22,10 @@ use crate::{
 };
 use rustai_abi::PAGE_TOKENS;
 use std::ops::Range;
-use tiles::{F32, Page, scores, weigh};
+use tiles::{scores, weigh};
 
 /// A task's memory, but for the states.
-struct Scratch {
+pub(crate) struct Scratch {
     rows: usize,
     dim: usize,
     /// Scaled queries.
@@ -42,7 +42,7 @@ struct Scratch {
 /// A softmax under way: for each row the sum of weighted values, partial sums of weights, and what is taken from the scores:
 /// the maximum so far, or a little less.
 #[derive(Clone, Copy)]
-struct State {
+pub(crate) struct State {
     out: *mut f32,
     sum: *mut f32,
     max: *mut f32,
@@ -244,9 +244,46 @@ unsafe fn all_values<V: Simd, E: Element>(
     }
 }
 
+/// Adds the page whose first position is `base` to the state of all rows.
+///
+/// Each instruction set has a function of this for every way in which entries are stored, for two reasons: all tiles are in
+/// it, and a compiler takes minutes for a function that has them several times.
+#[inline(always)]
+pub(crate) unsafe fn add_page<V: Simd, E: Element>(
+    task: &AttentionTask,
+    s: &Scratch,
+    state: State,
+    page: &Page,
+    base: usize,
+) {
+    let (first, last) = (task.seen(0), task.seen(task.tokens - 1));
+    let whole = last.start <= base && first.end >= base + PAGE_TOKENS;
+    let seen = |row: usize| {
+        let seen = task.seen(row / task.group);
+        let clamp = |position: usize| position.clamp(base, base + PAGE_TOKENS) - base;
+        clamp(seen.start)..clamp(seen.end)
+    };
+    // SAFETY: see the head of the file.
+    unsafe {
+        all_scores::<V, E>(s, page);
+        soften_all::<V>(s, state, whole, seen);
+        all_values::<V, E>(s, state, page, whole, seen);
+    }
+}
+
+/// [`add_page`] for one instruction set and element.
+pub(crate) type AddPage = unsafe fn(task: &AttentionTask, s: &Scratch, state: State, page: &Page, base: usize);
+
+/// [`add_page`] for pages as they are stored, and for those that were made `f32`.
+#[derive(Clone, Copy)]
+pub(crate) struct AddPages {
+    pub(crate) stored: AddPage,
+    pub(crate) wide: AddPage,
+}
+
 /// The softmax of all rows over chunk `chunk` alone.
 #[inline(always)]
-unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: State, chunk: usize) {
+unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: State, chunk: usize, add: AddPages) {
     // SAFETY: see the head of the file.
     unsafe {
         for row in 0..s.rows {
@@ -265,21 +302,10 @@ unsafe fn chunk<V: Simd, E: Element>(task: &AttentionTask, s: &Scratch, state: S
             let next = task.pages[if (index + 1) * PAGE_TOKENS < last.end { index + 1 } else { index }];
             let (next, _) = task.cache.head(next, task.head);
             let page = Page::new::<V, E>(keys, values, next, s.dim, s.scales);
-            let whole = last.start <= base && first.end >= base + PAGE_TOKENS;
-            let seen = |row: usize| {
-                let seen = task.seen(row / task.group);
-                let clamp = |position: usize| position.clamp(base, base + PAGE_TOKENS) - base;
-                clamp(seen.start)..clamp(seen.end)
-            };
             if s.rows <= E::ROWS {
-                all_scores::<V, E>(s, &page);
-                soften_all::<V>(s, state, whole, seen);
-                all_values::<V, E>(s, state, &page, whole, seen);
+                (add.stored)(task, s, state, &page, base);
             } else {
-                let page = page.expand::<V, E>(s.dim, s.page);
-                all_scores::<V, F32>(s, &page);
-                soften_all::<V>(s, state, whole, seen);
-                all_values::<V, F32>(s, state, &page, whole, seen);
+                (add.wide)(task, s, state, &page.expand::<V, E>(s.dim, s.page), base);
             }
         }
     }
@@ -326,7 +352,7 @@ unsafe fn finish<V: Simd>(task: &AttentionTask, s: &Scratch, state: State) {
 
 /// One task, or a part of it.
 #[inline(always)]
-pub(crate) unsafe fn attention<V: Simd, E: Element>(task: &AttentionTask, work: Work) {
+pub(crate) unsafe fn attention<V: Simd, E: Element>(task: &AttentionTask, work: Work, add: AddPages) {
     // SAFETY: see the head of the file.
     unsafe {
         let s = Scratch::new(task);
@@ -335,16 +361,16 @@ pub(crate) unsafe fn attention<V: Simd, E: Element>(task: &AttentionTask, work: 
             Work::Whole => {
                 s.scale_queries::<V>(task);
                 let [state, later] = [s.state(s.states[0]), s.state(s.states[1])];
-                chunk::<V, E>(task, &s, state, chunks.start);
+                chunk::<V, E>(task, &s, state, chunks.start, add);
                 for index in chunks.start + 1..chunks.end {
-                    chunk::<V, E>(task, &s, later, index);
+                    chunk::<V, E>(task, &s, later, index, add);
                     merge::<V>(task, &s, state, later, index);
                 }
                 finish::<V>(task, &s, state);
             }
             Work::Chunk { index, state } => {
                 s.scale_queries::<V>(task);
-                chunk::<V, E>(task, &s, s.state(state), index);
+                chunk::<V, E>(task, &s, s.state(state), index, add);
             }
             Work::Merge { states } => {
                 let at =

@@ -108,6 +108,22 @@ pub(crate) unsafe fn quantize<V: Simd>(x: &[f32], row: &mut [u8], pack: PackBloc
     }
 }
 
+/// Makes functions of [`add_page`](crate::vector::attention::add_page) for one instruction set.
+macro_rules! attention_pages {
+    ($features:literal, $vector:ty, $($name:ident: $element:ident),+) => {
+        $(
+            /// # Safety
+            /// Called by attention with these features only.
+            #[target_feature(enable = $features)]
+            unsafe fn $name(task: &AttentionTask, s: &Scratch, state: State, page: &Page, base: usize) {
+                // SAFETY: the caller's promise is ours.
+                unsafe { attention::add_page::<$vector, attention::$element>(task, s, state, page, base) }
+            }
+        )+
+    };
+}
+pub(crate) use attention_pages;
+
 /// Makes a module of entry points for one instruction set: its name, features, vector and [`PackBlock`].
 macro_rules! row_kernels {
     ($module:ident, $features:literal, $vector:ty, $pack:ident) => {
@@ -120,7 +136,10 @@ macro_rules! row_kernels {
                     cache::{LayerCache, Place},
                 },
                 simd::Simd,
-                vector::{attention, rows},
+                vector::{
+                    attention::{self, AddPages, Page, Scratch, State},
+                    rows::{self, attention_pages},
+                },
             };
 
             /// # Safety
@@ -168,17 +187,21 @@ macro_rules! row_kernels {
             /// multiple of 16 and a cache of `f16`.
             #[target_feature(enable = $features)]
             pub(crate) unsafe fn attention_f16(task: &AttentionTask, work: Work) {
+                let add = AddPages { stored: add_page_f16, wide: add_page_f32 };
                 // SAFETY: the caller's promise is ours.
-                unsafe { attention::attention::<$vector, attention::F16>(task, work) }
+                unsafe { attention::attention::<$vector, attention::F16>(task, work, add) }
             }
 
             /// # Safety
             /// As of `attention_f16`, with a cache of 8-bit blocks and a head length that is a multiple of 32.
             #[target_feature(enable = $features)]
             pub(crate) unsafe fn attention_q8_0(task: &AttentionTask, work: Work) {
+                let add = AddPages { stored: add_page_q8_0, wide: add_page_f32 };
                 // SAFETY: the caller's promise is ours.
-                unsafe { attention::attention::<$vector, attention::Q8>(task, work) }
+                unsafe { attention::attention::<$vector, attention::Q8>(task, work, add) }
             }
+
+            attention_pages!($features, $vector, add_page_f16: F16, add_page_q8_0: Q8, add_page_f32: F32);
 
             /// # Safety
             /// The processor has the features; else as of [`LayerCache::append`], with a head length that is a multiple of 16.

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// One head's share of a page.
 #[derive(Clone, Copy)]
-pub(super) struct Page {
+pub(crate) struct Page {
     keys: *const u8,
     values: *const u8,
     /// Scales of 8-bit entries as `f32`, in the order of the cache; unused for others.
@@ -41,7 +41,7 @@ pub(crate) trait Element {
     unsafe fn load<V: Simd>(from: *const u8, index: usize, scale: V) -> V;
 }
 
-pub(super) struct F32;
+pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct Q8;
 
