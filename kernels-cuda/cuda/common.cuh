@@ -151,7 +151,8 @@ DEVICE void let_next_kernel_start() {
 // thread of the block calls it.
 DEVICE void publish() {
 #ifdef RUSTAI_EMULATOR
-    emu::block.published++;
+    emu::block->published++;
+    __atomic_thread_fence(__ATOMIC_ACQ_REL);
 #else
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
@@ -160,11 +161,12 @@ DEVICE void publish() {
 // Adds one to a count that goes back to zero after `last`, and returns what it was.
 DEVICE u32 count_around(u32* count, u32 last) {
 #ifdef RUSTAI_EMULATOR
-    // Blocks run one after the other, so nothing else would notice.
-    if (emu::block.published < emu::block.size.x) emu::fail("a block counts itself before all its threads have published");
-    emu::block.published = 0;
-    const u32 old = *count;
-    *count = old >= last ? 0 : old + 1;
+    // Hardly anything else would notice.
+    if (emu::block->published < emu::block->size.x) emu::fail("a block counts itself before all its threads have published");
+    emu::block->published = 0;
+    u32 old = __atomic_load_n(count, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(count, &old, old >= last ? 0 : old + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+    }
     return old;
 #else
     u32 old;
@@ -285,7 +287,7 @@ DEVICE void sin_cos_fast(float x, float& sine, float& cosine) {
 DEVICE void copy16_async(void* to, const void* from, bool real) {
 #ifdef RUSTAI_EMULATOR
     if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) emu::fail("cp.async is not aligned");
-    auto& me = *emu::block.current;
+    auto& me = *emu::block->current;
     emu::put_off(me.copies, me.ungrouped, [=] {
         if (real) memcpy(to, from, 16);
         else memset(to, 0, 16);
@@ -298,7 +300,7 @@ DEVICE void copy16_async(void* to, const void* from, bool real) {
 
 DEVICE void commit_copies() {
 #ifdef RUSTAI_EMULATOR
-    auto& me = *emu::block.current;
+    auto& me = *emu::block->current;
     me.groups.push_back(me.ungrouped);
     me.ungrouped = 0;
 #else
@@ -310,11 +312,11 @@ DEVICE void commit_copies() {
 #ifdef RUSTAI_EMULATOR
 inline void emu_await_copies(size_t left, unsigned line) {
     if (emu::drops(3, line)) {
-        emu::block.current->copies.clear();
-        emu::block.current->groups.clear();
+        emu::block->current->copies.clear();
+        emu::block->current->groups.clear();
         return;
     }
-    emu::finish_groups(emu::block.current->copies, emu::block.current->groups, left);
+    emu::finish_groups(emu::block->current->copies, emu::block->current->groups, left);
 }
 #define AWAIT_COPIES(n) ptx::emu_await_copies(n, __LINE__)
 #else

@@ -125,7 +125,7 @@ inline void emu_copy_tile(void* to, const TensorMap& from, u32 column, u32 row, 
     if (reinterpret_cast<uintptr_t>(&from) % 64) emu::fail("a tensor map at an address that is no multiple of 64");
     if (row_bytes != 128) emu::fail("a tile whose rows are not 128 bytes");
     if (!emu::is_shared(to, bytes)) emu::fail("a copy of a tile to where there is no room for it in shared memory");
-    if ((start - emu::block.memory.data()) % 1024) emu::fail("a swizzled tile at an address that is no multiple of 1024");
+    if ((start - emu::block->memory.data()) % 1024) emu::fail("a swizzled tile at an address that is no multiple of 1024");
     emu_barrier(barrier);
     // It may be written from now on, so nobody may read it.
     if (!emu::early) memset(to, emu::POISON, bytes);
@@ -190,7 +190,7 @@ DEVICE void take_registers() {
 
 DEVICE u64 describe_tile(const void* tile) {
 #ifdef RUSTAI_EMULATOR
-    const u32 at = u32(static_cast<const unsigned char*>(tile) - emu::block.memory.data());
+    const u32 at = u32(static_cast<const unsigned char*>(tile) - emu::block->memory.data());
 #else
     const u32 at = static_cast<u32>(__cvta_generic_to_shared(tile));
 #endif
@@ -215,7 +215,7 @@ DEVICE void begin_products() {
 }
 DEVICE void commit_products() {
 #ifdef RUSTAI_EMULATOR
-    auto& me = *emu::block.current;
+    auto& me = *emu::block->current;
     me.product_groups.push_back(me.ungrouped_products);
     me.ungrouped_products = 0;
 #else
@@ -226,7 +226,7 @@ DEVICE void commit_products() {
 // Waits until at most N of the committed groups are under way.
 #ifdef RUSTAI_EMULATOR
 inline void emu_await_products(size_t left, unsigned line) {
-    auto& me = *emu::block.current;
+    auto& me = *emu::block->current;
     if (emu::drops(5, line)) {
         // What is never awaited never arrives.
         me.products.clear();
@@ -253,7 +253,7 @@ DEVICE void multiply_64x128(float (&c)[64], const u32 (&a)[4], u64 b) {
         const u32* a;
         u64 b;
     } mine{c, a, b};
-    auto& me = *emu::block.current;
+    auto& me = *emu::block->current;
     emu::put_off(me.products, me.ungrouped_products, [mine] {
         emu::together(mine, [](auto& all) {
             float left[64][16], right[128][16];
@@ -264,7 +264,7 @@ DEVICE void multiply_64x128(float (&c)[64], const u32 (&a)[4], u64 b) {
                     at += n / 8 * (u32(b >> 32 & 0x3fff) << 4) + n % 8 * 128 + k * 2;
                     at ^= (at >> 7 & 7) << 4;
                     u16 bits;
-                    memcpy(&bits, emu::block.memory.data() + at, 2);
+                    memcpy(&bits, emu::block->memory.data() + at, 2);
                     right[n][k] = half_to_float(bits);
                 }
             for (u32 row = 0; row < 64; row++)

@@ -1,23 +1,30 @@
 // CUDA's execution model on a CPU, for tests: what the kernels' common header needs in place of the compiler's builtins.
 //
-// Every CUDA thread is a fiber. Blocks run one after the other; the fibers of a block run in turn, each until it waits for
-// others. Which fiber runs next is the schedule, a parameter of the test, so that an order that hides a missing barrier does
-// not hide it twice. Shared memory starts as garbage, accesses behind an array are found when the block ends, and a block in
-// which nobody can go on is reported, as is a warp operation that names a lane that has returned. Bulk copies run beside the
-// fibers: each is over at some time of its own, and until then its place is garbage.
+// Every CUDA thread is a fiber. As many blocks run at a time as there are cores, on a thread each; the fibers of a block run in
+// turn, each until it waits for others. Which fiber runs next is the schedule, a parameter of the test, so that an order that
+// hides a missing barrier does not hide it twice; it depends on nothing that other blocks do. Shared memory starts as garbage,
+// accesses behind an array are found when the block ends, and a block in which nobody can go on is reported, as is a warp
+// operation that names a lane that has returned. Bulk copies run beside the fibers: each is over at some time of its own, and
+// until then its place is garbage. Where a synchronisation is left out, blocks run one after the other, so that whether that is
+// noticed is no matter of chance.
 //
 // Not modelled: races of accesses between two barriers in one warp, bank conflicts, memory order, proxies. One launch runs at a
 // time; the stand-in driver sees to that.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <set>
 #include <cstdio>
 #include <string>
+#include <thread>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -126,6 +133,8 @@ constexpr size_t PAYLOAD = 64;
 struct Warp {
     alignas(16) unsigned char in[WARP][PAYLOAD], out[WARP][PAYLOAD];
     unsigned arrived = 0, exited = 0;
+    // Lanes that the block has.
+    unsigned there = 0;
 };
 
 // Four warps that compute products together.
@@ -142,6 +151,10 @@ struct SharedArray {
     size_t bytes;
 };
 
+// Synchronisations are told apart by kind and line.
+constexpr unsigned SYNC_KINDS = 8, SYNC_LINES = 4096;
+
+// What runs one block after the other.
 struct Block {
     dim3 grid, size, index;
     std::vector<Fiber> fibers;
@@ -156,14 +169,22 @@ struct Block {
     std::vector<std::function<void()>> bulk_copies;
     std::function<void()> body;
     Fiber* current = nullptr;
+    std::vector<std::vector<char>> stacks;
+    uint64_t random_state = 1;
+    // Synchronisations that this launch has met here, and where they are marked as such.
+    std::vector<unsigned> sites;
+    bool met[SYNC_KINDS][SYNC_LINES] = {};
     bool failed = false;
+    // Why.
+    std::string failure;
 #if defined(__x86_64__)
     void* scheduler = nullptr;
 #else
     ucontext_t scheduler;
 #endif
 };
-inline Block block;
+// The block that this thread runs.
+inline thread_local Block* block = nullptr;
 
 // ---- switching between fibers
 
@@ -197,41 +218,41 @@ rustai_emu_switch:
 #endif
 extern "C" __attribute__((visibility("hidden"))) void rustai_emu_switch(void** from, void* to);
 
-inline void resume(Fiber& fiber) { rustai_emu_switch(&block.scheduler, fiber.at); }
-inline void yield() { rustai_emu_switch(&block.current->at, block.scheduler); }
+inline void resume(Fiber& fiber) { rustai_emu_switch(&block->scheduler, fiber.at); }
+inline void yield() { rustai_emu_switch(&block->current->at, block->scheduler); }
 #else
-inline void resume(Fiber& fiber) { swapcontext(&block.scheduler, &fiber.at); }
-inline void yield() { swapcontext(&block.current->at, &block.scheduler); }
+inline void resume(Fiber& fiber) { swapcontext(&block->scheduler, &fiber.at); }
+inline void yield() { swapcontext(&block->current->at, &block->scheduler); }
 #endif
 
 // Gives up the launch. A fiber that calls this never goes on.
 inline void fail(const std::string& what) {
-    if (!block.failed) {
-        failure = what + " (block " + std::to_string(block.index.x) + "," + std::to_string(block.index.y) + "," +
-                  std::to_string(block.index.z);
-        if (block.current) failure += ", thread " + std::to_string(block.current->index);
-        failure += ")";
+    if (!block->failed) {
+        block->failure = what + " (block " + std::to_string(block->index.x) + "," + std::to_string(block->index.y) + "," +
+                  std::to_string(block->index.z);
+        if (block->current) block->failure += ", thread " + std::to_string(block->current->index);
+        block->failure += ")";
     }
-    block.failed = true;
-    if (block.current) {
-        block.current->state = State::done;
+    block->failed = true;
+    if (block->current) {
+        block->current->state = State::done;
         for (;;) yield();
     }
 }
 
 inline void fiber_main() {
-    block.body();
-    Fiber& me = *block.current;
+    block->body();
+    Fiber& me = *block->current;
     if (!me.copies.empty()) fail("a thread returned with asynchronous copies under way");
     if (!me.products.empty()) fail("a thread returned with asynchronous products under way");
     me.state = State::done;
-    block.alive--;
-    block.warps[me.warp].exited |= 1u << me.lane;
+    block->alive--;
+    block->warps[me.warp].exited |= 1u << me.lane;
     for (;;) yield();
 }
 
 inline void prepare(Fiber& fiber) {
-    static std::vector<std::vector<char>> stacks;
+    auto& stacks = block->stacks;
     if (fiber.index >= stacks.size()) stacks.resize(fiber.index + 1);
     if (stacks[fiber.index].empty()) stacks[fiber.index].resize(STACK);
     fiber.stack = stacks[fiber.index].data();
@@ -264,38 +285,38 @@ inline void prepare(Fiber& fiber) {
 // ---- shared memory
 
 inline unsigned char* reserve_shared(const void* key, size_t bytes) {
-    size_t start = (block.used + 1023) / 1024 * 1024;
-    block.shared_bytes += (bytes + 15) / 16 * 16;
-    if (block.shared_bytes > block.most_shared) fail("more shared memory than the device gives a block");
-    if (start + bytes + GUARD > block.memory.size()) fail("more shared memory than any device has");
-    unsigned char* at = block.memory.data() + start;
-    block.used = start + bytes + GUARD;
+    size_t start = (block->used + 1023) / 1024 * 1024;
+    block->shared_bytes += (bytes + 15) / 16 * 16;
+    if (block->shared_bytes > block->most_shared) fail("more shared memory than the device gives a block");
+    if (start + bytes + GUARD > block->memory.size()) fail("more shared memory than any device has");
+    unsigned char* at = block->memory.data() + start;
+    block->used = start + bytes + GUARD;
     memset(at, POISON, bytes);
     memset(at + bytes, GUARD_BYTE, GUARD);
-    block.arrays.push_back({key, at, bytes});
+    block->arrays.push_back({key, at, bytes});
     return at;
 }
 
 // The block's array that belongs to a declaration; the first thread that comes by makes it.
 inline void* shared(const void* key, size_t bytes) {
-    for (auto& array : block.arrays)
+    for (auto& array : block->arrays)
         if (array.key == key) return array.start;
     return reserve_shared(key, bytes);
 }
 
 inline const char dynamic_key = 0;
-inline void* dynamic_shared() { return shared(&dynamic_key, block.dynamic_bytes); }
+inline void* dynamic_shared() { return shared(&dynamic_key, block->dynamic_bytes); }
 
 // Whether all of it is in one of the block's arrays.
 inline bool is_shared(const void* start, size_t bytes) {
     auto at = static_cast<const unsigned char*>(start);
-    for (auto& array : block.arrays)
+    for (auto& array : block->arrays)
         if (at >= array.start && at + bytes <= array.start + array.bytes) return true;
     return false;
 }
 
 inline void check_guards() {
-    for (auto& array : block.arrays)
+    for (auto& array : block->arrays)
         for (size_t i = 0; i < GUARD; i++)
             if (array.start[array.bytes + i] != GUARD_BYTE) return fail("a write behind the end of shared memory");
 }
@@ -304,14 +325,16 @@ inline void check_guards() {
 
 // Notes a synchronisation; true if it is to be left out. Kinds tell apart what shares a line.
 inline bool drops(unsigned kind, unsigned line) {
-    unsigned site = kind << 24 | line;
-    sync_sites.insert(site);
+    if (kind >= SYNC_KINDS || line >= SYNC_LINES) fail("a synchronisation of a kind or line that the emulator has no room for");
+    const unsigned site = kind << 24 | line;
+    bool& met = block->met[kind][line];
+    if (!met) met = true, block->sites.push_back(site);
     return site == dropped_site;
 }
 
 inline void barrier(unsigned id, unsigned threads, unsigned line) {
     if (drops(1, line)) return;
-    Fiber& me = *block.current;
+    Fiber& me = *block->current;
     me.state = State::barrier;
     me.barrier = id;
     me.barrier_size = threads;
@@ -322,26 +345,22 @@ inline void barrier(unsigned id, unsigned threads, unsigned line) {
 template <class In, class Out, class Compute>
 Out collective(unsigned kind, unsigned mask, const In& in, Compute compute) {
     static_assert(sizeof(In) <= PAYLOAD && sizeof(Out) <= PAYLOAD, "enlarge the payload");
-    Fiber& me = *block.current;
-    Warp& warp = block.warps[me.warp];
+    Fiber& me = *block->current;
+    Warp& warp = block->warps[me.warp];
     if (!(mask >> me.lane & 1)) fail("a lane calls a warp operation without itself in the mask");
     if (mask & warp.exited) fail("a warp operation names a lane that has returned");
+    if (mask & ~warp.there) fail("a warp operation names a lane that the block does not have");
     memcpy(warp.in[me.lane], &in, sizeof(In));
     me.mask = mask;
     me.kind = kind;
     warp.arrived |= 1u << me.lane;
-    Fiber* lanes = &block.fibers[me.warp * WARP];
-    bool complete = true;
-    for (unsigned lane = 0; lane < WARP; lane++) {
-        if (!(mask >> lane & 1)) continue;
-        if (me.warp * WARP + lane >= block.fibers.size()) fail("a warp operation names a lane that the block does not have");
-        if (!(warp.arrived >> lane & 1)) {
-            complete = false;
-        } else if (lanes[lane].mask != mask || lanes[lane].kind != kind) {
-            fail("lanes of a warp meet in different operations");
-        }
-    }
-    if (complete) {
+    Fiber* lanes = &block->fibers[me.warp * WARP];
+    const auto differs = [&](unsigned lane) { return lanes[lane].mask != mask || lanes[lane].kind != kind; };
+    // At the latest the last to come sees who does not belong to it; those before look at one other, to be quick.
+    if (differs(static_cast<unsigned>(__builtin_ctz(warp.arrived & mask)))) fail("lanes of a warp meet in different operations");
+    if ((warp.arrived & mask) == mask) {
+        for (unsigned lane = 0; lane < WARP; lane++)
+            if ((mask >> lane & 1) && differs(lane)) fail("lanes of a warp meet in different operations");
         const In* all[WARP];
         Out* results[WARP];
         for (unsigned lane = 0; lane < WARP; lane++) {
@@ -368,7 +387,7 @@ inline void warp_barrier(unsigned mask, unsigned line) {
 
 // Goes on when `ready` holds.
 inline void poll(std::function<bool()> ready) {
-    Fiber& me = *block.current;
+    Fiber& me = *block->current;
     if (ready()) return;
     me.ready_when = std::move(ready);
     me.state = State::polling;
@@ -378,8 +397,8 @@ inline void poll(std::function<bool()> ready) {
 // All threads of a warpgroup bring a request; when the last has come, `compute` serves them all.
 template <class In, class Compute>
 void together(const In& in, Compute compute) {
-    const unsigned index = block.current->index;
-    Team& team = block.teams[index / TEAM];
+    const unsigned index = block->current->index;
+    Team& team = block->teams[index / TEAM];
     team.in[index % TEAM] = &in;
     if (++team.arrived < TEAM) {
         const unsigned generation = team.generation;
@@ -393,21 +412,21 @@ void together(const In& in, Compute compute) {
 
 // ---- running a block
 
-inline uint64_t random_state = 1;
 inline unsigned random(unsigned below) {
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    return static_cast<unsigned>(random_state >> 33) % below;
+    uint64_t& state = block->random_state;
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<unsigned>(state >> 33) % below;
 }
 
 // Begins a bulk copy, which is over when it begins, or at some time later.
 inline void begin_bulk_copy(std::function<void()> copy) {
     if (early) return copy();
-    block.bulk_copies.push_back(std::move(copy));
+    block->bulk_copies.push_back(std::move(copy));
 }
 
 // Ends one of the bulk copies under way, which a device may do in any order; false if there is none.
 inline bool end_bulk_copy() {
-    auto& all = block.bulk_copies;
+    auto& all = block->bulk_copies;
     if (all.empty()) return false;
     const unsigned count = static_cast<unsigned>(all.size());
     const unsigned which = schedule == 0 ? 0 : schedule == 1 ? count - 1 : random(count);
@@ -429,10 +448,10 @@ inline bool open_barriers() {
     bool opened = false;
     for (unsigned id = 0; id < 16; id++) {
         size_t waiting = 0, size = 0;
-        for (auto& fiber : block.fibers)
+        for (auto& fiber : block->fibers)
             if (fiber.state == State::barrier && fiber.barrier == id) waiting++, size = fiber.barrier_size;
         if (waiting == 0 || waiting < size) continue;
-        for (auto& fiber : block.fibers)
+        for (auto& fiber : block->fibers)
             if (fiber.state == State::barrier && fiber.barrier == id) fiber.state = State::ready;
         opened = true;
     }
@@ -440,15 +459,15 @@ inline bool open_barriers() {
 }
 
 inline void run_block() {
-    block.arrays.clear();
-    block.used = block.shared_bytes = block.published = 0;
-    block.bulk_copies.clear();
-    block.alive = block.fibers.size();
-    for (auto& warp : block.warps) warp.arrived = warp.exited = 0;
-    block.teams.assign((block.fibers.size() + TEAM - 1) / TEAM, Team());
-    for (auto& fiber : block.fibers) prepare(fiber);
-    std::vector<unsigned> warps(block.warps.size()), lanes(WARP);
-    while (block.alive && !block.failed) {
+    block->arrays.clear();
+    block->used = block->shared_bytes = block->published = 0;
+    block->bulk_copies.clear();
+    block->alive = block->fibers.size();
+    for (auto& warp : block->warps) warp.arrived = warp.exited = 0;
+    block->teams.assign((block->fibers.size() + TEAM - 1) / TEAM, Team());
+    for (auto& fiber : block->fibers) prepare(fiber);
+    std::vector<unsigned> warps(block->warps.size()), lanes(WARP);
+    while (block->alive && !block->failed) {
         bool progress = false;
         order(warps);
         for (unsigned warp : warps) {
@@ -457,59 +476,130 @@ inline void run_block() {
                 moved = false;
                 order(lanes);
                 for (unsigned lane : lanes) {
-                    if (warp * WARP + lane >= block.fibers.size()) continue;
-                    Fiber& fiber = block.fibers[warp * WARP + lane];
+                    if (warp * WARP + lane >= block->fibers.size()) continue;
+                    Fiber& fiber = block->fibers[warp * WARP + lane];
                     if (fiber.state == State::polling && fiber.ready_when()) fiber.state = State::ready;
                     if (fiber.state != State::ready) continue;
-                    block.current = &fiber;
+                    block->current = &fiber;
                     resume(fiber);
-                    block.current = nullptr;
+                    block->current = nullptr;
                     moved = true;
-                    if (block.failed) return;
+                    if (block->failed) return;
                 }
                 progress |= moved;
             } while (moved && schedule > 2 && schedule % 2);
         }
         // At the latest when nobody can go on without them.
-        if (schedule > 1 && !block.bulk_copies.empty() && random(2)) progress |= end_bulk_copy();
-        if (block.alive && !progress && !open_barriers() && !end_bulk_copy()) fail("deadlock: every thread waits for another");
+        if (schedule > 1 && !block->bulk_copies.empty() && random(2)) progress |= end_bulk_copy();
+        if (block->alive && !progress && !open_barriers() && !end_bulk_copy()) fail("deadlock: every thread waits for another");
     }
-    if (!block.failed && !block.bulk_copies.empty()) fail("a block ended with bulk copies under way");
+    if (!block->failed && !block->bulk_copies.empty()) fail("a block ended with bulk copies under way");
     check_guards();
 }
+
+// ---- running a launch
+
+// Threads that wait for work: as many as there are cores, with the caller's. They never end, so the one object is never destroyed.
+class Cores {
+public:
+    static Cores& all() {
+        static Cores& cores = *new Cores;
+        return cores;
+    }
+
+    // Calls `work` with each number below `count`, 0 on this thread, and returns when all calls have returned.
+    void run(unsigned count, const std::function<void(unsigned)>& work) {
+        {
+            std::lock_guard<std::mutex> guard(lock);
+            while (started + 1 < count) {
+                started++;
+                std::thread([this, number = started, seen = round] { serve(number, seen); }).detach();
+            }
+            job = &work, wanted = count, running = count - 1, round++;
+        }
+        begun.notify_all();
+        work(0);
+        std::unique_lock<std::mutex> guard(lock);
+        ended.wait(guard, [this] { return running == 0; });
+    }
+
+private:
+    void serve(unsigned number, uint64_t seen) {
+        std::unique_lock<std::mutex> guard(lock);
+        for (;;) {
+            begun.wait(guard, [&] { return round != seen; });
+            seen = round;
+            if (number >= wanted) continue;
+            const auto& work = *job;
+            guard.unlock();
+            work(number);
+            guard.lock();
+            if (--running == 0) ended.notify_one();
+        }
+    }
+
+    std::mutex lock;
+    std::condition_variable begun, ended;
+    const std::function<void(unsigned)>* job = nullptr;
+    unsigned started = 0, wanted = 0, running = 0;
+    uint64_t round = 0;
+};
 
 using Kernel = void (*)(const void*);
 
 // Runs a kernel whose blocks have at most `most_shared` bytes of shared memory, arrays and dynamic; false if it failed, and then
-// `failure` says why.
+// `failure` says why: what the first of the blocks that failed says, in the order in which they begin.
 inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads, size_t shared_bytes, size_t most_shared) {
-    static std::vector<unsigned char> memory(MAX_SHARED + (64 << 10));
-    block.memory.swap(memory);
-    block.grid = grid;
-    block.size = {threads, 1, 1};
-    block.dynamic_bytes = shared_bytes;
-    block.most_shared = most_shared;
-    block.failed = false;
-    block.body = [=] { kernel(args); };
-    block.fibers.resize(threads);
-    block.warps.resize((threads + WARP - 1) / WARP);
-    random_state = schedule;
-    for (unsigned i = 0; i < threads; i++) {
-        Fiber& fiber = block.fibers[i];
-        fiber.index = i;
-        fiber.lane = i % WARP;
-        fiber.warp = i / WARP;
-        fiber.thread = {i, 0, 0};
-    }
-    std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
+    static std::vector<std::unique_ptr<Block>> all;
+    const unsigned count = grid.x * grid.y * grid.z;
+    const unsigned cores = dropped_site ? 1 : std::min(count, std::max(1u, std::thread::hardware_concurrency()));
+    while (all.size() < cores) all.push_back(std::make_unique<Block>());
+    block = all[0].get();
+    block->random_state = schedule;
+    std::vector<unsigned> blocks(count);
     order(blocks);
-    for (unsigned b : blocks) {
-        block.index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
-        run_block();
-        if (block.failed) break;
+
+    std::atomic<unsigned> next{0}, failed_at{count};
+    std::mutex reporting;
+    const auto work = [&](unsigned core) {
+        block = all[core].get();
+        block->memory.resize(MAX_SHARED + (64 << 10));
+        block->grid = grid;
+        block->size = {threads, 1, 1};
+        block->dynamic_bytes = shared_bytes;
+        block->most_shared = most_shared;
+        block->failed = false;
+        block->body = [=] { kernel(args); };
+        block->fibers.resize(threads);
+        block->warps.assign((threads + WARP - 1) / WARP, Warp());
+        for (unsigned i = 0; i < threads; i++) {
+            Fiber& fiber = block->fibers[i];
+            fiber.index = i;
+            fiber.lane = i % WARP;
+            fiber.warp = i / WARP;
+            fiber.thread = {i, 0, 0};
+            block->warps[fiber.warp].there |= 1u << fiber.lane;
+        }
+        for (unsigned at = next++; at < count && failed_at == count; at = next++) {
+            const unsigned b = blocks[at];
+            block->index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+            block->random_state = schedule + b * uint64_t{0x9e3779b97f4a7c15};
+            run_block();
+            if (!block->failed) continue;
+            std::lock_guard<std::mutex> guard(reporting);
+            if (at < failed_at) failed_at = at, failure = block->failure;
+            break;
+        }
+    };
+    if (cores == 1)
+        work(0);
+    else
+        Cores::all().run(cores, work);
+    for (unsigned core = 0; core < cores; core++) {
+        for (unsigned site : all[core]->sites) sync_sites.insert(site), all[core]->met[site >> 24][site & 0xffffff] = false;
+        all[core]->sites.clear();
     }
-    block.memory.swap(memory);
-    return !block.failed;
+    return failed_at == count;
 }
 
 // ---- the kernels that were compiled in
@@ -536,10 +626,10 @@ struct Register {
 
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-#define threadIdx (emu::block.current->thread)
-#define blockIdx (emu::block.index)
-#define blockDim (emu::block.size)
-#define gridDim (emu::block.grid)
+#define threadIdx (emu::block->current->thread)
+#define blockIdx (emu::block->index)
+#define blockDim (emu::block->size)
+#define gridDim (emu::block->grid)
 #define __syncthreads() emu::barrier(0, blockDim.x, __LINE__)
 #define __syncwarp() emu::warp_barrier(~0u, __LINE__)
 
@@ -556,7 +646,7 @@ T emu_shuffle(unsigned kind, unsigned mask, T value, unsigned source) {
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, unsigned by) {
-    return emu_shuffle(2, mask, value, emu::block.current->lane ^ by);
+    return emu_shuffle(2, mask, value, emu::block->current->lane ^ by);
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, unsigned source) {
@@ -578,4 +668,4 @@ inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y;
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline unsigned atomicAdd(unsigned* p, unsigned v) { unsigned old = *p; *p = old + v; return old; }
+inline unsigned atomicAdd(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }

@@ -259,6 +259,8 @@ fn options(sanitize: &str) -> Vec<String> {
     let mut options = vec!["-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
     // Contracted products would round differently on some processors. As nvcc has it, kernels read floats as words and back.
     options.extend(["-ffp-contract=off", "-fno-strict-aliasing", "-DRUSTAI_EMULATOR", "-I", "emu", "-I", "cuda"]);
+    // Blocks run on several threads; a fiber stays on its block's, so what a thread has of its own is found at a fixed place.
+    options.extend(["-pthread", "-ftls-model=initial-exec"]);
     let mut options: Vec<String> = options.into_iter().map(str::to_owned).collect();
     if sanitize.is_empty() {
         options.push("-O2".into());
