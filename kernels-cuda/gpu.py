@@ -119,11 +119,16 @@ def pack(options: argparse.Namespace) -> None:
             fail("the kernels do not build")
     shutil.rmtree(PACK, ignore_errors=True)
     (PACK / "bin").mkdir(parents=True)
-    profile = [] if options.dev else ["--release"]
-    made = build(["build", "-p", "rustai-cli", *profile])
-    made += build(["test", "--no-run", "-p", "rustai-kernels-cuda", "--tests", *profile])
-    made += build(["test", "--no-run", "-p", "rustai-tests", "--test", "cuda", *profile])
-    wanted = {"rustai", "cuda", PROBE, *KERNEL_TESTS}
+    tests = ["cuda", PROBE, *KERNEL_TESTS]
+    named = [part for name in tests for part in ("--test", name)]
+    if options.dev:
+        # As the workspace's tests are built, so that nothing is built twice where they have run; the program is made for its tests.
+        made = build(["test", "--no-run", "--workspace", "--test", "cli", *named])
+    else:
+        # The program as users have it.
+        made = build(["build", "-p", "rustai-cli", "--release"])
+        made += build(["test", "--no-run", "--workspace", "--release", *named])
+    wanted = {"rustai", *tests}
     for artifact in made:
         name = artifact.get("target", {}).get("name")
         if artifact.get("executable") and name in wanted:

@@ -111,8 +111,8 @@ fetch_kernel() {
 # The tests as programs that need no libraries; sets `tests` to their paths.
 build_tests() {
     local log="$work/build.log"
-    # No link-time optimisation: it takes long and changes no kernel.
-    if ! CARGO_TARGET_DIR="$work" CARGO_INCREMENTAL=0 RUSTFLAGS="-C target-feature=+crt-static" \
+    # No link-time optimisation: it takes long and changes no kernel. Nothing for benchmarks either (kernels-cpu/Cargo.toml).
+    if ! CARGO_TARGET_DIR="$work" CARGO_INCREMENTAL=0 RUSTFLAGS="-C target-feature=+crt-static --cfg rustai_emulated" \
         CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
         cargo test --release --target "$target" -p rustai-kernels-cpu --lib --test kernels --no-run 2>&1 | tee "$log"; then
         return 1

@@ -25,11 +25,11 @@ done
 if (($#)); then shift; fi
 arguments=("$@")
 if ((${#kinds[@]} == 0)); then kinds=(tests fuzz); fi
-cuda_arguments=("${arguments[@]:---tests}")
-if ((${#arguments[@]} == 0)); then arguments=(-p rustai-kernels-cpu -p rustai --lib --tests); fi
 
 run_tests() {
-    RUSTFLAGS="-Zsanitizer=address --cfg rustai_guard" cargo test --target "$target" "${arguments[@]}"
+    local tests=("${arguments[@]}")
+    if ((${#tests[@]} == 0)); then tests=(-p rustai-kernels-cpu -p rustai --lib --tests); fi
+    RUSTFLAGS="-Zsanitizer=address --cfg rustai_guard" cargo test --target "$target" "${tests[@]}"
 }
 
 # What cargo-fuzz would pass: coverage of edges, and comparisons as hints, for libFuzzer.
@@ -54,14 +54,20 @@ run_fuzz() {
 }
 
 run_cuda() {
+    local tests=("${arguments[@]}") test
+    if ((${#tests[@]} == 0)); then
+        for test in kernels-cuda/tests/*.rs; do tests+=(--test "$(basename "$test" .rs)"); done
+    fi
+    # Built as the workspace's tests are, so that nothing is built twice where they have run.
+    tests=(--workspace "${tests[@]}")
     # The sanitizer must be there first, since the program opens the emulator later. Fibers leave no leaks worth telling.
     local library
     library=$("${CXX:-c++}" -print-file-name=libasan.so)
     unset RUSTFLAGS RUSTC_BOOTSTRAP
-    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" cargo test --no-run -p rustai-kernels-cuda "${cuda_arguments[@]}"
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" cargo test --no-run "${tests[@]}"
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR%/sanitize}" RUSTAI_EMU_SANITIZE=address,undefined \
         CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$library ASAN_OPTIONS=detect_leaks=0" \
-        cargo test -p rustai-kernels-cuda "${cuda_arguments[@]}"
+        cargo test "${tests[@]}"
 }
 
 for kind in "${kinds[@]}"; do

@@ -18,10 +18,9 @@ install_program() {
     chmod +x "$FOLDER/bin/$2"
 }
 
-# Built as the workspace's tests are, so that nothing is built twice where they have run.
+# Built as the workspace's tests are, so that nothing is built twice where they have run; the program is made for its tests.
 cd "$REPO"
-cargo build --quiet --locked -p rustai-cli
-built=$(cargo test --locked --no-run -p rustai-tests --test queue 2>&1) || {
+built=$(cargo test --locked --workspace --no-run --test cli --test queue 2>&1) || {
     echo "$built" >&2
     exit 1
 }
