@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 # One optimised build serves all levels. No link-time optimisation: it takes long and changes no kernel.
 export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_INCREMENTAL=0
 # Leaves out what only benchmarks need (kernels-cpu/Cargo.toml).
-export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }--cfg rustai_emulated"
+export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }--cfg rustai_without_benches"
 cache="$CARGO_TARGET_DIR/cross"
 
 architectures=()

@@ -112,7 +112,7 @@ fetch_kernel() {
 build_tests() {
     local log="$work/build.log"
     # No link-time optimisation: it takes long and changes no kernel. Nothing for benchmarks either (kernels-cpu/Cargo.toml).
-    if ! CARGO_TARGET_DIR="$work" CARGO_INCREMENTAL=0 RUSTFLAGS="-C target-feature=+crt-static --cfg rustai_emulated" \
+    if ! CARGO_TARGET_DIR="$work" CARGO_INCREMENTAL=0 RUSTFLAGS="-C target-feature=+crt-static --cfg rustai_without_benches" \
         CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
         cargo test --release --target "$target" -p rustai-kernels-cpu --lib --test kernels --no-run 2>&1 | tee "$log"; then
         return 1

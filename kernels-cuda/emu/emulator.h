@@ -1,12 +1,12 @@
 // CUDA's execution model on a CPU, for tests: what the kernels' common header needs in place of the compiler's builtins.
 //
-// Every CUDA thread is a fiber. As many blocks run at a time as there are cores, on a thread each; the fibers of a block run in
-// turn, each until it waits for others. Which fiber runs next is the schedule, a parameter of the test, so that an order that
-// hides a missing barrier does not hide it twice; it depends on nothing that other blocks do. Shared memory starts as garbage,
-// accesses behind an array are found when the block ends, and a block in which nobody can go on is reported, as is a warp
-// operation that names a lane that has returned. Bulk copies run beside the fibers: each is over at some time of its own, and
-// until then its place is garbage. Where a synchronisation is left out, blocks run one after the other, so that whether that is
-// noticed is no matter of chance.
+// Every CUDA thread is a fiber. As many blocks run at a time as there are cores (eight at most), on a thread each; the fibers of
+// a block run in turn, each until it waits for others. Which fiber runs next is the schedule, a parameter of the test, so that an
+// order that hides a missing barrier does not hide it twice; it depends on nothing that other blocks do. Shared memory starts as
+// garbage, accesses behind an array are found when the block ends, and a block in which nobody can go on is reported, as is a
+// warp operation that names a lane that has returned. Bulk copies run beside the fibers: each is over at some time of its own,
+// and until then its place is garbage. Where a synchronisation is left out, blocks run one after the other, so that whether that
+// is noticed is no matter of chance.
 //
 // Not modelled: races of accesses between two barriers in one warp, bank conflicts, memory order, proxies. One launch runs at a
 // time; the stand-in driver sees to that.
@@ -153,6 +153,9 @@ struct SharedArray {
 
 // Synchronisations are told apart by kind and line.
 constexpr unsigned SYNC_KINDS = 8, SYNC_LINES = 4096;
+
+// Most blocks that run at a time, each of which may have a thousand stacks.
+constexpr unsigned MOST_CORES = 8;
 
 // What runs one block after the other.
 struct Block {
@@ -552,7 +555,7 @@ using Kernel = void (*)(const void*);
 inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads, size_t shared_bytes, size_t most_shared) {
     static std::vector<std::unique_ptr<Block>> all;
     const unsigned count = grid.x * grid.y * grid.z;
-    const unsigned cores = dropped_site ? 1 : std::min(count, std::max(1u, std::thread::hardware_concurrency()));
+    const unsigned cores = dropped_site ? 1 : std::min({count, MOST_CORES, std::max(1u, std::thread::hardware_concurrency())});
     while (all.size() < cores) all.push_back(std::make_unique<Block>());
     block = all[0].get();
     block->random_state = schedule;

@@ -6,8 +6,8 @@
 //! A value is multiplied only for rows that see its position, since one that is not finite would spoil the others even
 //! with a weight of 0.
 //!
-//! SAFETY of the whole file: functions are called through [`attention`] (which calls [`add_page`]) and [`append`] only, whose callers promise what
-//! [`AttentionTask`] and [`LayerCache`] say.
+//! SAFETY of the whole file: functions are called through [`attention`], which is handed [`add_page`], and [`append`] only,
+//! whose callers promise what [`AttentionTask`] and [`LayerCache`] say.
 
 mod tiles;
 
@@ -246,8 +246,8 @@ unsafe fn all_values<V: Simd, E: Element>(
 
 /// Adds the page whose first position is `base` to the state of all rows.
 ///
-/// Each instruction set has a function of this for every way in which entries are stored, for two reasons: all tiles are in
-/// it, and a compiler takes minutes for a function that has them several times.
+/// Each instruction set has it as a function of its own for every way in which entries are stored: it holds all tiles, and
+/// where it was inlined, six times for each way, compiling that took longer than all other kernels together.
 #[inline(always)]
 pub(crate) unsafe fn add_page<V: Simd, E: Element>(
     task: &AttentionTask,
