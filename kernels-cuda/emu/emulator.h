@@ -583,7 +583,8 @@ inline bool launch(Kernel kernel, const void* args, dim3 grid, unsigned threads,
             fiber.thread = {i, 0, 0};
             block->warps[fiber.warp].there |= 1u << fiber.lane;
         }
-        for (unsigned at = next++; at < count && failed_at == count; at = next++) {
+        // Blocks that began before the one that failed still run: one of them may fail, too.
+        for (unsigned at = next++; at < failed_at; at = next++) {
             const unsigned b = blocks[at];
             block->index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
             block->random_state = schedule + b * uint64_t{0x9e3779b97f4a7c15};
